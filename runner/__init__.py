@@ -1,0 +1,1 @@
+"""Runner: pulls, stores and serves language models on one's own machine."""

@@ -1,0 +1,1 @@
+"""HTTP: one door in, one serving layer, one package per dialect."""

@@ -1,0 +1,1 @@
+"""Our own control API: status, models, packaging, lifecycle."""

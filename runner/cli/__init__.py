@@ -1,0 +1,1 @@
+"""The command `runner`: a lazy command tree, thin over the control API."""

@@ -1,0 +1,63 @@
+"""One generation as a value: what a dialect asks and what a worker is sent.
+
+Values only; every field has been checked by the dialect that built it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import attrs
+
+from runner.domain.sampling import SamplingParams
+
+
+@attrs.frozen(kw_only=True)
+class ChatMessage:
+    """One turn. `role` is `system`, `developer`, `user`, `assistant` or `tool`; `content` is plain text."""
+
+    role: str
+    content: str
+    name: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class ChatPrompt:
+    """Messages for the model's chat template. `template_options` are scalars from the allowlist of G08."""
+
+    messages: tuple[ChatMessage, ...]
+    template_options: Mapping[str, str | int | float | bool] = attrs.field(factory=dict)
+
+
+@attrs.frozen
+class TextPrompt:
+    """Text that is tokenised as it stands; special tokens in it are parsed only for raw completions."""
+
+    text: str
+
+
+@attrs.frozen
+class TokenPrompt:
+    """Token ids as the client sent them; the worker checks them against the vocabulary."""
+
+    token_ids: tuple[int, ...]
+
+
+Prompt = ChatPrompt | TextPrompt | TokenPrompt
+
+
+@attrs.frozen(kw_only=True)
+class GenerationRequest:
+    """One sequence to generate.
+
+    `request_id` is unique within the daemon. `max_tokens` None means "to the end of the context".
+    `stop` holds non-empty strings that end the generation and are not emitted.
+    `ignore_eos` generates until `max_tokens` or the context ends.
+    """
+
+    request_id: str
+    prompt: Prompt
+    sampling: SamplingParams = SamplingParams()
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False

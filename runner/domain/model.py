@@ -1,0 +1,51 @@
+"""A model we have. Values only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import attrs
+
+from runner.oci.digest import Digest
+from runner.oci.reference import Reference
+
+
+@attrs.frozen(kw_only=True)
+class Model:
+    """One manifest of the store with what lists and schedulers need of it.
+
+    `id` is the digest of the manifest bytes. `tags` are full references, sorted; empty when untagged.
+    `size_bytes` sums config and layers. `context_size` is the packaged wish, `trained_context_size` the
+    header's. `created_s` is Unix time, 0 when unknown.
+    """
+
+    id: Digest
+    tags: tuple[Reference, ...]
+    created_s: int
+    size_bytes: int
+    format: str
+    architecture: str
+    quantization: str
+    parameters: str
+    context_size: int | None = None
+    trained_context_size: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The first tag in familiar form (`ai/smollm2:135M-Q4_1`), else the short id."""
+        return self.tags[0].familiar() if self.tags else self.id.short()
+
+
+@attrs.frozen(kw_only=True)
+class ModelFiles:
+    """What a worker loads, valid while the store lease that returned it is held.
+
+    `weights` are blob paths in shard order (one today). Sizes in bytes. `kv_bytes_per_cell` comes from the
+    header and covers all layers, keys and values at f16.
+    """
+
+    model: Model
+    weights: tuple[Path, ...]
+    weights_bytes: int
+    kv_bytes_per_cell: int
+    chat_template: str | None = None

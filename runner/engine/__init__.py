@@ -1,0 +1,1 @@
+"""Tokens: continuous batching inside the worker."""

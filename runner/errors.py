@@ -1,0 +1,231 @@
+"""The error tree, one class per thing that can go wrong.
+
+    RunnerError
+    ├── BadInput                     the caller's fault; nothing has changed
+    │   ├── InvalidParameter         400  one or more fields, all reported at once
+    │   ├── UnsupportedParameter     400  known fields that would change the result and are not implemented
+    │   ├── InvalidReference         400  a model name or digest outside the grammar
+    │   ├── InvalidModelFile         400  a GGUF (or other part) that must not reach the engine
+    │   ├── TemplateFailed           400  the chat template could not render this request
+    │   ├── ContextLengthExceeded    400  the prompt does not fit, with both numbers
+    │   └── TooLarge                 413  a body or upload beyond its limit
+    ├── NotFound
+    │   └── ModelNotFound            404
+    ├── Conflict
+    │   ├── AmbiguousModel           409  a short id with several candidates
+    │   └── ModelInUse               409  removal of what is loaded or loading
+    ├── Busy                         may succeed later; carries retry_after_s
+    │   ├── QueueFull                429
+    │   ├── InsufficientMemory       503  with needed, free and reserved bytes
+    │   ├── LoadingFailed            503
+    │   ├── Draining                 503  the daemon is shutting down
+    │   └── Unavailable              503  an actor restarts or has ended
+    ├── LoadTimeout                  504
+    ├── WorkerCrashed                502  with model, signal or exit code, request
+    ├── StoreError                   500  the disk side failed
+    │   ├── DiskFull                 507
+    │   └── StoreDamaged             500  what is on disk is not what its name says
+    └── StartRefused                      the daemon must not start: settings, lock, socket
+
+A class carries fields; `str(error)` is a sentence for people that holds no path, environment value or stack.
+`api/errors.py` is the one table from class to HTTP status. Imports nothing of ours.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import attrs
+
+
+class RunnerError(Exception):
+    """Base of all errors of ours. `code` is stable and part of the API."""
+
+    code: ClassVar[str] = "internal_error"
+
+
+@attrs.frozen
+class FieldFault:
+    """One thing wrong with one field: `path` as clients write it (`messages[0].role`)."""
+
+    path: str
+    message: str
+
+
+class BadInput(RunnerError):
+    code = "invalid_parameter"
+
+
+class _FieldFaults(BadInput):
+    def __init__(self, *faults: FieldFault) -> None:
+        super().__init__("; ".join(f"{fault.path}: {fault.message}" for fault in faults))
+        self.faults = faults
+
+
+class InvalidParameter(_FieldFaults):
+    """Fields that are missing, of the wrong type or out of range; every one of them, not the first."""
+
+    code = "invalid_parameter"
+
+
+class UnsupportedParameter(_FieldFaults):
+    """Known fields that would change the result and are not implemented here."""
+
+    code = "unsupported_parameter"
+
+
+class InvalidReference(BadInput):
+    """Text that is no model name, tag or digest under the one grammar."""
+
+    code = "invalid_reference"
+
+    def __init__(self, text: str, reason: str) -> None:
+        super().__init__(f"{text[:80]!r} is not a model name: {reason}")
+        self.text = text
+        self.reason = reason
+
+
+class InvalidModelFile(BadInput):
+    """A model part that was refused before the engine saw it."""
+
+    code = "invalid_model_file"
+
+
+class TemplateFailed(BadInput):
+    """The model's chat template refused or could not render the request."""
+
+    code = "template_failed"
+
+
+class ContextLengthExceeded(BadInput):
+    code = "context_length_exceeded"
+
+    def __init__(self, prompt_tokens: int, context_size: int) -> None:
+        super().__init__(
+            f"the prompt has {prompt_tokens} tokens and the context holds {context_size} "
+            f"(one more is needed to answer)"
+        )
+        self.prompt_tokens = prompt_tokens
+        self.context_size = context_size
+
+
+class TooLarge(BadInput):
+    code = "request_too_large"
+
+    def __init__(self, what: str, limit_bytes: int) -> None:
+        super().__init__(f"{what} is larger than the limit of {limit_bytes} bytes")
+        self.limit_bytes = limit_bytes
+
+
+class NotFound(RunnerError):
+    code = "not_found"
+
+
+class ModelNotFound(NotFound):
+    code = "model_not_found"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"model {name!r} is not in the store")
+        self.name = name
+
+
+class Conflict(RunnerError):
+    code = "conflict"
+
+
+class AmbiguousModel(Conflict):
+    code = "ambiguous"
+
+    def __init__(self, name: str, candidates: tuple[str, ...]) -> None:
+        super().__init__(f"{name!r} may mean {', '.join(candidates)}")
+        self.name = name
+        self.candidates = candidates
+
+
+class ModelInUse(Conflict):
+    code = "model_in_use"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"model {name!r} is loaded or loading; unload it first")
+        self.name = name
+
+
+class Busy(RunnerError):
+    """Nothing is wrong with the request; it may succeed after `retry_after_s` seconds."""
+
+    code = "unavailable"
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class QueueFull(Busy):
+    code = "queue_full"
+
+
+class InsufficientMemory(Busy):
+    """A load that cannot fit even after every permitted eviction. All numbers in bytes."""
+
+    code = "insufficient_memory"
+
+    def __init__(
+        self, *, model: str, needed_bytes: int, free_bytes: int, reserved_bytes: int, retry_after_s: float = 5.0
+    ) -> None:
+        super().__init__(
+            f"loading {model} needs {needed_bytes} bytes; {free_bytes} are free "
+            f"and {reserved_bytes} are held by models in use",
+            retry_after_s=retry_after_s,
+        )
+        self.model = model
+        self.needed_bytes = needed_bytes
+        self.free_bytes = free_bytes
+        self.reserved_bytes = reserved_bytes
+
+
+class LoadingFailed(Busy):
+    code = "loading_failed"
+
+
+class Draining(Busy):
+    code = "draining"
+
+    def __init__(self) -> None:
+        super().__init__("the daemon is shutting down", retry_after_s=5.0)
+
+
+class Unavailable(Busy):
+    """The part that would answer has ended or restarts."""
+
+
+class LoadTimeout(RunnerError):
+    code = "load_timeout"
+
+
+class WorkerCrashed(RunnerError):
+    """A worker died under this request. `cause` is `signal SIGSEGV`, `exit code 3` or `protocol fault: …`."""
+
+    code = "worker_crashed"
+
+    def __init__(self, *, model: str, cause: str) -> None:
+        super().__init__(f"the worker of {model} ended unexpectedly ({cause})")
+        self.model = model
+        self.cause = cause
+
+
+class StoreError(RunnerError):
+    code = "store_error"
+
+
+class DiskFull(StoreError):
+    code = "disk_full"
+
+
+class StoreDamaged(StoreError):
+    code = "store_damaged"
+
+
+class StartRefused(RunnerError):
+    """The daemon (or a command) must not start; the message says what to change."""
+
+    code = "start_refused"

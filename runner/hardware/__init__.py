@@ -1,0 +1,1 @@
+"""Devices: values, probers, pinning."""

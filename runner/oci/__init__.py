@@ -1,0 +1,1 @@
+"""Names and manifests as values."""

@@ -1,0 +1,1 @@
+"""Which models are loaded where, and who may use them; pure."""

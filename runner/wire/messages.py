@@ -1,0 +1,125 @@
+"""The unions of messages between daemon and worker.
+
+Small, flat, versioned. `runner.wire.codec` turns them into frames and back and refuses everything else.
+Model bytes never travel here: the worker maps the file that `LoadModel` names.
+"""
+
+from __future__ import annotations
+
+import attrs
+
+from runner.domain.events import Accepted, Failed, Finished, TextDelta
+from runner.domain.generation import GenerationRequest
+
+PROTOCOL_VERSION = 1
+
+
+@attrs.frozen(kw_only=True)
+class EngineOptions:
+    """Sizes of one engine; all positive.
+
+    `context_size` limits one sequence, `n_cells` the pool that all share; `max_sequences` run at once.
+    `prefill_chunk` is the number of prompt tokens that one step adds at most.
+    """
+
+    context_size: int
+    n_cells: int
+    max_sequences: int = 8
+    prefill_chunk: int = 64
+    n_threads: int = 1
+
+
+# daemon -> worker
+
+
+@attrs.frozen(kw_only=True)
+class LoadModel:
+    """First message. `engine` is `llama` or `scripted`; `chat_template` None takes the one in the file."""
+
+    engine: str
+    weights_path: str
+    options: EngineOptions
+    chat_template: str | None = None
+
+
+@attrs.frozen
+class Generate:
+    request: GenerationRequest
+
+
+@attrs.frozen
+class Cancel:
+    """Ends one sequence between steps; unknown ids are ignored, since the end may have crossed it."""
+
+    request_id: str
+
+
+@attrs.frozen
+class Shutdown:
+    """Cancel everything and exit 0."""
+
+
+ToWorker = LoadModel | Generate | Cancel | Shutdown
+
+# worker -> daemon
+
+
+@attrs.frozen(kw_only=True)
+class Hello:
+    """Sent once the worker is imported and ready for `LoadModel`."""
+
+    protocol_version: int
+    pid: int
+
+
+@attrs.frozen
+class LoadProgress:
+    """Counted work of a load, 0 to 1."""
+
+    fraction: float
+
+
+@attrs.frozen(kw_only=True)
+class Loaded:
+    """The engine is ready. Sizes in bytes are what the engine reports, 0 when it does not."""
+
+    engine_version: str
+    context_size: int
+    trained_context_size: int
+    n_vocab: int
+    n_cells: int
+    max_sequences: int
+    load_s: float
+    weights_bytes: int = 0
+    kv_cache_bytes: int = 0
+    compute_bytes: int = 0
+
+
+@attrs.frozen(kw_only=True)
+class LoadFailed:
+    """`code` is one of `runner.errors` (`loading_failed`, `invalid_model_file`, …)."""
+
+    code: str
+    message: str
+
+
+StepEvent = Accepted | TextDelta | Finished | Failed
+
+
+@attrs.frozen(kw_only=True)
+class Step:
+    """One frame per engine step: what happened to every sequence, and counted work for the watchdog.
+
+    `events` pairs request ids with events, in order. Also sent without a step when requests were refused.
+    """
+
+    step_index: int
+    prefill_tokens: int
+    decode_tokens: int
+    running: int
+    waiting: int
+    cells_used: int
+    events: tuple[tuple[str, StepEvent], ...] = ()
+
+
+FromWorker = Hello | LoadProgress | Loaded | LoadFailed | Step

@@ -1,0 +1,155 @@
+"""Snapshots people and programs look at; the control API sends them as JSON with these field names.
+
+Values only, plain types only (str, int, float, bool, None, tuples of such values).
+"""
+
+from __future__ import annotations
+
+import attrs
+
+
+@attrs.frozen(kw_only=True)
+class WorkerStatus:
+    """One loaded, loading or stopping model, a row of `ps`.
+
+    `state` is a state of `runner.scheduling.lifecycle`. `expires_in_s` None: in use, loading, or never idles
+    out (`keep_alive_s` None as well). Bytes: `reserved_bytes` is what the budget counts, `resident_bytes` what
+    the process uses, 0 when unknown.
+    """
+
+    model: str
+    model_id: str
+    state: str
+    pid: int | None
+    engine: str
+    context_size: int
+    reserved_bytes: int
+    resident_bytes: int
+    leases: int
+    waiting: int
+    running_sequences: int
+    waiting_sequences: int
+    cells_used: int
+    n_cells: int
+    keep_alive_s: float | None
+    expires_in_s: float | None
+    loaded_for_s: float | None
+    load_s: float | None
+    load_progress: float
+
+
+@attrs.frozen(kw_only=True)
+class BudgetStatus:
+    """Memory the scheduler may give to models on one device, in bytes."""
+
+    device: str
+    budget_bytes: int
+    reserved_bytes: int
+
+
+@attrs.frozen(kw_only=True)
+class SchedulerStatus:
+    workers: tuple[WorkerStatus, ...] = ()
+    budgets: tuple[BudgetStatus, ...] = ()
+    is_draining: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class ActorStatus:
+    """One supervised child: `restarts` since the daemon started, mailbox numbers of this moment."""
+
+    name: str
+    state: str
+    restarts: int
+    queued: int
+    open_asks: int
+
+
+@attrs.frozen(kw_only=True)
+class DaemonStatus:
+    """`runner ctl status`. `listeners` are URLs (`http://127.0.0.1:12434`, `unix:/run/…/runner.sock`).
+
+    `idle_exit_in_s` None: the daemon stays until it is stopped.
+    """
+
+    version: str
+    engine: str
+    pid: int
+    uptime_s: float
+    listeners: tuple[str, ...]
+    store: str
+    log_file: str | None
+    models: int
+    is_draining: bool
+    open_connections: int
+    idle_exit_in_s: float | None
+    budgets: tuple[BudgetStatus, ...]
+    actors: tuple[ActorStatus, ...]
+
+
+@attrs.frozen(kw_only=True)
+class VersionInfo:
+    version: str
+    api: str
+    python: str
+    engine: str
+    engine_version: str
+
+
+@attrs.frozen(kw_only=True)
+class ModelSummary:
+    """A row of `ls`. `id` is `sha256:…`; `tags` are full references; sizes in bytes; times Unix seconds."""
+
+    id: str
+    name: str
+    tags: tuple[str, ...]
+    created_s: int
+    size_bytes: int
+    format: str
+    architecture: str
+    quantization: str
+    parameters: str
+    context_size: int | None
+    trained_context_size: int | None
+
+
+@attrs.frozen(kw_only=True)
+class LayerSummary:
+    media_type: str
+    digest: str
+    size_bytes: int
+    filename: str | None
+
+
+@attrs.frozen(kw_only=True)
+class ModelReport:
+    """`inspect`: the summary, the layers, and the header's scalar metadata as text."""
+
+    model: ModelSummary
+    manifest_digest: str
+    config_digest: str
+    layers: tuple[LayerSummary, ...]
+    licenses: tuple[str, ...]
+    metadata: dict[str, str]
+
+
+@attrs.frozen(kw_only=True)
+class Removal:
+    """One thing that `rm` or `untag` did: exactly one of both is set."""
+
+    untagged: str | None = None
+    deleted: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class UnloadReport:
+    """Familiar names of models that were unloaded, and of those left alone because requests are running."""
+
+    unloaded: tuple[str, ...]
+    in_use: tuple[str, ...]
+
+
+@attrs.frozen(kw_only=True)
+class UploadedBlob:
+    digest: str
+    size_bytes: int

@@ -1,0 +1,72 @@
+"""Fixtures that every test may use, and the leak check that every test passes."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import trio.testing
+
+_CACHE = Path(os.environ.get("RUNNER_TEST_CACHE", Path(__file__).parent.parent / ".cache"))
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "trio"
+
+
+@pytest.fixture
+def virtual_clock() -> trio.testing.MockClock:
+    """Parametrises nothing by itself: `anyio_backend` below picks it up in modules that override it."""
+    return trio.testing.MockClock(autojump_threshold=0)
+
+
+@pytest.fixture(scope="session")
+def default_model_file() -> Path:
+    """SmolLM2-135M-Instruct Q4_1; `scripts/test` puts it there."""
+    path = _CACHE / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    if not path.is_file():
+        pytest.fail(f"{path.name} is missing; scripts/test fetches it")
+    return path
+
+
+def _open_descriptors() -> dict[int, str]:
+    found = {}
+    for entry in os.listdir("/proc/self/fd"):
+        try:
+            found[int(entry)] = os.readlink(f"/proc/self/fd/{entry}")
+        except OSError:  # the descriptor of this very listing
+            continue
+    return found
+
+
+@pytest.fixture(autouse=True)
+def no_leaks() -> Iterator[None]:
+    """No child process, no descriptor and no thread of ours outlives a test.
+
+    trio keeps worker threads for reuse for 10 s; they are its cache, not a leak.
+    """
+    descriptors_before = set(_open_descriptors())
+    threads_before = {thread.ident for thread in threading.enumerate()}
+    yield
+    gc.collect()
+    children = psutil.Process().children(recursive=True)
+    assert not children, f"processes left behind: {children}"
+    left_threads = [
+        thread
+        for thread in threading.enumerate()
+        if thread.ident not in threads_before and not thread.name.startswith("Trio thread")
+    ]
+    assert not left_threads, f"threads left behind: {left_threads}"
+    after = _open_descriptors()
+    left = {fd: name for fd, name in after.items() if fd not in descriptors_before and _is_ours(name)}
+    assert not left, f"descriptors left behind: {left}"
+
+
+def _is_ours(name: str) -> bool:
+    return not name.startswith(("/dev/urandom", "/proc/", "anon_inode:[eventpoll]")) and ".hypothesis" not in name

@@ -16,14 +16,16 @@ _CACHE = Path(os.environ.get("RUNNER_TEST_CACHE", Path(__file__).parent.parent /
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "trio"
+def virtual_clock() -> trio.testing.MockClock:
+    """A test that asks for it runs on this clock, which jumps whenever every task waits."""
+    return trio.testing.MockClock(autojump_threshold=0)
 
 
 @pytest.fixture
-def virtual_clock() -> trio.testing.MockClock:
-    """Parametrises nothing by itself: `anyio_backend` below picks it up in modules that override it."""
-    return trio.testing.MockClock(autojump_threshold=0)
+def anyio_backend(request: pytest.FixtureRequest) -> str | tuple[str, dict[str, object]]:
+    if "virtual_clock" in request.fixturenames:
+        return "trio", {"clock": request.getfixturevalue("virtual_clock")}
+    return "trio"
 
 
 @pytest.fixture(scope="session")

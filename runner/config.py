@@ -1,0 +1,275 @@
+"""Settings from flags, environment and file, resolved once, with every fault reported together.
+
+Order: flag, then `RUNNER_…` in the environment, then `config.toml` in the user's config directory, then the
+default. Below `runner/daemon.py` nobody knows settings: constructors take values. Imports units and errors.
+"""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+import os
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import platformdirs
+
+from runner.errors import StartRefused
+from runner.units import parse_bytes, parse_duration
+
+CONFIG_VERSION = 1
+DEFAULT_PORT = 12434
+LOG_LEVELS = ("debug", "info", "warning", "error")
+ENGINES = ("llama", "scripted")
+
+
+class Origin(enum.Enum):
+    """Where a value came from, for `runner serve --show-config`."""
+
+    FLAG = "flag"
+    ENVIRONMENT = "environment"
+    FILE = "file"
+    DEFAULT = "default"
+
+
+@attrs.frozen(kw_only=True)
+class Settings:
+    """Everything a daemon is told. Durations in seconds, sizes in bytes, `inf` for "never".
+
+    `memory_budget_bytes` None means 80 % of the free memory; `threads` 0 means one per usable core.
+    `idle_exit_s` ends the daemon that long after its last client, `inf` never.
+    """
+
+    host: str
+    port: int
+    socket: Path
+    store: Path
+    log_level: str
+    log_file: Path | None
+    engine: str
+    keep_alive_s: float
+    context_size: int
+    max_sequences: int
+    threads: int
+    memory_budget_bytes: int | None
+    queue_limit: int
+    allowed_hosts: tuple[str, ...]
+    allowed_origins: tuple[str, ...]
+    drain_s: float
+    idle_exit_s: float
+
+
+@attrs.frozen
+class Option:
+    """One setting: how it is read from text, what it is by default, and a line of help."""
+
+    name: str
+    parse: Callable[[str], Any]
+    default: Callable[[], Any]
+    help: str
+    environment: str
+    toml_types: tuple[type, ...] = (str,)
+
+
+def config_directory() -> Path:
+    return platformdirs.user_config_path("runner", appauthor=False)
+
+
+def state_directory() -> Path:
+    """Log files and, without a runtime directory, the socket."""
+    return platformdirs.user_state_path("runner", appauthor=False)
+
+
+def default_store() -> Path:
+    return platformdirs.user_data_path("runner", appauthor=False) / "store"
+
+
+def default_socket() -> Path:
+    """In the user's runtime directory when the system made one, else under the state directory."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if runtime and Path(runtime).is_dir():
+        return Path(runtime) / "runner" / "runner.sock"
+    return state_directory() / "run" / "runner.sock"
+
+
+def _one_of(choices: tuple[str, ...]) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"{text!r} is not one of {', '.join(choices)}")
+        return text
+
+    return parse
+
+
+def _integer(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise ValueError(f"{text!r} is not a whole number") from None
+        if not low <= value <= high:
+            raise ValueError(f"{value} is outside {low} to {high}")
+        return value
+
+    return parse
+
+
+def _path(text: str) -> Path:
+    if not text or "\0" in text:
+        raise ValueError("an empty path")
+    return Path(text).expanduser().absolute()
+
+
+def _host(text: str) -> str:
+    if text == "localhost":
+        return "127.0.0.1"
+    try:
+        return str(ipaddress.ip_address(text.strip("[]")))
+    except ValueError:
+        raise ValueError(f"{text!r} is not an IP address to listen on") from None
+
+
+def _duration(text: str) -> float:
+    """Seconds; `-1` and `never` mean never."""
+    if text == "never":
+        return float("inf")
+    value = parse_duration(text)
+    if value == -1:
+        return float("inf")
+    if value < 0:
+        raise ValueError(f"{text!r} is negative; use -1 for never")
+    return value
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _optional(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    return lambda text: None if text in ("", "auto", "none") else parse(text)
+
+
+_NUMBER = (int, str)
+
+OPTIONS: tuple[Option, ...] = (
+    Option("host", _host, lambda: "127.0.0.1", "address to listen on", "RUNNER_LISTEN_HOST"),
+    Option("port", _integer(0, 65535), lambda: DEFAULT_PORT, "TCP port, 0 for any free one", "RUNNER_PORT", _NUMBER),
+    Option("socket", _path, default_socket, "unix socket", "RUNNER_SOCKET"),
+    Option("store", _path, default_store, "directory of the model store", "RUNNER_STORE"),
+    Option("log_level", _one_of(LOG_LEVELS), lambda: "info", "debug, info, warning or error", "RUNNER_LOG_LEVEL"),
+    Option("log_file", _optional(_path), lambda: None, "log to this file instead of stderr", "RUNNER_LOG_FILE"),
+    Option("engine", _one_of(ENGINES), lambda: "llama", "llama, or scripted for tests", "RUNNER_ENGINE"),
+    Option("keep_alive", _duration, lambda: 300.0, "how long an idle model stays loaded; -1 for ever",
+           "RUNNER_KEEP_ALIVE", (int, float, str)),
+    Option("context_size", _integer(256, 2**24), lambda: 8192, "tokens of one sequence, unless the model says less",
+           "RUNNER_CONTEXT_SIZE", _NUMBER),
+    Option("max_sequences", _integer(1, 64), lambda: 8, "sequences that one model runs at once",
+           "RUNNER_MAX_SEQUENCES", _NUMBER),
+    Option("threads", _integer(0, 1024), lambda: 0, "threads of one worker, 0 for one per usable core",
+           "RUNNER_THREADS", _NUMBER),
+    Option("memory_budget", _optional(parse_bytes), lambda: None, "bytes for models, by default 80 % of free memory",
+           "RUNNER_MEMORY_BUDGET", _NUMBER),
+    Option("queue_limit", _integer(1, 4096), lambda: 64, "requests that may wait for one model",
+           "RUNNER_QUEUE_LIMIT", _NUMBER),
+    Option("allowed_hosts", _names, lambda: (), "further Host names to accept, comma-separated",
+           "RUNNER_ALLOWED_HOSTS", (str, list)),
+    Option("allowed_origins", _names, lambda: (), "browser origins to accept, comma-separated",
+           "RUNNER_ALLOWED_ORIGINS", (str, list)),
+    Option("drain", _duration, lambda: 30.0, "how long running requests may finish at shutdown", "RUNNER_DRAIN",
+           (int, float, str)),
+    Option("idle_exit", _duration, lambda: float("inf"), "end this long after the last client; -1 for never",
+           "RUNNER_IDLE_EXIT", (int, float, str)),
+)
+
+_FIELD_OF = {
+    "keep_alive": "keep_alive_s",
+    "memory_budget": "memory_budget_bytes",
+    "drain": "drain_s",
+    "idle_exit": "idle_exit_s",
+}
+
+
+@attrs.frozen
+class Resolved:
+    """The settings, and for every option where its value came from."""
+
+    settings: Settings
+    origins: Mapping[str, Origin]
+
+
+def resolve(
+    flags: Mapping[str, str | None], environment: Mapping[str, str], file: Path | None = None
+) -> Resolved:
+    """One value per option; raises `StartRefused` listing every fault of every source.
+
+    `flags` maps option names to text, None for absent ones. `file` defaults to the user's config file, which
+    may be missing; one named explicitly may not.
+    """
+    faults: list[str] = []
+    from_file = _read_file(file, faults)
+    values: dict[str, Any] = {}
+    origins: dict[str, Origin] = {}
+    for option in OPTIONS:
+        text, origin, place = _pick(option, flags, environment, from_file)
+        origins[option.name] = origin
+        try:
+            values[_FIELD_OF.get(option.name, option.name)] = option.default() if text is None else option.parse(text)
+        except ValueError as error:
+            faults.append(f"{place}: {error}")
+    if faults:
+        raise StartRefused("the settings are not usable:\n  " + "\n  ".join(faults))
+    return Resolved(Settings(**values), origins)
+
+
+def _pick(
+    option: Option, flags: Mapping[str, str | None], environment: Mapping[str, str], from_file: Mapping[str, str]
+) -> tuple[str | None, Origin, str]:
+    flag = flags.get(option.name)
+    if flag is not None:
+        return flag, Origin.FLAG, f"--{option.name.replace('_', '-')}"
+    if option.environment in environment:
+        return environment[option.environment], Origin.ENVIRONMENT, option.environment
+    if option.name in from_file:
+        return from_file[option.name], Origin.FILE, f"config.toml: {option.name}"
+    return None, Origin.DEFAULT, option.name
+
+
+def _read_file(file: Path | None, faults: list[str]) -> dict[str, str]:
+    """Option name → text; unknown keys, wrong types and newer versions are faults, and the file is kept."""
+    path = file if file is not None else config_directory() / "config.toml"
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if file is not None:
+            faults.append(f"{path}: no such file")
+        return {}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        faults.append(f"{path}: {error}")
+        return {}
+    version = document.pop("version", CONFIG_VERSION)
+    if version != CONFIG_VERSION:
+        faults.append(f"{path}: version {version!r} is not {CONFIG_VERSION}; it was written for another release")
+        return {}
+    return _checked(document, path, faults)
+
+
+def _checked(document: Mapping[str, Any], path: Path, faults: list[str]) -> dict[str, str]:
+    known = {option.name: option for option in OPTIONS}
+    values: dict[str, str] = {}
+    for key, value in document.items():
+        option = known.get(key)
+        if option is None:
+            faults.append(f"{path}: {key}: no such setting")
+        elif isinstance(value, bool) or not isinstance(value, option.toml_types):
+            faults.append(f"{path}: {key}: {type(value).__name__} is not of the right type")
+        elif isinstance(value, list):
+            if all(isinstance(entry, str) for entry in value):
+                values[key] = ",".join(value)
+            else:
+                faults.append(f"{path}: {key}: a list of strings is due")
+        else:
+            values[key] = str(value)
+    return values

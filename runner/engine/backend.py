@@ -1,0 +1,145 @@
+"""What an engine must offer to the batching loop, and the one place that chooses between engines.
+
+Owns the protocols `Backend` and `Sampler` and the values they exchange. Imports numpy and `runner.domain`;
+an implementation is imported only when it is asked for, since loading llama.cpp costs 0.3 s and must come
+after the process environment is right. Read on in `llama.py` (the real one) and `fake.py` (the scripted one).
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+
+from runner.domain.engine import EngineOptions
+from runner.engine.sampler import SamplerPlan
+from runner.errors import LoadingFailed
+
+ProgressReport = Callable[[float], bool]
+"""Told the loaded fraction (0 to 1) during a load; answers False to give the load up."""
+
+
+@attrs.frozen(kw_only=True)
+class LoadedFacts:
+    """What a backend knows once it is loaded. Bytes are 0 where the engine does not report them."""
+
+    engine_version: str
+    architecture: str
+    trained_context_size: int
+    n_vocab: int
+    weights_bytes: int = 0
+    kv_cache_bytes: int = 0
+    compute_bytes: int = 0
+
+
+@attrs.frozen
+class BatchArrays:
+    """The rows of the next forward pass, reused for every step; all arrays of shape (batch_size,).
+
+    Row `i` computes token `tokens[i]` at `positions[i]` of sequence `sequence_ids[i]`; when `wants_logits[i]`
+    is 1 its logits may be sampled afterwards. At most one row of a sequence may want them, its last.
+    """
+
+    tokens: npt.NDArray[np.int32]
+    positions: npt.NDArray[np.int32]
+    sequence_ids: npt.NDArray[np.int32]
+    wants_logits: npt.NDArray[np.int8]
+
+    @property
+    def size(self) -> int:
+        return len(self.tokens)
+
+    @classmethod
+    def empty(cls, size: int) -> BatchArrays:
+        return cls(
+            np.zeros(size, np.int32), np.zeros(size, np.int32), np.zeros(size, np.int32), np.zeros(size, np.int8)
+        )
+
+
+class DecodeResult(enum.Enum):
+    DONE = "done"
+    NO_CELLS = "no cells"
+    """No place for the rows; nothing has changed."""
+    FAILED = "failed"
+    """Some rows may be in memory: drop what lies beyond the last good position before the next attempt."""
+
+
+class Sampler(Protocol):
+    """The choice of one sequence's next tokens; holds its random state."""
+
+    def sample(self, row: int) -> int:
+        """The token that follows row `row` of the last decode, which wanted logits."""
+
+    def close(self) -> None: ...
+
+
+class Backend(Protocol):
+    """One model in memory with one pool of cells. Only the step thread may call it, except `tokenize`.
+
+    `tokenize`, `token_piece`, the constants and `is_end_of_generation` may be used from another thread while a
+    step runs.
+    """
+
+    @property
+    def facts(self) -> LoadedFacts: ...
+
+    @property
+    def batch(self) -> BatchArrays: ...
+
+    @property
+    def chat_template(self) -> str | None:
+        """The template in the model file, as Jinja source."""
+
+    @property
+    def bos_text(self) -> str: ...
+
+    @property
+    def eos_text(self) -> str: ...
+
+    @property
+    def end_of_generation(self) -> frozenset[int]:
+        """Every token that ends a turn."""
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        """Token ids of `text`. `add_special` adds what the model wants around a prompt (BOS, …);
+        `parse_special` reads `<|im_start|>` and its like as the control tokens they name."""
+
+    def token_piece(self, token_id: int) -> bytes:
+        """The bytes that a token stands for in the answer: none for control tokens, may be part of a character."""
+
+    def is_end_of_generation(self, token_id: int) -> bool: ...
+
+    def new_sampler(self, plan: SamplerPlan) -> Sampler: ...
+
+    def decode(self, n_rows: int) -> DecodeResult:
+        """Run the first `n_rows` rows of `batch`; adds one cell per row."""
+
+    def logits(self, row: int) -> npt.NDArray[np.float32]:
+        """Shape (n_vocab,); a view that is valid until the next decode."""
+
+    def drop_cells(self, sequence_id: int, from_position: int = 0) -> bool:
+        """Forget a sequence from a position on; False when only forgetting all of it is possible."""
+
+    def close(self) -> None:
+        """Free everything; the backend must not be used afterwards."""
+
+
+def load_backend(engine: str, path: Path, options: EngineOptions, progress: ProgressReport) -> Backend:
+    """Load `path` with the engine called `llama` or `scripted`.
+
+    Raises LoadingFailed, whose text names no path. A hostile file may also end the process.
+    """
+    if engine == "llama":
+        from runner.engine.llama import LlamaBackend
+
+        return LlamaBackend.load(path, options, progress)
+    if engine == "scripted":
+        from runner.engine.fake import ScriptedBackend
+
+        return ScriptedBackend.load(path, options, progress)
+    raise LoadingFailed(f"there is no engine called {engine!r}")

@@ -156,32 +156,103 @@ _NUMBER = (int, str)
 
 OPTIONS: tuple[Option, ...] = (
     Option("host", _host, lambda: "127.0.0.1", "address to listen on", "RUNNER_LISTEN_HOST"),
-    Option("port", _integer(0, 65535), lambda: DEFAULT_PORT, "TCP port, 0 for any free one", "RUNNER_PORT", _NUMBER),
+    Option(
+        "port",
+        _integer(0, 65535),
+        lambda: DEFAULT_PORT,
+        "TCP port, 0 for any free one",
+        "RUNNER_PORT",
+        _NUMBER,
+    ),
     Option("socket", _path, default_socket, "unix socket", "RUNNER_SOCKET"),
     Option("store", _path, default_store, "directory of the model store", "RUNNER_STORE"),
-    Option("log_level", _one_of(LOG_LEVELS), lambda: "info", "debug, info, warning or error", "RUNNER_LOG_LEVEL"),
-    Option("log_file", _optional(_path), lambda: None, "log to this file instead of stderr", "RUNNER_LOG_FILE"),
+    Option(
+        "log_level", _one_of(LOG_LEVELS), lambda: "info", "debug, info, warning or error", "RUNNER_LOG_LEVEL"
+    ),
+    Option(
+        "log_file", _optional(_path), lambda: None, "log to this file instead of stderr", "RUNNER_LOG_FILE"
+    ),
     Option("engine", _one_of(ENGINES), lambda: "llama", "llama, or scripted for tests", "RUNNER_ENGINE"),
-    Option("keep_alive", _duration, lambda: 300.0, "how long an idle model stays loaded; -1 for ever",
-           "RUNNER_KEEP_ALIVE", (int, float, str)),
-    Option("context_size", _integer(256, 2**24), lambda: 8192, "tokens of one sequence, unless the model says less",
-           "RUNNER_CONTEXT_SIZE", _NUMBER),
-    Option("max_sequences", _integer(1, 64), lambda: 8, "sequences that one model runs at once",
-           "RUNNER_MAX_SEQUENCES", _NUMBER),
-    Option("threads", _integer(0, 1024), lambda: 0, "threads of one worker, 0 for one per usable core",
-           "RUNNER_THREADS", _NUMBER),
-    Option("memory_budget", _optional(parse_bytes), lambda: None, "bytes for models, by default 80 % of free memory",
-           "RUNNER_MEMORY_BUDGET", _NUMBER),
-    Option("queue_limit", _integer(1, 4096), lambda: 64, "requests that may wait for one model",
-           "RUNNER_QUEUE_LIMIT", _NUMBER),
-    Option("allowed_hosts", _names, lambda: (), "further Host names to accept, comma-separated",
-           "RUNNER_ALLOWED_HOSTS", (str, list)),
-    Option("allowed_origins", _names, lambda: (), "browser origins to accept, comma-separated",
-           "RUNNER_ALLOWED_ORIGINS", (str, list)),
-    Option("drain", _duration, lambda: 30.0, "how long running requests may finish at shutdown", "RUNNER_DRAIN",
-           (int, float, str)),
-    Option("idle_exit", _duration, lambda: float("inf"), "end this long after the last client; -1 for never",
-           "RUNNER_IDLE_EXIT", (int, float, str)),
+    Option(
+        "keep_alive",
+        _duration,
+        lambda: 300.0,
+        "how long an idle model stays loaded; -1 for ever",
+        "RUNNER_KEEP_ALIVE",
+        (int, float, str),
+    ),
+    Option(
+        "context_size",
+        _integer(256, 2**24),
+        lambda: 8192,
+        "tokens of one sequence, unless the model says less",
+        "RUNNER_CONTEXT_SIZE",
+        _NUMBER,
+    ),
+    Option(
+        "max_sequences",
+        _integer(1, 64),
+        lambda: 8,
+        "sequences that one model runs at once",
+        "RUNNER_MAX_SEQUENCES",
+        _NUMBER,
+    ),
+    Option(
+        "threads",
+        _integer(0, 1024),
+        lambda: 0,
+        "threads of one worker, 0 for one per usable core",
+        "RUNNER_THREADS",
+        _NUMBER,
+    ),
+    Option(
+        "memory_budget",
+        _optional(parse_bytes),
+        lambda: None,
+        "bytes for models, by default 80 % of free memory",
+        "RUNNER_MEMORY_BUDGET",
+        _NUMBER,
+    ),
+    Option(
+        "queue_limit",
+        _integer(1, 4096),
+        lambda: 64,
+        "requests that may wait for one model",
+        "RUNNER_QUEUE_LIMIT",
+        _NUMBER,
+    ),
+    Option(
+        "allowed_hosts",
+        _names,
+        lambda: (),
+        "further Host names to accept, comma-separated",
+        "RUNNER_ALLOWED_HOSTS",
+        (str, list),
+    ),
+    Option(
+        "allowed_origins",
+        _names,
+        lambda: (),
+        "browser origins to accept, comma-separated",
+        "RUNNER_ALLOWED_ORIGINS",
+        (str, list),
+    ),
+    Option(
+        "drain",
+        _duration,
+        lambda: 30.0,
+        "how long running requests may finish at shutdown",
+        "RUNNER_DRAIN",
+        (int, float, str),
+    ),
+    Option(
+        "idle_exit",
+        _duration,
+        lambda: float("inf"),
+        "end this long after the last client; -1 for never",
+        "RUNNER_IDLE_EXIT",
+        (int, float, str),
+    ),
 )
 
 _FIELD_OF = {
@@ -216,7 +287,9 @@ def resolve(
         text, origin, place = _pick(option, flags, environment, from_file)
         origins[option.name] = origin
         try:
-            values[_FIELD_OF.get(option.name, option.name)] = option.default() if text is None else option.parse(text)
+            values[_FIELD_OF.get(option.name, option.name)] = (
+                option.default() if text is None else option.parse(text)
+            )
         except ValueError as error:
             faults.append(f"{place}: {error}")
     if faults:
@@ -225,7 +298,10 @@ def resolve(
 
 
 def _pick(
-    option: Option, flags: Mapping[str, str | None], environment: Mapping[str, str], from_file: Mapping[str, str]
+    option: Option,
+    flags: Mapping[str, str | None],
+    environment: Mapping[str, str],
+    from_file: Mapping[str, str],
 ) -> tuple[str | None, Origin, str]:
     flag = flags.get(option.name)
     if flag is not None:
@@ -251,7 +327,9 @@ def _read_file(file: Path | None, faults: list[str]) -> dict[str, str]:
         return {}
     version = document.pop("version", CONFIG_VERSION)
     if version != CONFIG_VERSION:
-        faults.append(f"{path}: version {version!r} is not {CONFIG_VERSION}; it was written for another release")
+        faults.append(
+            f"{path}: version {version!r} is not {CONFIG_VERSION}; it was written for another release"
+        )
         return {}
     return _checked(document, path, faults)
 

@@ -78,8 +78,14 @@ def format_duration(seconds: float) -> str:
 
 def format_age(seconds: float) -> str:
     """`3 days ago`, `just now`: one unit, for tables."""
-    for size_s, name in ((86400 * 365, "year"), (86400 * 30, "month"), (86400 * 7, "week"), (86400, "day"),
-                         (3600, "hour"), (60, "minute")):
+    for size_s, name in (
+        (86400 * 365, "year"),
+        (86400 * 30, "month"),
+        (86400 * 7, "week"),
+        (86400, "day"),
+        (3600, "hour"),
+        (60, "minute"),
+    ):
         count = int(seconds // size_s)
         if count >= 1:
             return f"{count} {name}{'' if count == 1 else 's'} ago"

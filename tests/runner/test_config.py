@@ -33,7 +33,7 @@ def test_a_flag_beats_the_environment_beats_the_file_beats_the_default(file: Pat
 
 
 def test_all_faults_are_reported_together(file: Path) -> None:
-    file.write_text('queue_limit = true\nnonsense = 1\n')
+    file.write_text("queue_limit = true\nnonsense = 1\n")
     with pytest.raises(StartRefused) as refusal:
         resolve({"port": "70000", "host": "evil.example"}, {"RUNNER_LOG_LEVEL": "loud"}, file)
     text = str(refusal.value)
@@ -44,7 +44,7 @@ def test_all_faults_are_reported_together(file: Path) -> None:
 @pytest.mark.parametrize("content", ["port = ", "[", "\x00", "version = 2"])
 def test_L14_a_damaged_or_newer_file_is_named_and_kept(file: Path, content: str) -> None:
     file.write_text(content)
-    with pytest.raises(StartRefused, match="config.toml"):
+    with pytest.raises(StartRefused, match=r"config\.toml"):
         resolve({}, {}, file)
     assert file.read_text() == content
 

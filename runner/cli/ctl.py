@@ -1,0 +1,33 @@
+"""`runner ctl …`: thin commands over the control API."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import click
+
+from runner.cli.main import LazyGroup
+
+_COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "ls": ("runner.cli.models:ls", "List the models of the store."),
+        "inspect": ("runner.cli.models:inspect", "Show one model in detail."),
+        "package": ("runner.cli.package:package", "Package a GGUF file as a model."),
+        "tag": ("runner.cli.models:tag", "Give a model another name."),
+        "untag": ("runner.cli.models:untag", "Remove a name, keep the model."),
+        "rm": ("runner.cli.models:rm", "Remove names and models."),
+        "ps": ("runner.cli.workers:ps", "List loaded models."),
+        "start": ("runner.cli.workers:start", "Load a model before the first request."),
+        "unload": ("runner.cli.workers:unload", "Free the memory of models."),
+        "status": ("runner.cli.daemon:status", "Show the state of the daemon."),
+        "version": ("runner.cli.daemon:version", "Show versions of client and daemon."),
+        "shutdown": ("runner.cli.daemon:shutdown", "Stop the daemon."),
+        "completion": ("runner.cli.daemon:completion", "Print a shell completion script."),
+    }
+)
+
+
+@click.command(cls=LazyGroup, commands_at=_COMMANDS)
+def ctl() -> None:
+    """Manage models and the daemon."""

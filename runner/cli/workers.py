@@ -1,0 +1,90 @@
+"""`ps`, `start`, `unload`: which models are in memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from runner.cli.connect import connect, connect_or_start, host_option, json_option
+from runner.cli.models import complete_model
+from runner.cli.output import message, print_json, print_table
+from runner.units import format_bytes, format_duration
+
+
+@click.command()
+@json_option
+@host_option
+def ps(as_json: bool, host: str | None) -> None:
+    """List models that are loaded, loading or stopping."""
+    status = connect(host).get("/control/v1/ps")
+    if as_json:
+        print_json(status)
+        return
+    print_table(
+        ("NAME", "STATE", "PID", "MEMORY", "CONTEXT", "REQUESTS", "WAITING", "UNTIL"),
+        [_row(worker) for worker in status["workers"]],
+    )
+
+
+def _row(worker: dict[str, Any]) -> tuple[str, ...]:
+    state = worker["state"]
+    if state == "loading":
+        state = f"loading {worker['load_progress']:.0%}"
+    return (
+        worker["model"],
+        state,
+        str(worker["pid"] or ""),
+        format_bytes(worker["resident_bytes"] or worker["reserved_bytes"]),
+        str(worker["context_size"]),
+        str(worker["running_sequences"]),
+        str(worker["waiting"] + worker["waiting_sequences"]),
+        _until(worker),
+    )
+
+
+def _until(worker: dict[str, Any]) -> str:
+    if worker["expires_in_s"] is not None:
+        return f"in {format_duration(max(0.0, worker['expires_in_s']))}"
+    if worker["leases"] or worker["state"] != "ready":
+        return ""
+    return "for ever"
+
+
+@click.command()
+@click.argument("model", shell_complete=complete_model)
+@click.option("--keep-alive", metavar="DURATION", help="How long it stays loaded when idle; -1 for ever.")
+@json_option
+@host_option
+def start(model: str, keep_alive: str | None, as_json: bool, host: str | None) -> None:
+    """Load MODEL before the first request; returns when it is ready."""
+    body = {"model": model} if keep_alive is None else {"model": model, "keep_alive": keep_alive}
+    worker = connect_or_start(host).post("/control/v1/start", body)
+    if as_json:
+        print_json(worker)
+    else:
+        took = f" in {format_duration(worker['load_s'])}" if worker["load_s"] is not None else ""
+        message(f"{worker['model']} is loaded{took}, context {worker['context_size']}")
+
+
+@click.command()
+@click.argument("models", nargs=-1, shell_complete=complete_model)
+@click.option("--all", "every", is_flag=True, help="Every model that is not in use.")
+@json_option
+@host_option
+def unload(models: tuple[str, ...], every: bool, as_json: bool, host: str | None) -> None:
+    """Free the memory of MODELS that are not in use; exits with 1 when one was."""
+    if bool(models) == every:
+        raise click.UsageError("name models, or use --all")
+    report = connect(host).post("/control/v1/unload", {"all": True} if every else {"models": list(models)})
+    if as_json:
+        print_json(report)
+    else:
+        for name in report["unloaded"]:
+            message(f"unloaded {name}")
+        for name in report["in_use"]:
+            message(f"{name} is in use and stays")
+        if not report["unloaded"] and not report["in_use"]:
+            message("nothing was loaded")
+    if report["in_use"]:
+        raise SystemExit(1)

@@ -22,6 +22,8 @@
     │   └── Unavailable              503  an actor restarts or has ended
     ├── LoadTimeout                  504
     ├── WorkerCrashed                502  with model, signal or exit code, request
+    ├── ReaderTooSlow                500  a client left too much undelivered; seen only in mid-stream
+    ├── ProtocolFault                500  bytes on the worker channel outside the schema
     ├── StoreError                   500  the disk side failed
     │   ├── DiskFull                 507
     │   └── StoreDamaged             500  what is on disk is not what its name says
@@ -211,6 +213,30 @@ class WorkerCrashed(RunnerError):
         super().__init__(f"the worker of {model} ended unexpectedly ({cause})")
         self.model = model
         self.cause = cause
+
+
+class ReaderTooSlow(RunnerError):
+    """More text than the limit waited for a reader; its sequence was cancelled."""
+
+    code = "reader_too_slow"
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(f"the answer was not read: more than {limit_bytes} bytes of it were waiting")
+        self.limit_bytes = limit_bytes
+
+
+class ProtocolFault(RunnerError):
+    """Bytes on the channel between daemon and worker that are not of the protocol.
+
+    `preceding` are the messages that came whole before the fault in the same piece of input.
+    """
+
+    code = "protocol_fault"
+
+    def __init__(self, reason: str, *, preceding: tuple[object, ...] = ()) -> None:
+        super().__init__(f"protocol fault: {reason}")
+        self.reason = reason
+        self.preceding = preceding
 
 
 class StoreError(RunnerError):

@@ -1,7 +1,7 @@
 """What commands print: tables, JSON, progress, errors.
 
 Data goes to stdout, messages to stderr. Outside text (names, model output, registry errors) is made harmless
-here before a terminal sees it (THREATS K06). rich is imported only for a progress bar on a terminal.
+here before a terminal sees it (K06). rich is imported only for a progress bar on a terminal.
 """
 
 from __future__ import annotations

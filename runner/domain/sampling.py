@@ -1,6 +1,6 @@
 """How the next token is chosen: parameters with their ranges.
 
-Values only. The ranges are THREATS N12's and DESIGN section 7's; dialects report faults against `RANGES`.
+Values only. Dialects report faults against `RANGES` (N12).
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ class _Stream:
     _rest: bytes = b""
 
     def feed(self, data: bytes, now_s: float) -> None:
-        """Count content chunks; the usage chunk tells the tokens. Lines of HTTP framing never begin with `data:`."""
+        """Count content chunks; the usage chunk tells the tokens. HTTP framing never begins with `data:`."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             text = line.strip()

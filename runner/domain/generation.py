@@ -6,10 +6,28 @@ Values only; every field has been checked by the dialect that built it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import attrs
 
 from runner.domain.sampling import SamplingParams
+
+TEMPLATE_OPTIONS: Mapping[str, type[str] | type[bool]] = MappingProxyType(
+    {
+        "enable_thinking": bool,  # Qwen 3, SmolLM 3, Hunyuan
+        "thinking": bool,  # DeepSeek 3.1, Granite
+        "preserve_thinking": bool,  # Qwen 3.5
+        "clear_thinking": bool,  # GLM 4.7
+        "reasoning_effort": str,  # gpt-oss, Mistral
+        "model_identity": str,  # gpt-oss
+        "date_string": str,  # Llama 3
+    }
+)
+"""What a request may hand to a chat template, and of which type (THREATS G08): names that real templates read,
+none of them a name that the renderer sets itself."""
+
+TEMPLATE_OPTION_CHARACTERS_MAX = 1024
+"""Longest text of one option."""
 
 
 @attrs.frozen(kw_only=True)
@@ -23,7 +41,7 @@ class ChatMessage:
 
 @attrs.frozen(kw_only=True)
 class ChatPrompt:
-    """Messages for the model's chat template. `template_options` are scalars from the allowlist of G08."""
+    """Messages for the model's chat template. `template_options` are scalars named in `TEMPLATE_OPTIONS`."""
 
     messages: tuple[ChatMessage, ...]
     template_options: Mapping[str, str | int | float | bool] = attrs.field(factory=dict)

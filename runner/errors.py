@@ -6,11 +6,14 @@
     │   ├── UnsupportedParameter     400  known fields that would change the result and are not implemented
     │   ├── InvalidReference         400  a model name or digest outside the grammar
     │   ├── InvalidModelFile         400  a GGUF (or other part) that must not reach the engine
+    │   ├── InvalidManifest          400  a manifest, config or index outside the format or its limits
+    │   ├── ContentMismatch          400  bytes that are not what their digest or length announced
     │   ├── TemplateFailed           400  the chat template could not render this request
     │   ├── ContextLengthExceeded    400  the prompt does not fit, with both numbers
     │   └── TooLarge                 413  a body or upload beyond its limit
     ├── NotFound
-    │   └── ModelNotFound            404
+    │   ├── ModelNotFound            404
+    │   └── BlobNotFound             404  a package names content that was never uploaded
     ├── Conflict
     │   ├── AmbiguousModel           409  a short id with several candidates
     │   └── ModelInUse               409  removal of what is loaded or loading
@@ -24,6 +27,7 @@
     ├── WorkerCrashed                502  with model, signal or exit code, request
     ├── ReaderTooSlow                500  a client left too much undelivered; seen only in mid-stream
     ├── ProtocolFault                500  bytes on the worker channel outside the schema
+    ├── EngineFailed                 500  the engine could not go on with this request; others are untouched
     ├── StoreError                   500  the disk side failed
     │   ├── DiskFull                 507
     │   └── StoreDamaged             500  what is on disk is not what its name says
@@ -93,6 +97,18 @@ class InvalidModelFile(BadInput):
     code = "invalid_model_file"
 
 
+class InvalidManifest(BadInput):
+    """A manifest, config or index document outside its format or limits; also one that was already on disk."""
+
+    code = "invalid_manifest"
+
+
+class ContentMismatch(BadInput):
+    """Content whose bytes or length differ from what was announced; nothing of it became visible."""
+
+    code = "content_mismatch"
+
+
 class TemplateFailed(BadInput):
     """The model's chat template refused or could not render the request."""
 
@@ -129,6 +145,16 @@ class ModelNotFound(NotFound):
     def __init__(self, name: str) -> None:
         super().__init__(f"model {name!r} is not in the store")
         self.name = name
+
+
+class BlobNotFound(NotFound):
+    """Content that a package or manifest names and the store does not have."""
+
+    code = "blob_not_found"
+
+    def __init__(self, digest: str) -> None:
+        super().__init__(f"the store has no content {digest}; upload it first")
+        self.digest = digest
 
 
 class Conflict(RunnerError):
@@ -237,6 +263,12 @@ class ProtocolFault(RunnerError):
         super().__init__(f"protocol fault: {reason}")
         self.reason = reason
         self.preceding = preceding
+
+
+class EngineFailed(RunnerError):
+    """A forward pass or its result was unusable for one request, in a worker that lives on."""
+
+    code = "engine_failed"
 
 
 class StoreError(RunnerError):

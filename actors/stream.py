@@ -1,7 +1,8 @@
 """The events of one generation, from the keeper that reads them to the one task that forwards them.
 
-Owns the bound on what may wait for a slow reader. The keeper delivers once per engine step and never waits; the
-reader wakes once per delivery and takes everything. Imports the domain's values. Read on in `actors/worker.py`.
+Owns the bound on what may wait for a slow reader. The keeper delivers once per engine step and never waits;
+the reader wakes once per delivery and takes everything. Imports the domain's values. Read on in
+`actors/worker.py`.
 """
 
 from __future__ import annotations

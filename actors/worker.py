@@ -5,32 +5,66 @@ when the process is gone. What it has to tell arrives through `report`, in this 
 
     WorkerLoadProgress*, (WorkerReady | WorkerLoadFailed), WorkerEnded
 
-`WorkerEnded` comes last and exactly once, also on cancellation and when nothing could be started; before it the
-worker's memory counts as used. Tokens pass through here and nowhere else in the daemon: one task reads frames and
-hands each generation its events, once per engine step.
+`WorkerEnded` comes last and exactly once, also on cancellation and when nothing could be started; before it
+the worker's memory counts as used. Tokens pass through here and nowhere else in the daemon: one task reads
+frames and hands each generation its events, once per engine step.
 
-Imports the wire, the domain and `actors/process.py`. Read on in `actors/stream.py`.
+Imports the wire, the domain and `actors/process.py`. What a lease holds of a worker is in
+`actors/worker_handle.py`, one generation's events in `actors/stream.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import enum
+import re
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Final
 
 import attrs
+import trio
 
+from actors.output import clean_text
+from actors.process import Command, ExitStatus, StopTimes, WorkerProcess, worker_command
 from actors.stream import GenerationStream as GenerationStream
+from actors.worker_handle import Outbox
+from actors.worker_handle import WorkerCounters as WorkerCounters
+from actors.worker_handle import WorkerHandle as WorkerHandle
 from runner.domain.engine import EngineOptions
-from runner.domain.events import GenerationEvent
-from runner.domain.generation import GenerationRequest
 from runner.domain.model import Model, ModelFiles
-from runner.errors import RunnerError, Unavailable
-from runner.wire.codec import encode
-from runner.wire.messages import Cancel, Generate, Loaded, Step
+from runner.errors import (
+    InvalidModelFile,
+    LoadingFailed,
+    LoadTimeout,
+    ProtocolFault,
+    RunnerError,
+    TemplateFailed,
+    TooLarge,
+    Unavailable,
+    WorkerCrashed,
+)
+from runner.wire.codec import FromWorkerDecoder, encode
+from runner.wire.messages import (
+    PROTOCOL_VERSION,
+    FromWorker,
+    Hello,
+    Loaded,
+    LoadFailed,
+    LoadModel,
+    LoadProgress,
+    Shutdown,
+    Step,
+)
+
+_READ_BYTES: Final = 65_536
 
 
 @attrs.frozen(kw_only=True)
 class WorkerSpec:
-    """What one worker is to load. `engine` is `llama` or `scripted`; `files` must stay leased while it lives."""
+    """What one worker is to load, with which sizes. `engine` is `llama` or `scripted`.
+
+    `files` must stay leased until `WorkerEnded`.
+    """
 
     model: Model
     files: ModelFiles
@@ -42,10 +76,11 @@ class WorkerSpec:
 class DeathReport:
     """How a worker ended.
 
-    `cause` is a phrase for people and safe to send to clients: `signal SIGSEGV`, `exit code 3`,
-    `protocol fault: …`, `no progress for 300 s`, `stopped`. At most one of `exit_code` and `signal` (`SIGKILL`)
-    is set, none when the process never started. `stderr_tail` is cleaned text of at most 64 KiB, for logs only.
-    `request_ids` are the generations that were running. `was_requested`: the keeper was asked to stop.
+    `cause` is a phrase for people and safe to send to clients: `signal SIGSEGV`, `exit code 3`, `protocol
+    fault: …`, `no progress for 300 s`, `stopped`. At most one of `exit_code` and `signal` (`SIGKILL`) is
+    set, none when the process never started. `stderr_tail` is cleaned text of at most 64 KiB, for logs
+    only. `request_ids` are the generations that were running. `was_requested`: the keeper was asked to
+    stop.
     """
 
     model: str
@@ -75,7 +110,7 @@ class WorkerReady:
 
 @attrs.frozen
 class WorkerLoadFailed:
-    """`error` is `LoadingFailed`, `LoadTimeout`, `InvalidModelFile` or `TemplateFailed`. Not told on a stop."""
+    """`LoadingFailed`, `LoadTimeout`, `InvalidModelFile` or `TemplateFailed`. Not told when asked to stop."""
 
     error: RunnerError
 
@@ -90,113 +125,333 @@ class WorkerEnded:
 KeeperEvent = WorkerLoadProgress | WorkerReady | WorkerLoadFailed | WorkerEnded
 
 Launcher = Callable[[WorkerSpec, Callable[[KeeperEvent], None]], Awaitable[None]]
-"""What the scheduler is given to start workers with: `functools.partial(run_keeper, settings=…)`, or a fake."""
+"""What the scheduler starts workers with: `functools.partial(run_keeper, settings=…)`, or a fake."""
 
 
 @attrs.frozen(kw_only=True)
-class WorkerCounters:
-    """What a worker last said of itself. `prefill_tokens` and `decode_tokens` count since it was loaded.
+class KeeperSettings:
+    """Deadlines and limits of one keeper.
 
-    `resident_bytes` is asked of the system at the moment of the call, 0 when unknown.
+    `hello_timeout_s` runs from the start, `load_timeout_s` from the handshake. `stall_timeout_s` is how
+    long a worker with open streams may go without counted work. `outbox_limit_bytes` bounds the requests
+    that wait for the worker to read them. Working directories are made below `directory` (None: the
+    system's temporary one).
     """
 
-    pid: int
-    resident_bytes: int
-    step_index: int
-    prefill_tokens: int
-    decode_tokens: int
-    running_sequences: int
-    waiting_sequences: int
-    cells_used: int
-    open_streams: int
+    hello_timeout_s: float = 30.0
+    load_timeout_s: float = 300.0
+    stall_timeout_s: float = 300.0
+    stop: StopTimes = attrs.field(factory=StopTimes)
+    outbox_limit_bytes: int = 64 * 1024 * 1024
+    directory: Path | None = None
 
 
-class WorkerHandle:
-    """A loaded worker, as leases hold it. Stays usable after the worker's death: it then refuses."""
+async def run_keeper(
+    spec: WorkerSpec,
+    report: Callable[[KeeperEvent], None],
+    *,
+    settings: KeeperSettings = KeeperSettings(),
+    command: Command = worker_command,
+) -> None:
+    """Start a worker, load the model, serve until it ends; returns when nothing of it is left.
 
+    Cancel it to stop the worker: that takes the ladder of THREATS L08, 14 s at most. `report` is called from
+    this task and must not block. Whatever the worker does becomes an event; only faults of ours are raised.
+    """
+    try:
+        keeper = _Keeper(spec, report, settings, command)
+    except (OSError, TooLarge) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        _report_no_start(spec, report, f"could not be started: {reason}")
+        await trio.lowlevel.checkpoint()
+    else:
+        await keeper.run()
+
+
+class _Phase(enum.Enum):
+    STARTING = "starting"
+    LOADING = "loading"
+    READY = "ready"
+
+
+@attrs.frozen(kw_only=True)
+class _Ending:
+    """Why serving ended. `cause` None: the exit status will tell. `is_polite`: ask first, before SIGKILL."""
+
+    cause: str | None = None
+    load_error: RunnerError | None = None
+    is_polite: bool = False
+    was_requested: bool = False
+
+
+class _Keeper:
     def __init__(
         self,
-        *,
-        model: str,
-        loaded: Loaded,
-        pid: int,
-        send: Callable[[bytes], None],
-        resident_bytes: Callable[[], int],
+        spec: WorkerSpec,
+        report: Callable[[KeeperEvent], None],
+        settings: KeeperSettings,
+        command: Command,
     ) -> None:
-        """`send` queues frames for the worker and raises `Unavailable` when too much is waiting already."""
-        self.model = model
-        self.loaded = loaded
-        self.pid = pid
-        self._send = send
-        self._resident_bytes = resident_bytes
-        self._streams: dict[str, GenerationStream] = {}
-        self._last_step = Step(
-            step_index=0, prefill_tokens=0, decode_tokens=0, running=0, waiting=0, cells_used=0
+        self._spec = spec
+        self._model = spec.model.name
+        self._report = report
+        self._settings = settings
+        self._load_frames = encode(_load_message(spec))
+        self._outbox = Outbox(settings.outbox_limit_bytes)
+        self._decoder = FromWorkerDecoder()
+        self._phase = _Phase.STARTING
+        self._progress = -1.0
+        self._loaded: Loaded | None = None
+        self._handle: WorkerHandle | None = None
+        self._ending: _Ending | None = None
+        self._is_writing = False
+        self._reading = trio.CancelScope()
+        self._process = WorkerProcess.start(command, directory=settings.directory)
+
+    async def run(self) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._process.supervise)
+            ending = _Ending(cause="the daemon failed")
+            try:
+                ending = await self._serve()
+            except trio.Cancelled:
+                ending = _Ending(cause="stopped", is_polite=True, was_requested=True)
+                raise
+            finally:
+                with trio.CancelScope(shield=True):
+                    await self._end(ending)
+
+    async def _serve(self) -> _Ending:
+        self._reading.deadline = trio.current_time() + self._settings.hello_timeout_s
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._write)
+            nursery.start_soon(self._watch_exit)
+            nursery.start_soon(self._watch_progress)
+            ending = await self._read()
+            nursery.cancel_scope.cancel()
+        return ending
+
+    async def _read(self) -> _Ending:
+        """Frames in, events out, until there is a reason to end."""
+        with self._reading:
+            while self._ending is None:
+                data = await self._receive()
+                if not data:
+                    return _Ending()
+                try:
+                    self._take(self._decoder.feed(data))
+                except ProtocolFault as fault:
+                    return _Ending(cause=str(fault))
+        return self._ending or self._overdue()
+
+    async def _receive(self) -> bytes:
+        """b"" at the end of the channel; a crash breaks it now and then instead of ending it."""
+        try:
+            return bytes(await self._process.channel.receive_some(_READ_BYTES))
+        except trio.BrokenResourceError:
+            return b""
+
+    def _take(self, messages: Iterable[FromWorker]) -> None:
+        for message in messages:
+            if self._ending is None:
+                self._handle_message(message)
+
+    def _handle_message(self, message: FromWorker) -> None:
+        """1. Hello, once.  2. LoadProgress, until Loaded or LoadFailed.  3. Step, from Loaded on."""
+        match self._phase, message:
+            case _Phase.STARTING, Hello():
+                self._start_loading(message)
+            case _Phase.LOADING, LoadProgress():
+                self._tell_progress(message.fraction)
+            case _Phase.LOADING, Loaded():
+                self._become_ready(message)
+            case _Phase.LOADING, LoadFailed():
+                error = _load_error(message, self._spec)
+                self._ending = _Ending(cause="loading failed", load_error=error, is_polite=True)
+            case _Phase.READY, Step():
+                assert self._handle is not None
+                self._handle.deliver(message)
+            case _:
+                raise ProtocolFault(f"{type(message).__name__} from a worker that is {self._phase.value}")
+
+    def _start_loading(self, hello: Hello) -> None:
+        if hello.protocol_version != PROTOCOL_VERSION:
+            raise ProtocolFault(f"version {hello.protocol_version} where {PROTOCOL_VERSION} is spoken")
+        self._phase = _Phase.LOADING
+        self._reading.deadline = trio.current_time() + self._settings.load_timeout_s
+        self._outbox.put(self._load_frames)
+
+    def _tell_progress(self, fraction: float) -> None:
+        if fraction >= self._progress + 0.01:
+            self._progress = fraction
+            self._report(WorkerLoadProgress(fraction))
+
+    def _become_ready(self, loaded: Loaded) -> None:
+        self._phase = _Phase.READY
+        self._reading.deadline = float("inf")
+        self._loaded = loaded
+        self._handle = WorkerHandle(
+            model=self._model,
+            loaded=loaded,
+            pid=self._process.pid,
+            outbox=self._outbox,
+            resident_bytes=self._process.resident_bytes,
         )
-        self._prefill_tokens = 0
-        self._decode_tokens = 0
-        self._error: RunnerError | None = None
+        self._report(WorkerReady(self._handle, loaded))
 
-    def open_stream(self, request: GenerationRequest) -> GenerationStream:
-        """Send the request; its events come through the stream, which the caller closes.
+    def _overdue(self) -> _Ending:
+        if self._phase is _Phase.STARTING:
+            limit_s = self._settings.hello_timeout_s
+            error = LoadTimeout(f"the worker of {self._model} did not start within {limit_s:g} s")
+            return _Ending(cause=f"not started within {limit_s:g} s", load_error=error)
+        limit_s = self._settings.load_timeout_s
+        error = LoadTimeout(f"{self._model} did not load within {limit_s:g} s")
+        return _Ending(cause=f"not loaded within {limit_s:g} s", load_error=error)
 
-        Raises `Unavailable` when the worker is gone or reads nothing any more, `TooLarge` beyond 32 MiB.
-        """
-        if self._error is not None:
-            raise Unavailable(f"the worker of {self.model} has ended")
-        if request.request_id in self._streams:
-            raise ValueError(f"request {request.request_id} is open already")
-        self._send(encode(Generate(request)))
-        stream = GenerationStream(request.request_id, self._cancel)
-        self._streams[request.request_id] = stream
-        return stream
+    async def _write(self) -> None:
+        try:
+            while True:
+                frames = await self._outbox.take()
+                self._is_writing = True
+                await self._process.channel.send_all(frames)
+                self._is_writing = False
+        except trio.BrokenResourceError:
+            pass  # the worker is gone, which the reading side is about to see
 
-    def status(self) -> WorkerCounters:
-        step = self._last_step
-        return WorkerCounters(
-            pid=self.pid,
-            resident_bytes=0 if self._error is not None else self._resident_bytes(),
-            step_index=step.step_index,
-            prefill_tokens=self._prefill_tokens,
-            decode_tokens=self._decode_tokens,
-            running_sequences=step.running,
-            waiting_sequences=step.waiting,
-            cells_used=step.cells_used,
-            open_streams=len(self._streams),
+    async def _watch_exit(self) -> None:
+        """The end of the channel tells it sooner, unless a descendant of the worker holds it open."""
+        await self._process.exited.wait()
+        await trio.sleep(1)
+        self._interrupt(_Ending())
+
+    async def _watch_progress(self) -> None:
+        limit_s = self._settings.stall_timeout_s
+        while True:
+            stalled_s = self._handle.stalled_s if self._handle else 0.0
+            if stalled_s >= limit_s:
+                break
+            await trio.sleep(limit_s - stalled_s)
+        self._interrupt(_Ending(cause=f"no progress for {limit_s:g} s"))
+
+    def _interrupt(self, ending: _Ending) -> None:
+        self._ending = self._ending or ending
+        self._reading.cancel()
+
+    async def _end(self, ending: _Ending) -> None:
+        """Tell those who wait, as soon as the cause is known, and see the process off."""
+        request_ids: tuple[str, ...] = ()
+        try:
+            if ending.cause is None:
+                ending = await self._await_exit(ending)
+            if self._handle is not None:
+                request_ids = self._handle.open_request_ids
+            self._tell(ending)
+        finally:
+            await self._process.stop(self._ask if ending.is_polite else None, self._settings.stop)
+            self._report(WorkerEnded(self._death_report(ending, request_ids)))
+
+    async def _await_exit(self, ending: _Ending) -> _Ending:
+        """The channel ended: 1. so does the process, and says why.  2. It lives on: that is a fault."""
+        with trio.move_on_after(self._settings.stop.polite_s):
+            await self._process.exited.wait()
+        if self._process.status is None:
+            return attrs.evolve(ending, cause="protocol fault: it closed its channel")
+        return attrs.evolve(ending, cause=describe_exit(self._process.status, self._process.output.text()))
+
+    def _tell(self, ending: _Ending) -> None:
+        cause = ending.cause or "unknown"
+        if self._handle is not None:
+            crashed = WorkerCrashed(model=self._model, cause=cause)
+            stopped = Unavailable(f"{self._model} was stopped")
+            self._handle.fail(stopped if ending.was_requested else crashed)
+        elif not ending.was_requested:
+            died = LoadingFailed(f"the worker of {self._model} ended before it was ready ({cause})")
+            self._report(WorkerLoadFailed(ending.load_error or died))
+
+    async def _ask(self) -> None:
+        """`Shutdown`, then read on, so that a worker in the middle of a send can come to read it."""
+        channel = self._process.channel
+        try:
+            if self._is_writing:  # half a frame is out: all that is left to say is the end
+                await channel.send_eof()
+            else:
+                await channel.send_all(encode(Shutdown()))
+            while await channel.receive_some(_READ_BYTES):
+                pass
+        except trio.BrokenResourceError:
+            pass
+
+    def _death_report(self, ending: _Ending, request_ids: tuple[str, ...]) -> DeathReport:
+        status = self._process.status
+        return DeathReport(
+            model=self._model,
+            model_id=str(self._spec.model.id),
+            engine_version=self._loaded.engine_version if self._loaded else None,
+            pid=self._process.pid,
+            cause=(ending.cause or "unknown") + ("" if status else "; the process could not be ended"),
+            exit_code=status.exit_code if status else None,
+            signal=status.signal if status else None,
+            stderr_tail=self._process.output.text(),
+            request_ids=request_ids,
+            was_requested=ending.was_requested,
         )
 
-    @property
-    def open_request_ids(self) -> tuple[str, ...]:
-        return tuple(self._streams)
 
-    # ---- the keeper's side
+def describe_exit(status: ExitStatus, stderr_tail: str) -> str:
+    """One phrase for how a process ended by itself (THREATS L02); of its output only a class name is used.
 
-    def deliver(self, step: Step) -> None:
-        """Hand each generation its events of one step. Ids that nobody reads any more are passed over."""
-        self._last_step = step
-        self._prefill_tokens += step.prefill_tokens
-        self._decode_tokens += step.decode_tokens
-        batches: dict[str, list[GenerationEvent]] = {}
-        for request_id, event in step.events:
-            batches.setdefault(request_id, []).append(event)
-        for request_id, events in batches.items():
-            stream = self._streams.get(request_id)
-            if stream is not None:
-                stream.deliver(events)
-                if stream.has_ended:
-                    self._streams.pop(request_id, None)
+    1. SIGKILL that was not ours: most likely the kernel's answer to a lack of memory.  2. Another signal.
+    3. Exit code after a traceback: a Python exception.  4. Another exit code.
+    """
+    if status.signal == "SIGKILL":
+        return "signal SIGKILL, out of memory?"
+    if status.signal is not None:
+        return f"signal {status.signal}"
+    raised = _RAISED.findall(stderr_tail)
+    if status.exit_code and raised:
+        return f"exit code {status.exit_code}, Python exception {raised[-1]}"
+    return f"exit code {status.exit_code}"
 
-    def fail(self, error: RunnerError) -> None:
-        """The worker is going or gone: refuse new requests, and end every stream with `error`."""
-        self._error = error
-        streams, self._streams = self._streams, {}
-        for stream in streams.values():
-            stream.fail(error)
 
-    def _cancel(self, request_id: str) -> None:
-        if self._streams.pop(request_id, None) is not None and self._error is None:
-            self._send(encode(Cancel(request_id)))
+_RAISED: Final = re.compile(
+    r"^Traceback \(most recent call last\):\n(?:[ \t].*\n|\n)+([A-Za-z_][\w.]{0,80})(?::|$)", re.MULTILINE
+)
 
-    def __repr__(self) -> str:
-        state = "ended" if self._error is not None else f"{len(self._streams)} streams open"
-        return f"<WorkerHandle {self.model}, pid {self.pid}, {state}>"
+_LOAD_ERRORS: Final[Mapping[str, Callable[[str], RunnerError]]] = {
+    InvalidModelFile.code: InvalidModelFile,
+    TemplateFailed.code: TemplateFailed,
+}
+
+
+def _load_error(message: LoadFailed, spec: WorkerSpec) -> RunnerError:
+    """As the error of ours that its code names; clients see it, so it says nothing of where our files lie."""
+    text = clean_text(message.message)
+    for path in spec.files.weights:
+        text = text.replace(str(path), "the model file")
+    return _LOAD_ERRORS.get(message.code, LoadingFailed)(text)
+
+
+def _load_message(spec: WorkerSpec) -> LoadModel:
+    return LoadModel(
+        engine=spec.engine,
+        weights_path=str(spec.files.weights[0]),
+        options=spec.options,
+        chat_template=spec.files.chat_template,
+    )
+
+
+def _report_no_start(spec: WorkerSpec, report: Callable[[KeeperEvent], None], cause: str) -> None:
+    report(WorkerLoadFailed(LoadingFailed(f"the worker of {spec.model.name} {cause}")))
+    death = DeathReport(
+        model=spec.model.name,
+        model_id=str(spec.model.id),
+        engine_version=None,
+        pid=None,
+        cause=cause,
+        exit_code=None,
+        signal=None,
+        stderr_tail="",
+        request_ids=(),
+        was_requested=False,
+    )
+    report(WorkerEnded(death))

@@ -1,0 +1,172 @@
+"""A loaded worker as leases hold it: generations opened, its counters, and the frames that wait for it.
+
+The keeper makes a handle when the worker is ready and fails it when the worker goes. Imports the wire and the
+domain. Read on in `actors/worker.py`, the keeper, and `actors/stream.py`, the events of one generation.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+import attrs
+import trio
+
+from actors.stream import GenerationStream
+from runner.domain.events import GenerationEvent
+from runner.domain.generation import GenerationRequest
+from runner.errors import RunnerError, Unavailable
+from runner.wire.codec import encode
+from runner.wire.messages import Cancel, Generate, Loaded, Step
+
+
+@attrs.frozen(kw_only=True)
+class WorkerCounters:
+    """What a worker last said of itself. `prefill_tokens` and `decode_tokens` count since it was loaded.
+
+    `resident_bytes` is asked of the system at the moment of the call, 0 when unknown.
+    """
+
+    pid: int
+    resident_bytes: int
+    step_index: int
+    prefill_tokens: int
+    decode_tokens: int
+    running_sequences: int
+    waiting_sequences: int
+    cells_used: int
+    open_streams: int
+
+
+class Outbox:
+    """Frames that wait for the worker to read them."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._size_bytes = 0
+        self._frames: deque[bytes] = deque()
+        self._filled = trio.Event()
+
+    def put_request(self, frames: bytes) -> None:
+        """Raises `Unavailable` when too much is waiting: the worker does not read."""
+        if self._size_bytes + len(frames) > self._limit_bytes:
+            raise Unavailable("the worker is not reading its requests")
+        self.put(frames)
+
+    def put(self, frames: bytes) -> None:
+        """For what is small and bounded otherwise: one cancel per request."""
+        self._frames.append(frames)
+        self._size_bytes += len(frames)
+        self._filled.set()
+
+    async def take(self) -> bytes:
+        """The oldest frames, once there are some; for one task."""
+        while not self._frames:
+            self._filled = trio.Event()
+            await self._filled.wait()
+        frames = self._frames.popleft()
+        self._size_bytes -= len(frames)
+        return frames
+
+    def __repr__(self) -> str:
+        return f"<Outbox {len(self._frames)} waiting, {self._size_bytes} bytes>"
+
+
+class WorkerHandle:
+    """A loaded worker, as leases hold it. Stays usable after the worker's death: it then refuses."""
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        loaded: Loaded,
+        pid: int,
+        outbox: Outbox,
+        resident_bytes: Callable[[], int],
+    ) -> None:
+        self.model = model
+        self.loaded = loaded
+        self.pid = pid
+        self._outbox = outbox
+        self._resident_bytes = resident_bytes
+        self._streams: dict[str, GenerationStream] = {}
+        self._last_step = Step(
+            step_index=0, prefill_tokens=0, decode_tokens=0, running=0, waiting=0, cells_used=0
+        )
+        self._prefill_tokens = 0
+        self._decode_tokens = 0
+        self._progress_at_s = trio.current_time()
+        self._error: RunnerError | None = None
+
+    def open_stream(self, request: GenerationRequest) -> GenerationStream:
+        """Send the request; its events come through the stream, which the caller closes.
+
+        Raises `Unavailable` when the worker is gone or reads nothing any more, `TooLarge` beyond 32 MiB.
+        """
+        if self._error is not None:
+            raise Unavailable(f"the worker of {self.model} has ended")
+        if request.request_id in self._streams:
+            raise ValueError(f"request {request.request_id} is open already")
+        self._outbox.put_request(encode(Generate(request)))
+        if not self._streams:
+            self._progress_at_s = trio.current_time()
+        stream = GenerationStream(request.request_id, self._cancel)
+        self._streams[request.request_id] = stream
+        return stream
+
+    def status(self) -> WorkerCounters:
+        step = self._last_step
+        return WorkerCounters(
+            pid=self.pid,
+            resident_bytes=0 if self._error is not None else self._resident_bytes(),
+            step_index=step.step_index,
+            prefill_tokens=self._prefill_tokens,
+            decode_tokens=self._decode_tokens,
+            running_sequences=step.running,
+            waiting_sequences=step.waiting,
+            cells_used=step.cells_used,
+            open_streams=len(self._streams),
+        )
+
+    # ---- the keeper's side
+
+    @property
+    def open_request_ids(self) -> tuple[str, ...]:
+        return tuple(self._streams)
+
+    @property
+    def stalled_s(self) -> float:
+        """Seconds that somebody has waited without counted work; 0 when nobody waits."""
+        return trio.current_time() - self._progress_at_s if self._streams else 0.0
+
+    def deliver(self, step: Step) -> None:
+        """Hand each generation its events of one step. Ids that nobody reads any more are passed over."""
+        self._last_step = step
+        self._prefill_tokens += step.prefill_tokens
+        self._decode_tokens += step.decode_tokens
+        if step.prefill_tokens or step.decode_tokens or step.events:
+            self._progress_at_s = trio.current_time()
+        batches: dict[str, list[GenerationEvent]] = {}
+        for request_id, event in step.events:
+            batches.setdefault(request_id, []).append(event)
+        for request_id, events in batches.items():
+            stream = self._streams.get(request_id)
+            if stream is not None:
+                stream.deliver(events)
+                if stream.has_ended:
+                    self._streams.pop(request_id, None)
+
+    def fail(self, error: RunnerError) -> None:
+        """The worker is going or gone: refuse new requests, and end every stream with `error`."""
+        self._error = error
+        streams, self._streams = self._streams, {}
+        for stream in streams.values():
+            stream.fail(error)
+
+    def _cancel(self, request_id: str) -> None:
+        if self._streams.pop(request_id, None) is not None and self._error is None:
+            self._outbox.put(encode(Cancel(request_id)))
+
+    def __repr__(self) -> str:
+        state = "ended" if self._error is not None else f"{len(self._streams)} streams open"
+        return f"<WorkerHandle {self.model}, pid {self.pid}, {state}>"

@@ -1,0 +1,117 @@
+"""What to do: everything the scheduler's core asks of its shell, and the answers it gives. Values only.
+
+Every outcome of an effect comes back as an event. Read on in `events.py` and `core.py`.
+"""
+
+from __future__ import annotations
+
+import attrs
+
+from runner.domain.status import UnloadReport
+from runner.oci.digest import Digest
+from runner.scheduling.events import Failure
+
+# work
+
+
+@attrs.frozen
+class SizeModel:
+    """Pin the model's files and find its footprint: ends in ModelSized, SizingFailed or DropLoad."""
+
+    load_id: int
+    model_id: Digest
+
+
+@attrs.frozen
+class StartWorker:
+    """Start a worker for a sized load, whose bytes are reserved. Ends in WorkerEnded, whatever happens."""
+
+    load_id: int
+
+
+@attrs.frozen
+class StopWorker:
+    """End the worker of this load, or its start; harmless when it is ending already."""
+
+    load_id: int
+
+
+@attrs.frozen
+class DropLoad:
+    """Forget a load that never got a worker, and let its files go."""
+
+    load_id: int
+
+
+@attrs.frozen
+class ArmTimer:
+    """Send Ticked at this time, and not at the time armed before; None: not at all."""
+
+    at_s: float | None
+
+
+# answers; exactly one for every ticket, none after its caller left
+
+
+@attrs.frozen
+class GrantLease:
+    ticket: int
+    load_id: int
+
+
+@attrs.frozen
+class ConfirmPreload:
+    ticket: int
+    load_id: int
+
+
+@attrs.frozen
+class ReportUnloaded:
+    ticket: int
+    report: UnloadReport
+
+
+@attrs.frozen
+class ReportDrained:
+    ticket: int
+
+
+@attrs.frozen
+class Refuse:
+    ticket: int
+    refusal: Refusal
+
+
+@attrs.frozen(kw_only=True)
+class LineFull:
+    """`waiting` callers stand in line for the model already."""
+
+    model: str
+    waiting: int
+    retry_after_s: float
+
+
+@attrs.frozen(kw_only=True)
+class NoRoom:
+    """Bytes. `free_bytes` is what there would be after every permitted eviction, `in_use_bytes` the rest."""
+
+    model: str
+    needed_bytes: int
+    free_bytes: int
+    in_use_bytes: int
+
+
+@attrs.frozen(kw_only=True)
+class CannotLoad:
+    model: str
+    failure: Failure
+
+
+@attrs.frozen
+class NoNewWork:
+    """The daemon is draining."""
+
+
+Refusal = LineFull | NoRoom | CannotLoad | NoNewWork
+Answer = GrantLease | ConfirmPreload | ReportUnloaded | ReportDrained | Refuse
+Effect = SizeModel | StartWorker | StopWorker | DropLoad | ArmTimer | Answer

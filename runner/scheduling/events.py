@@ -1,0 +1,147 @@
+"""What happened: everything that can make the scheduler's core do something. Values only.
+
+Tickets are numbers that callers were given when they asked, never used twice. A `load_id` numbers one attempt
+to have a model in memory, from sizing to the end of its process; the core invents it. Read on in `core.py`.
+"""
+
+from __future__ import annotations
+
+import attrs
+
+from runner.oci.digest import Digest
+
+
+@attrs.frozen
+class Failure:
+    """Why something failed: a code of `runner.errors` and a sentence for people."""
+
+    code: str
+    message: str
+
+
+# from callers
+
+
+@attrs.frozen(kw_only=True)
+class LeaseRequested:
+    """Somebody wants to use a model. `keep_alive_s` None keeps what is set; 0 unloads after the last lease;
+    infinite never idles out."""
+
+    ticket: int
+    model_id: Digest
+    name: str
+    keep_alive_s: float | None = None
+
+
+@attrs.frozen(kw_only=True)
+class PreloadRequested:
+    """Somebody wants a model in memory without using it yet."""
+
+    ticket: int
+    model_id: Digest
+    name: str
+    keep_alive_s: float | None = None
+
+
+@attrs.frozen
+class LeaseReleased:
+    """Unknown tickets are ignored: the lease ended with its worker."""
+
+    ticket: int
+
+
+@attrs.frozen
+class CallerLeft:
+    """Whoever holds this ticket is gone, whether it still waits or was answered a moment ago."""
+
+    ticket: int
+
+
+@attrs.frozen
+class UnloadRequested:
+    """`model_ids` None means every model."""
+
+    ticket: int
+    model_ids: tuple[Digest, ...] | None
+
+
+@attrs.frozen
+class DrainRequested:
+    """Take no new work. Models in use may be used for `grace_s` more; then their workers stop as well."""
+
+    ticket: int
+    grace_s: float
+
+
+# from sizing
+
+
+@attrs.frozen
+class ModelSized:
+    """The files are pinned and would need this much memory."""
+
+    load_id: int
+    footprint_bytes: int
+
+
+@attrs.frozen
+class SizingFailed:
+    load_id: int
+    failure: Failure
+
+
+# from workers
+
+
+@attrs.frozen
+class WorkerReady:
+    load_id: int
+
+
+@attrs.frozen
+class WorkerLoadFailed:
+    """The worker could not load the model. Its process still has to end."""
+
+    load_id: int
+    failure: Failure
+
+
+@attrs.frozen
+class WorkerEnded:
+    """The process is gone, asked or not. `jitter` is drawn from [0, 1) by the shell."""
+
+    load_id: int
+    cause: str
+    jitter: float
+
+
+# from the machine
+
+
+@attrs.frozen
+class BudgetChanged:
+    """The bytes that models may take in all."""
+
+    budget_bytes: int
+
+
+@attrs.frozen
+class Ticked:
+    """The timer went off; early and late ones are harmless."""
+
+
+Event = (
+    LeaseRequested
+    | PreloadRequested
+    | LeaseReleased
+    | CallerLeft
+    | UnloadRequested
+    | DrainRequested
+    | ModelSized
+    | SizingFailed
+    | WorkerReady
+    | WorkerLoadFailed
+    | WorkerEnded
+    | BudgetChanged
+    | Ticked
+)

@@ -37,11 +37,15 @@ def default_model_file() -> Path:
     return path
 
 
+def _children() -> set[psutil.Process]:
+    return set(psutil.Process().children())
+
+
 def _open_descriptors() -> dict[int, str]:
     found = {}
-    for entry in os.listdir("/proc/self/fd"):
+    for entry in Path("/proc/self/fd").iterdir():
         try:
-            found[int(entry)] = os.readlink(f"/proc/self/fd/{entry}")
+            found[int(entry.name)] = str(entry.readlink())
         except OSError:  # the descriptor of this very listing
             continue
     return found
@@ -54,11 +58,12 @@ def no_leaks() -> Iterator[None]:
     trio keeps worker threads for reuse for 10 s; they are its cache, not a leak.
     """
     descriptors_before = set(_open_descriptors())
+    children_before = _children()  # a daemon that several tests share belongs to its fixture
     threads_before = {thread.ident for thread in threading.enumerate()}
     yield
     gc.collect()
-    children = psutil.Process().children(recursive=True)
-    assert not children, f"processes left behind: {children}"
+    left_children = _children() - children_before
+    assert not left_children, f"processes left behind: {left_children}"
     left_threads = [
         thread
         for thread in threading.enumerate()
@@ -71,4 +76,5 @@ def no_leaks() -> Iterator[None]:
 
 
 def _is_ours(name: str) -> bool:
-    return not name.startswith(("/dev/urandom", "/proc/", "anon_inode:[eventpoll]")) and ".hypothesis" not in name
+    shared = ("/dev/urandom", "/proc/", "anon_inode:[eventpoll]")
+    return not name.startswith(shared) and ".hypothesis" not in name

@@ -14,11 +14,11 @@ from runner.domain.sampling import SamplingParams
 
 TEMPLATE_OPTIONS: Mapping[str, type[str] | type[bool]] = MappingProxyType(
     {
-        "enable_thinking": bool,  # Qwen 3, SmolLM 3, Hunyuan
-        "thinking": bool,  # DeepSeek 3.1, Granite
-        "preserve_thinking": bool,  # Qwen 3.5
-        "clear_thinking": bool,  # GLM 4.7
-        "reasoning_effort": str,  # gpt-oss, Mistral
+        "enable_thinking": bool,  # Qwen 3, GLM
+        "thinking": bool,  # DeepSeek
+        "preserve_thinking": bool,  # Qwen 3.6
+        "clear_thinking": bool,  # GLM
+        "reasoning_effort": str,  # gpt-oss
         "model_identity": str,  # gpt-oss
         "date_string": str,  # Llama 3
     }

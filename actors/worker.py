@@ -46,7 +46,6 @@ from runner.errors import (
 from runner.wire.codec import FromWorkerDecoder, encode
 from runner.wire.messages import (
     PROTOCOL_VERSION,
-    FromWorker,
     Hello,
     Loaded,
     LoadFailed,
@@ -211,11 +210,11 @@ class _Keeper:
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._process.supervise)
-            ending = _Ending(cause="the daemon failed")
+            ending = _Ending(cause="stopped", is_polite=True, was_requested=True)
             try:
                 ending = await self._serve()
-            except trio.Cancelled:
-                ending = _Ending(cause="stopped", is_polite=True, was_requested=True)
+            except Exception:  # not Cancelled, nor a group of nothing else
+                ending = _Ending(cause="a fault of the daemon", is_polite=True)
                 raise
             finally:
                 with trio.CancelScope(shield=True):
@@ -238,10 +237,7 @@ class _Keeper:
                 data = await self._receive()
                 if not data:
                     return _Ending()
-                try:
-                    self._take(self._decoder.feed(data))
-                except ProtocolFault as fault:
-                    return _Ending(cause=str(fault))
+                self._take(data)
         return self._ending or self._overdue()
 
     async def _receive(self) -> bytes:
@@ -251,12 +247,19 @@ class _Keeper:
         except trio.BrokenResourceError:
             return b""
 
-    def _take(self, messages: Iterable[FromWorker]) -> None:
+    def _take(self, data: bytes) -> None:
+        try:
+            self._handle_all(self._decoder.feed(data))
+        except ProtocolFault as fault:
+            self._handle_all(fault.preceding)  # what came whole before it counts
+            self._ending = self._ending or _Ending(cause=str(fault))
+
+    def _handle_all(self, messages: Iterable[object]) -> None:
         for message in messages:
             if self._ending is None:
                 self._handle_message(message)
 
-    def _handle_message(self, message: FromWorker) -> None:
+    def _handle_message(self, message: object) -> None:
         """1. Hello, once.  2. LoadProgress, until Loaded or LoadFailed.  3. Step, from Loaded on."""
         match self._phase, message:
             case _Phase.STARTING, Hello():
@@ -272,11 +275,14 @@ class _Keeper:
                 assert self._handle is not None
                 self._handle.deliver(message)
             case _:
-                raise ProtocolFault(f"{type(message).__name__} from a worker that is {self._phase.value}")
+                unexpected = f"{type(message).__name__} from a worker that is {self._phase.value}"
+                self._ending = _Ending(cause=f"protocol fault: {unexpected}")
 
     def _start_loading(self, hello: Hello) -> None:
         if hello.protocol_version != PROTOCOL_VERSION:
-            raise ProtocolFault(f"version {hello.protocol_version} where {PROTOCOL_VERSION} is spoken")
+            difference = f"version {hello.protocol_version} where {PROTOCOL_VERSION} is spoken"
+            self._ending = _Ending(cause=f"protocol fault: {difference}")
+            return
         self._phase = _Phase.LOADING
         self._reading.deadline = trio.current_time() + self._settings.load_timeout_s
         self._outbox.put(self._load_frames)
@@ -414,7 +420,8 @@ def describe_exit(status: ExitStatus, stderr_tail: str) -> str:
 
 
 _RAISED: Final = re.compile(
-    r"^Traceback \(most recent call last\):\n(?:[ \t].*\n|\n)+([A-Za-z_][\w.]{0,80})(?::|$)", re.MULTILINE
+    r"^Traceback \(most recent call last\):\n(?:[ \t].*\n|\n)+([A-Za-z_][\w.]{0,80})(?::|$)",
+    re.MULTILINE | re.ASCII,
 )
 
 _LOAD_ERRORS: Final[Mapping[str, Callable[[str], RunnerError]]] = {

@@ -212,21 +212,29 @@ class Engine:
             return
 
     def _advance_one_by_one(self, chunks: list[Chunk[Sequence]], step: _Step) -> None:
-        """After a failed pass: who fails alone has failed, and nobody else has."""
-        for chunk in chunks:
-            self._forget_beyond(chunk)
-        for chunk in chunks:
-            if not chunk.sequence.is_running:
-                continue
-            if self._decode([chunk]) is DecodeResult.DONE:
-                self._collect([chunk], step)
-            else:
-                self._fail(chunk.sequence, "the engine could not compute this request", step)
+        """After a failed pass: who fails alone has failed, and nobody else has.
 
-    def _forget_beyond(self, chunk: Chunk[Sequence]) -> None:
-        """Drop what a failed pass may have left in cells; where only all can be dropped, start anew."""
-        if not self._backend.drop_cells(chunk.sequence.slot, chunk.start):
-            self._preempt([chunk.sequence])
+        First drop what the pass may have left in cells, for everybody; where only all can be dropped
+        (recurrent states), the sequence is computed anew, here and now, since it would fail with the others
+        again.
+        """
+        for chunk in chunks:
+            sequence = chunk.sequence
+            if not self._backend.drop_cells(sequence.slot, chunk.start):
+                self._backend.drop_cells(sequence.slot)
+                sequence.n_filled = 0
+        for chunk in chunks:
+            self._advance_alone(chunk, step)
+
+    def _advance_alone(self, chunk: Chunk[Sequence], step: _Step) -> None:
+        """Bring one sequence to where `chunk` would have brought it."""
+        sequence = chunk.sequence
+        while sequence.is_running and sequence.n_filled < chunk.start + chunk.count:
+            parts = plan_step([sequence], self._options.prefill_chunk)
+            if self._decode(parts) is DecodeResult.DONE:
+                self._collect(parts, step)
+            else:
+                self._fail(sequence, "the engine could not compute this request", step)
 
     def _decode(self, chunks: list[Chunk[Sequence]]) -> DecodeResult:
         batch = self._backend.batch

@@ -6,8 +6,8 @@ parameters change nothing: every choice is greedy.
 
 **Answers.** The question is the text before the last `<|answer|>`, back to the control token before it; the
 built-in chat template ends in `<|answer|>`, and `tokenize(add_special=True)` appends it to plain text. Without
-directives the answer is the question itself, then the end of the turn. When the end is forbidden (`ignore_eos`),
-and after prompts without `<|answer|>`, the text goes on with the alphabet from its last letter.
+directives the answer is the question itself, then the end of the turn. When the end is forbidden
+(`ignore_eos`), and after prompts without `<|answer|>`, the text goes on with the alphabet from its last letter.
 
 **Directives** in the question replace that. Answers of several are joined; faults happen before the answer's
 token `N` (default 0, the first) is computed:
@@ -134,7 +134,7 @@ def _read_fault(kind: str, argument: str) -> Fault:
     how, after = argument, "0"
     if match := _AFTER.fullmatch(argument):
         how, after = match.groups()
-    if (kind == "crash") != (how in _CRASHES):
+    if how not in (_CRASHES if kind == "crash" else {""}):
         raise ValueError(argument)
     return Fault(kind, how, int(after))
 

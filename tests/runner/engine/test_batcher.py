@@ -1,0 +1,196 @@
+"""The policies of a step: rows, admission, preemption, and that together they finish every load."""
+
+from __future__ import annotations
+
+import attrs
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runner.engine.batcher import Chunk, choose_victims, count_admissions, plan_step, room_of
+
+
+@attrs.define(eq=False)
+class Fake:
+    """A sequence as the policies see it; also the whole of it, for the simulation below."""
+
+    n_tokens: int
+    n_filled: int = 0
+    n_remaining: int = 0
+    arrival: int = 0
+    progress: int = 0
+
+
+def decoding(n_tokens: int, n_remaining: int = 10) -> Fake:
+    return Fake(n_tokens, n_tokens - 1, n_remaining)
+
+
+fakes = st.builds(
+    lambda n_tokens, filled, remaining: Fake(n_tokens, min(filled, n_tokens - 1), remaining),
+    st.integers(1, 200),
+    st.integers(0, 200),
+    st.integers(1, 200),
+)
+running_lists = st.lists(fakes, max_size=8)
+
+
+# rows
+
+
+@given(running_lists, st.integers(1, 100))
+def test_every_sequence_that_lacks_one_token_is_in_the_step(running: list[Fake], budget: int) -> None:
+    chunks = plan_step(running, budget)
+    singles = [fake for fake in running if fake.n_tokens - fake.n_filled == 1]
+    assert [chunk.sequence for chunk in chunks[: len(singles)]] == singles
+    assert all(chunk.count == 1 and chunk.is_last for chunk in chunks[: len(singles)])
+
+
+@given(running_lists, st.integers(1, 100))
+def test_prompts_share_the_budget_and_use_it_up(running: list[Fake], budget: int) -> None:
+    chunks = [chunk for chunk in plan_step(running, budget) if chunk.sequence.n_tokens - chunk.start > 1]
+    pending = sum(fake.n_tokens - fake.n_filled for fake in running if fake.n_tokens - fake.n_filled > 1)
+    assert sum(chunk.count for chunk in chunks) == min(budget, pending)
+
+
+@given(running_lists, st.integers(1, 100))
+def test_a_chunk_continues_its_sequence_and_is_last_exactly_at_its_end(
+    running: list[Fake], budget: int
+) -> None:
+    chunks = plan_step(running, budget)
+    assert len({id(chunk.sequence) for chunk in chunks}) == len(chunks)
+    for chunk in chunks:
+        assert chunk.count > 0
+        assert chunk.start == chunk.sequence.n_filled
+        assert chunk.is_last == (chunk.start + chunk.count == chunk.sequence.n_tokens)
+
+
+@given(st.lists(st.integers(2, 100), min_size=1, max_size=8), st.integers(1, 100))
+def test_an_older_prompt_is_complete_before_a_younger_one_begins(lengths: list[int], budget: int) -> None:
+    running = [Fake(n_tokens) for n_tokens in lengths]
+    counts = [chunk.count for chunk in plan_step(running, budget)]
+    for older, count in zip(lengths, counts[:-1], strict=False):
+        assert count == older
+    assert [chunk.sequence for chunk in plan_step(running, budget)] == running[: len(counts)]
+
+
+def test_decodes_come_first_whatever_their_age() -> None:
+    prompt, one, other = Fake(100), decoding(5), decoding(9)
+    assert plan_step([prompt, one, other], 64) == [
+        Chunk(one, 4, 1, True),
+        Chunk(other, 8, 1, True),
+        Chunk(prompt, 0, 64, False),
+    ]
+
+
+def test_nobody_runs_and_nothing_is_planned() -> None:
+    assert plan_step([], 64) == []
+
+
+# preemption
+
+
+@given(running_lists, st.integers(1, 2000))
+def test_victims_are_the_youngest_and_no_more_than_needed(running: list[Fake], n_cells: int) -> None:
+    victims = choose_victims(running, n_cells)
+    kept = running[: len(running) - len(victims)]
+    assert victims == running[len(kept) :][::-1]
+    if victims:
+        assert kept, "the oldest is never a victim"
+        assert sum(fake.n_tokens for fake in [*kept, victims[-1]]) > n_cells
+    if len(kept) > 1:
+        assert sum(fake.n_tokens for fake in kept) <= n_cells
+
+
+def test_a_pool_that_is_exactly_full_has_no_victim_and_one_token_more_has() -> None:
+    running = [decoding(6), decoding(4)]
+    assert choose_victims(running, 10) == []
+    assert choose_victims(running, 9) == running[1:]
+
+
+# admission
+
+
+def admitted(waiting: list[Fake], running: list[Fake], n_cells: int = 1000, max_sequences: int = 4) -> int:
+    return count_admissions(waiting, running, n_cells=n_cells, max_sequences=max_sequences)
+
+
+def test_no_more_than_the_most_sequences_run() -> None:
+    assert admitted([decoding(1)] * 5, []) == 4
+    assert admitted([decoding(1)] * 5, [decoding(1)] * 3) == 1
+    assert admitted([decoding(1)] * 5, [decoding(1)] * 4) == 0
+
+
+def test_the_first_is_admitted_into_an_empty_engine_whatever_its_size() -> None:
+    assert admitted([Fake(1000, 0, 0), Fake(1)], []) == 1
+
+
+def test_a_newcomer_fits_with_room_to_grow_and_with_a_cell_less_it_waits() -> None:
+    running = [decoding(400, n_remaining=1000)]  # its room: 1000 // (2 * 4) = 125
+    assert admitted([Fake(350, 0, 1000)], running) == 1
+    assert admitted([Fake(351, 0, 1000)], running) == 0
+
+
+def test_a_short_answer_needs_only_its_own_room() -> None:
+    assert room_of(Fake(10, 0, 5), 1000, 4) == 5
+    assert room_of(Fake(10, 0, 500), 1000, 4) == 125
+
+
+def test_a_small_request_does_not_overtake_a_large_one() -> None:
+    assert admitted([Fake(900, 0, 10), Fake(1, 0, 1)], [decoding(400)]) == 0
+
+
+@given(running_lists, running_lists, st.integers(1, 3000), st.integers(1, 8))
+def test_admission_never_makes_a_victim(
+    waiting: list[Fake], running: list[Fake], n_cells: int, max_sequences: int
+) -> None:
+    """Who was admitted runs, and who ran goes on, if the pool was not overfull before."""
+    if choose_victims(running, n_cells) or len(running) > max_sequences:
+        return
+    count = admitted(waiting, running, n_cells, max_sequences)
+    assert len(running) + count <= max_sequences
+    assert choose_victims([*running, *waiting[:count]], n_cells) == []
+    if waiting and not running:
+        assert count >= 1
+
+
+# together
+
+
+requests = st.lists(st.tuples(st.integers(1, 60), st.integers(1, 40), st.integers(0, 50)), max_size=12)
+
+
+@given(requests, st.integers(100, 300), st.integers(1, 5), st.integers(1, 32))
+def test_every_request_ends_in_the_order_rules_allow_and_within_a_bounded_number_of_steps(
+    load: list[tuple[int, int, int]], n_cells: int, max_sequences: int, budget: int
+) -> None:
+    """A whole engine of fakes: (prompt, answer, arrival step) of each; the context is 100 tokens."""
+    arriving = sorted(
+        (Fake(prompt, 0, answer, arrival) for prompt, answer, arrival in load), key=lambda fake: fake.arrival
+    )
+    order = {id(fake): index for index, fake in enumerate(arriving)}
+    waiting: list[Fake] = []
+    running: list[Fake] = []
+    # a preempted sequence begins again, but only while an older one advances
+    work = sum(prompt + answer for prompt, answer, _ in load)
+    for step in range(60 + work * (len(load) + 1)):
+        if not (arriving or waiting or running):
+            return
+        while arriving and arriving[0].arrival <= step:
+            waiting.append(arriving.pop(0))
+        for victim in choose_victims(running, n_cells):
+            running.remove(victim)
+            victim.n_filled = 0
+            waiting.insert(0, victim)
+        count = count_admissions(waiting, running, n_cells=n_cells, max_sequences=max_sequences)
+        running += waiting[:count]
+        del waiting[:count]
+        assert [order[id(fake)] for fake in running] == sorted(order[id(fake)] for fake in running)
+        assert not (running and waiting) or order[id(running[-1])] < order[id(waiting[0])]
+        assert sum(fake.n_tokens for fake in running) <= n_cells
+        assert bool(plan_step(running, budget)) == bool(running)
+        for chunk in plan_step(running, budget):
+            chunk.sequence.n_filled += chunk.count
+            if chunk.is_last:
+                chunk.sequence.n_tokens += 1
+                chunk.sequence.n_remaining -= 1
+        running = [fake for fake in running if fake.n_remaining > 0]
+    raise AssertionError("some request never ended")

@@ -1,0 +1,60 @@
+"""Between the control API's shapes and ours; pure.
+
+Answers carry the attributes of `runner.domain.status` under their own names; only models, whose names and
+digests are values, are written out here.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import attrs
+import orjson
+
+from runner.api.control.schema import PackageRequest
+from runner.domain.model import Model
+from runner.domain.status import ModelSummary
+from runner.store.package import PackageLayer, PackageSpec
+
+
+def package_spec(request: PackageRequest) -> PackageSpec:
+    """Not judged yet: what a package may consist of is `PackageSpec.check`'s to say."""
+    layers = tuple(
+        PackageLayer(kind=layer.kind, digest=layer.digest, filename=layer.filename)
+        for layer in request.layers
+    )
+    return PackageSpec(target=request.target, layers=layers, context_size=request.context_size)
+
+
+def model_summary(model: Model) -> ModelSummary:
+    return ModelSummary(
+        id=str(model.id),
+        name=model.name,
+        tags=tuple(str(tag) for tag in model.tags),
+        created_s=model.created_s,
+        size_bytes=model.size_bytes,
+        format=model.format,
+        architecture=model.architecture,
+        quantization=model.quantization,
+        parameters=model.parameters,
+        context_size=model.context_size,
+        trained_context_size=model.trained_context_size,
+    )
+
+
+def encode(answer: Any) -> bytes:
+    """A status value, or a tuple of them, as JSON. An infinite duration is null, which reads "never"."""
+    return orjson.dumps(_plain(answer))
+
+
+def _plain(value: Any) -> Any:
+    if attrs.has(type(value)):
+        return {field.name: _plain(getattr(value, field.name)) for field in attrs.fields(type(value))}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

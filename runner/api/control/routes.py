@@ -1,0 +1,136 @@
+"""The control API over HTTP: what `runner ctl` and dashboards ask of a daemon.
+
+Reading is GET and changes nothing (N06). Errors leave in OpenAI's envelope, as everywhere.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from quart import Blueprint, request
+from quart_trio.wrappers import TrioResponse
+
+from runner.api.bodies import parsed_body
+from runner.api.control import convert, schema
+from runner.errors import FieldFault, InvalidParameter, InvalidReference
+from runner.oci.digest import Digest
+from runner.oci.reference import ModelName
+
+if TYPE_CHECKING:
+    from runner.api.app import AppContext
+
+PREFIX: Final = "/control/v1"
+DIGEST_HEADER: Final = "X-Content-Digest"
+
+_BOOLEANS: Final = {"": True, "1": True, "true": True, "0": False, "false": False}
+
+
+def blueprint(context: AppContext) -> Blueprint:
+    """Every control route."""
+    routes = Blueprint("control", __name__, url_prefix=PREFIX)
+    _add_status_routes(routes, context)
+    _add_model_routes(routes, context)
+    _add_content_routes(routes, context)
+    _add_worker_routes(routes, context)
+    return routes
+
+
+def _add_status_routes(routes: Blueprint, context: AppContext) -> None:
+    @routes.get("/version")
+    async def version() -> TrioResponse:
+        return _answer(context.daemon.version())
+
+    @routes.get("/status")
+    async def status() -> TrioResponse:
+        return _answer(context.daemon.status())
+
+    @routes.get("/ps")
+    async def ps() -> TrioResponse:
+        return _answer(context.scheduler.snapshot())
+
+    @routes.post("/shutdown")
+    async def shutdown() -> TrioResponse:
+        await parsed_body(schema.parse_nothing)
+        context.daemon.request_shutdown()
+        return _answer({}, status=202)
+
+
+def _add_model_routes(routes: Blueprint, context: AppContext) -> None:
+    @routes.get("/models")
+    async def list_models() -> TrioResponse:
+        return _answer([convert.model_summary(model) for model in await context.store.list()])
+
+    @routes.get("/models/<path:name>")
+    async def inspect_model(name: str) -> TrioResponse:
+        return _answer(await context.store.inspect(ModelName.parse(name)))
+
+    @routes.delete("/models/<path:name>")
+    async def remove_model(name: str) -> TrioResponse:
+        force = _boolean_query("force")
+        return _answer(await context.store.remove(ModelName.parse(name), force=force))
+
+    @routes.post("/tag")
+    async def tag() -> TrioResponse:
+        asked = await parsed_body(schema.parse_tag)
+        return _answer(convert.model_summary(await context.store.tag(asked.source, asked.target)))
+
+    @routes.post("/untag")
+    async def untag() -> TrioResponse:
+        asked = await parsed_body(schema.parse_untag)
+        return _answer(convert.model_summary(await context.store.untag(asked.target)))
+
+
+def _add_content_routes(routes: Blueprint, context: AppContext) -> None:
+    @routes.post("/blobs")
+    async def upload() -> TrioResponse:
+        """The body goes to disk as it arrives; one that the disk is slow for waits in the client's socket."""
+        blob = await context.store.receive_blob(
+            request.body, size_bytes=request.content_length, digest=_announced_digest()
+        )
+        return _answer(blob, status=201)
+
+    @routes.post("/package")
+    async def package() -> TrioResponse:
+        spec = convert.package_spec(await parsed_body(schema.parse_package))
+        return _answer(convert.model_summary(await context.puller.package(spec)), status=201)
+
+
+def _add_worker_routes(routes: Blueprint, context: AppContext) -> None:
+    @routes.post("/start")
+    async def start() -> TrioResponse:
+        asked = await parsed_body(schema.parse_start)
+        model = await context.store.resolve(asked.model)
+        return _answer(await context.scheduler.start(model, keep_alive_s=asked.keep_alive))
+
+    @routes.post("/unload")
+    async def unload() -> TrioResponse:
+        asked = await parsed_body(schema.parse_unload)
+        if asked.all:
+            return _answer(await context.scheduler.unload(None))
+        models = [await context.store.resolve(name) for name in asked.models or ()]
+        return _answer(await context.scheduler.unload(tuple(model.id for model in models)))
+
+
+def _announced_digest() -> Digest | None:
+    text = request.headers.get(DIGEST_HEADER)
+    if text is None:
+        return None
+    try:
+        return Digest.parse(text)
+    except InvalidReference as error:
+        raise InvalidParameter(FieldFault(DIGEST_HEADER, error.reason)) from None
+
+
+def _boolean_query(name: str) -> bool:
+    """False when it is missing, true when it stands without a value."""
+    text = request.args.get(name)
+    if text is None:
+        return False
+    value = _BOOLEANS.get(text.lower())
+    if value is None:
+        raise InvalidParameter(FieldFault(name, "must be true or false"))
+    return value
+
+
+def _answer(value: Any, status: int = 200) -> TrioResponse:
+    return TrioResponse(convert.encode(value), status=status, content_type="application/json")

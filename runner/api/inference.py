@@ -1,0 +1,258 @@
+"""Resolve, lease, stream, release: the one path of every generation, whatever dialect asked.
+
+    name --store--> model --scheduler--> lease --worker--> stream --> events ... Finished | Failed
+
+A generation is opened until the worker has accepted it (rendered, tokenised, fits), then read to its end.
+What was taken is given back exactly once, however it ends: finished, failed, cancelled, crashed, client gone.
+A worker that dies before anything of its answer was passed on costs one more try on a fresh one (L01); there
+is no third (O09). Imports actor handles and the domain. Read on in `runner/api/generation_source.py` for
+streamed answers, in `actors/scheduler.py` and `actors/stream.py` for what is leased and read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Final
+
+import attrs
+import trio
+
+from runner.domain.events import Accepted, Failed, Finished, GenerationEvent, TextDelta
+from runner.domain.generation import GenerationRequest
+from runner.domain.model import Model
+from runner.errors import (
+    ContextLengthExceeded,
+    Draining,
+    EngineFailed,
+    FieldFault,
+    InvalidParameter,
+    QueueFull,
+    RunnerError,
+    TemplateFailed,
+    Unavailable,
+    WorkerCrashed,
+)
+from runner.oci.reference import ModelName
+
+if TYPE_CHECKING:
+    from actors.scheduler import ModelLease, SchedulerHandle
+    from actors.store import StoreHandle
+    from actors.stream import GenerationStream
+
+RUNS_MAX: Final = 2
+
+log = logging.getLogger(__name__)
+
+
+@attrs.frozen(kw_only=True)
+class Demand:
+    """What a dialect wants generated. `keep_alive_s` None leaves the daemon's default, `inf` is never."""
+
+    name: ModelName
+    request: GenerationRequest
+    keep_alive_s: float | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Completed:
+    """A whole answer. `fingerprint` changes when model or engine do."""
+
+    text: str
+    finished: Finished
+    fingerprint: str
+
+
+class Generation:
+    """One accepted generation. Close it, whatever happened; a `with` block does."""
+
+    def __init__(
+        self, stream: GenerationStream, first: list[GenerationEvent], fingerprint: str, taken: ExitStack
+    ) -> None:
+        """`first` are events that came with the acceptance; `taken` gives back stream and lease."""
+        self.fingerprint = fingerprint
+        self._stream = stream
+        self._first = first
+        self._taken = taken
+
+    async def receive(self) -> list[GenerationEvent]:
+        """Everything that is ready, at least one event; [] after the end. Raises like `GenerationStream`."""
+        if self._first:
+            events, self._first = self._first, []
+            return events
+        return await self._stream.receive()
+
+    def close(self) -> None:
+        """Cancel what still runs and give the lease back. Sync, idempotent."""
+        self._taken.close()
+
+    def __enter__(self) -> Generation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Generation of {self._stream!r}>"
+
+
+class Inference:
+    """Makes generations out of demands."""
+
+    def __init__(self, store: StoreHandle, scheduler: SchedulerHandle) -> None:
+        self._store = store
+        self._scheduler = scheduler
+
+    async def complete(self, demand: Demand) -> Completed:
+        """Generate to the end. A crash at any point may cost a second run, since nothing has been passed on.
+
+        Raises what `begin` raises, and the error that a failed generation reports.
+        """
+        runs = _Runs(demand)
+        while True:
+            with await self._begin(demand, runs) as generation:
+                try:
+                    text, finished = await _collect(generation)
+                except WorkerCrashed as error:
+                    runs.next_or_raise(error)
+                    continue
+            return Completed(text=text, finished=finished, fingerprint=generation.fingerprint)
+
+    async def begin(self, demand: Demand) -> Generation:
+        """Wait until a worker has accepted the request; the caller reads and closes the generation.
+
+        Loads the model when it must, which may take minutes. Raises ModelNotFound, AmbiguousModel, the errors
+        of `SchedulerHandle.acquire`, what the worker refused with, WorkerCrashed.
+        """
+        return await self._begin(demand, _Runs(demand))
+
+    def begin_soon(self, demand: Demand, nursery: trio.Nursery) -> Opening:
+        """Begin in a task of its own, so that the answer's head can leave before it is done."""
+        opening = Opening()
+        nursery.start_soon(opening.run, self, demand)
+        return opening
+
+    async def _begin(self, demand: Demand, runs: _Runs) -> Generation:
+        model = await self._store.resolve(demand.name)
+        while True:
+            lease = await self._scheduler.acquire(model, keep_alive_s=demand.keep_alive_s)
+            try:
+                return await _accepted(lease, runs.request, model)
+            except (WorkerCrashed, Unavailable) as error:  # the second: it ended between lease and request
+                runs.next_or_raise(error)
+
+
+class _Runs:
+    """Counts the runs that one demand may cost."""
+
+    def __init__(self, demand: Demand) -> None:
+        self._demand = demand
+        self._run_index = 0
+
+    @property
+    def request(self) -> GenerationRequest:
+        """The request of this run; ids stay unique although a worker may still report on the run before."""
+        request = self._demand.request
+        if self._run_index == 0:
+            return request
+        return attrs.evolve(request, request_id=f"{request.request_id}.{self._run_index + 1}")
+
+    def next_or_raise(self, error: RunnerError) -> None:
+        self._run_index += 1
+        if self._run_index >= RUNS_MAX:
+            raise error
+        log.warning("request %s is tried once more: %s", self._demand.request.request_id, error)
+
+
+class Opening:
+    """A generation that is being opened, by a task that outlives the route that started it."""
+
+    def __init__(self) -> None:
+        self._scope = trio.CancelScope()
+        self._done = trio.Event()
+        self._generation: Generation | None = None
+        self._error: Exception | None = None
+        self._is_closed = False
+
+    async def run(self, inference: Inference, demand: Demand) -> None:
+        """The task. Whatever goes wrong is told to who waits, never to the nursery."""
+        try:
+            with self._scope:
+                self._generation = await inference.begin(demand)
+        except Exception as error:
+            self._error = error
+        finally:
+            self._done.set()
+            if self._is_closed and self._generation is not None:
+                self._generation.close()
+
+    async def wait(self) -> Generation:
+        """The accepted generation, or the error of `Inference.begin`. May be cancelled and called again."""
+        await self._done.wait()
+        if self._error is not None:
+            raise self._error
+        if self._generation is None:
+            raise Draining  # only the end of the daemon cancels the task before it is closed
+        return self._generation
+
+    def close(self) -> None:
+        """Stop opening, or close what was opened. Sync, idempotent."""
+        self._is_closed = True
+        self._scope.cancel()
+        if self._generation is not None:
+            self._generation.close()
+
+
+async def _accepted(lease: ModelLease, request: GenerationRequest, model: Model) -> Generation:
+    """Hand the request to the leased worker and wait for its verdict. Any failure gives the lease back."""
+    with ExitStack() as taken:
+        taken.callback(lease.release)
+        stream = lease.worker.open_stream(request)
+        taken.callback(stream.close)
+        first = await stream.receive()
+        match first:
+            case [Accepted(), *events]:
+                fingerprint = fingerprint_of(model, lease.loaded.engine_version)
+                return Generation(stream, events, fingerprint, taken.pop_all())
+            case [Failed() as failed, *_]:
+                raise error_of(failed)
+        raise EngineFailed("the worker did not say whether it accepts the request")
+
+
+async def _collect(generation: Generation) -> tuple[str, Finished]:
+    texts: list[str] = []
+    while events := await generation.receive():
+        for event in events:
+            match event:
+                case TextDelta():
+                    texts.append(event.text)
+                case Finished():
+                    return "".join(texts), event
+                case Failed():
+                    raise error_of(event)
+    raise EngineFailed("the answer has no end")
+
+
+def fingerprint_of(model: Model, engine_version: str) -> str:
+    """Equal for two answers that the same engine made from the same model."""
+    digest = hashlib.blake2b(f"{model.id} {engine_version}".encode(), digest_size=5)
+    return f"fp_{digest.hexdigest()}"
+
+
+def error_of(failed: Failed) -> RunnerError:
+    """The error that a worker reported. Its text is passed on for codes whose messages we write (N21)."""
+    if failed.prompt_tokens is not None and failed.context_size is not None:
+        return ContextLengthExceeded(failed.prompt_tokens, failed.context_size)
+    match failed.code:
+        case TemplateFailed.code:
+            return TemplateFailed(failed.message)
+        case InvalidParameter.code:
+            return InvalidParameter(FieldFault("prompt", failed.message))
+        case QueueFull.code:
+            return QueueFull(failed.message)
+        case Draining.code:
+            return Draining()
+        case EngineFailed.code:
+            return EngineFailed(failed.message)
+    return EngineFailed("the generation failed for a reason that the worker's log tells")

@@ -1,0 +1,93 @@
+"""The OpenAI dialect over HTTP: models, chat completions, text completions.
+
+The same routes stand under each of `PREFIXES`. Nothing is decided here: bodies go through `schema`, shapes
+through `convert`, generations through `inference`.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Final, cast
+
+import orjson
+from quart import Blueprint, current_app
+from quart_trio import QuartTrio
+from quart_trio.wrappers import TrioResponse
+
+from runner.api.bodies import parsed_body
+from runner.api.generation_source import GenerationSource, hold_head
+from runner.api.inference import Demand, Inference
+from runner.api.openai import convert
+from runner.api.openai.convert import ReplyHead, Shape, StreamEncoder
+from runner.api.openai.schema import ChatRequest, CompletionRequest, parse_chat, parse_completion
+from runner.api.streaming import EventStream
+from runner.errors import NotFound
+from runner.oci.reference import ModelName
+
+if TYPE_CHECKING:
+    from runner.api.app import AppContext
+
+PREFIXES: Final = ("/v1", "/engines/v1", "/engines/llama.cpp/v1")
+_METHODS: Final = ["GET", "POST", "PUT", "PATCH", "DELETE"]
+
+
+def blueprint(context: AppContext) -> Blueprint:
+    """Every OpenAI route."""
+    routes = Blueprint("openai", __name__)
+    inference = Inference(context.store, context.scheduler)
+
+    async def list_models() -> TrioResponse:
+        return _json(orjson.dumps(convert.model_list(await context.store.list())))
+
+    async def show_model(name: str) -> TrioResponse:
+        model = await context.store.resolve(ModelName.parse(name))
+        return _json(orjson.dumps(convert.model_object(model)))
+
+    async def chat_completions() -> TrioResponse:
+        return await _generate(inference, convert.CHAT, await parsed_body(parse_chat))
+
+    async def completions() -> TrioResponse:
+        return await _generate(inference, convert.COMPLETION, await parsed_body(parse_completion))
+
+    async def unknown_backend(backend: str, path: str) -> TrioResponse:
+        raise NotFound(f"there is no backend {backend[:64]!r}; it is llama.cpp")
+
+    for prefix in PREFIXES:
+        _add(routes, f"{prefix}/models", list_models, ["GET"])
+        _add(routes, f"{prefix}/models/<path:name>", show_model, ["GET"])
+        _add(routes, f"{prefix}/chat/completions", chat_completions, ["POST"])
+        _add(routes, f"{prefix}/completions", completions, ["POST"])
+    _add(routes, "/engines/<backend>/v1/<path:path>", unknown_backend, _METHODS)
+    return routes
+
+
+def _add(
+    routes: Blueprint, path: str, view: Callable[..., Awaitable[TrioResponse]], methods: list[str]
+) -> None:
+    # Endpoint names hold no dots.
+    endpoint = f"{view.__name__} {path}".replace(".", "_")
+    routes.add_url_rule(path, endpoint, view, methods=methods)
+
+
+async def _generate(
+    inference: Inference, shape: Shape, request: ChatRequest | CompletionRequest
+) -> TrioResponse:
+    reply_id = shape.id_prefix + secrets.token_hex(12)
+    head = ReplyHead(reply_id=reply_id, created_s=int(time.time()), model=request.model.text)
+    demand = Demand(
+        name=request.model,
+        request=convert.generation_request(request, reply_id),
+        keep_alive_s=request.keep_alive,
+    )
+    if not request.stream:
+        return _json(convert.reply(shape, head, await inference.complete(demand)))
+    opening = inference.begin_soon(demand, cast(QuartTrio, current_app).nursery)
+    await hold_head(opening)
+    encoder = StreamEncoder(shape, head, has_usage_chunk=convert.wants_usage_chunk(request))
+    return EventStream(GenerationSource(opening, encoder))
+
+
+def _json(content: bytes) -> TrioResponse:
+    return TrioResponse(content, content_type="application/json")

@@ -1,0 +1,204 @@
+"""What OpenAI clients send, checked: bodies in, typed requests or all their faults out.
+
+Fields that no class or table here names are ignored (N13). Known fields that would change the result and are
+not implemented are in `unsupported.py`. Ranges are THREATS N12's. Imports the shared schema machinery and the
+domain; knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal, TypeVar
+
+import attrs
+
+from runner.api import strict_json
+from runner.api.keep_alive import KeepAlive
+from runner.api.openai import unsupported
+from runner.api.structure import By, Fault, Faults, Length, Schema, Text, Unsupported, raise_faults
+from runner.domain.generation import (
+    TEMPLATE_OPTION_CHARACTERS_MAX,
+    TEMPLATE_OPTIONS,
+    ChatMessage,
+    TextPrompt,
+    TokenPrompt,
+)
+from runner.domain.sampling import RANGES, STOP_BYTES_MAX, STOP_MAX, Range
+from runner.oci.reference import ModelName
+
+MESSAGES_MAX: Final = 4096
+TOKENS_MAX: Final = 2**63 - 1  # of max_tokens; what exceeds the context is clamped to it by the engine
+TOKEN_ID_MAX: Final = 2**31 - 1  # the engine's token type; the worker knows the vocabulary
+PART_JOINT: Final = "\n"  # between text parts of one message, as llama-server and vLLM join them
+
+_OTHER_PARTS: Final = frozenset({"image_url", "input_audio", "audio_url", "video_url", "file", "refusal"})
+_SCHEMA: Final = Schema(forbid_unknown=False)
+
+StopText = Annotated[str, Text(1, STOP_BYTES_MAX)]
+Message = Annotated[ChatMessage, By(lambda value: read_message(value))]
+MaxTokens = Annotated[int, Range(1, TOKENS_MAX)]
+T = TypeVar("T")
+
+
+@attrs.frozen(kw_only=True)
+class StreamOptions:
+    include_usage: bool | None = None
+
+
+def read_content(value: Any) -> str:
+    """The text of a message: a string, or text parts; parts of other kinds are known and not implemented."""
+    if type(value) is str:
+        return value
+    if type(value) is not list:
+        raise Fault("must be a string or a list of text parts")
+    texts: list[str] = []
+    faults: list[tuple[str, Fault]] = []
+    for index, part in enumerate(value):
+        try:
+            texts.append(_part_text(part))
+        except Fault as fault:
+            faults.append((f"[{index}]", fault))
+    if faults:
+        raise Faults(faults[: strict_json.FAULTS_MAX])
+    return PART_JOINT.join(texts)
+
+
+def _part_text(part: Any) -> str:
+    if type(part) is not dict or type(part.get("type")) is not str:
+        raise Fault("must be an object with a type")
+    kind = part["type"]
+    if kind in _OTHER_PARTS:
+        raise Unsupported(f"content of type {kind} is not implemented")
+    if kind != "text":
+        raise Fault("its type must be text")
+    if type(part.get("text")) is not str:
+        raise Fault("its text must be a string")
+    text: str = part["text"]
+    return text
+
+
+def read_prompt(value: Any) -> TextPrompt | TokenPrompt:
+    """A string or token ids, also as the only member of a list. More prompts than one are not implemented:
+    they would be several generations in one request."""
+    if type(value) is str:
+        return TextPrompt(value)
+    if type(value) is not list or not value:
+        raise Fault("must be a string or a list of token ids")
+    if {int}.issuperset(map(type, value)):
+        return _token_prompt(value)
+    if not {str, list}.issuperset(map(type, value)):
+        raise Fault("must be a string or a list of token ids")
+    if len(value) > 1:
+        raise Unsupported("several prompts in one request are not implemented; send one request for each")
+    return read_prompt(value[0]) if type(value[0]) is str else _nested_token_prompt(value[0])
+
+
+def _nested_token_prompt(value: list[Any]) -> TokenPrompt:
+    if not value or not {int}.issuperset(map(type, value)):
+        raise Faults([("[0]", Fault("must be a string or a list of token ids"))])
+    return _token_prompt(value)
+
+
+def _token_prompt(token_ids: list[int]) -> TokenPrompt:
+    if min(token_ids) < 0 or max(token_ids) > TOKEN_ID_MAX:
+        raise Fault("holds a token id outside every vocabulary")
+    return TokenPrompt(tuple(token_ids))
+
+
+def read_template_options(value: Any) -> Mapping[str, str | bool]:
+    """What the request hands to the model's chat template: the names of G08, each of its type."""
+    if type(value) is not dict:
+        raise Fault("must be an object")
+    faults: list[tuple[str, Fault]] = []
+    for name, option in value.items():
+        kind = TEMPLATE_OPTIONS.get(name)
+        if kind is None:
+            faults.append((name[:64], Unsupported("is no option that a request may set")))
+        elif type(option) is not kind:
+            faults.append((name, Fault("must be true or false" if kind is bool else "must be a string")))
+        elif isinstance(option, str) and len(option) > TEMPLATE_OPTION_CHARACTERS_MAX:
+            faults.append((name, Fault(f"must have at most {TEMPLATE_OPTION_CHARACTERS_MAX} characters")))
+    if faults:
+        raise Faults(faults[: strict_json.FAULTS_MAX])
+    return value
+
+
+def _no_calls(value: Any) -> None:
+    if value:
+        raise Unsupported("tool calls are not implemented")
+
+
+@attrs.frozen(kw_only=True)
+class MessageFields:
+    """One turn as it comes."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Annotated[str, By(read_content)]
+    name: str | None = None
+    tool_calls: Annotated[None, By(_no_calls)] = None
+    function_call: Annotated[None, By(_no_calls)] = None
+
+
+def _without_nulls(value: dict[str, Any]) -> dict[str, Any]:
+    return {name: item for name, item in value.items() if item is not None}
+
+
+def read_message(value: Any) -> ChatMessage:
+    if type(value) is dict and (value.get("tool_calls") or value.get("function_call")):
+        value = {"content": "", **_without_nulls(value)}  # null beside a call is right; the call is refused
+    fields: MessageFields = _SCHEMA.hook(MessageFields)(value, MessageFields)
+    return ChatMessage(role=fields.role, content=fields.content, name=fields.name)
+
+
+@attrs.frozen(kw_only=True)
+class GenerationFields:
+    """What both endpoints take. None: not sent."""
+
+    model: ModelName
+    temperature: Annotated[float, RANGES["temperature"]] | None = None
+    top_p: Annotated[float, RANGES["top_p"]] | None = None
+    top_k: Annotated[int, RANGES["top_k"]] | None = None
+    min_p: Annotated[float, RANGES["min_p"]] | None = None
+    seed: Annotated[int, RANGES["seed"]] | None = None
+    max_tokens: MaxTokens | None = None
+    stop: StopText | Annotated[tuple[StopText, ...], Length(0, STOP_MAX)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    ignore_eos: bool | None = None
+    keep_alive: KeepAlive | None = None
+
+
+@attrs.frozen(kw_only=True)
+class ChatRequest(GenerationFields):
+    """Body of `/v1/chat/completions`."""
+
+    messages: Annotated[tuple[Message, ...], Length(1, MESSAGES_MAX)]
+    max_completion_tokens: MaxTokens | None = None
+    chat_template_kwargs: Annotated[Mapping[str, str | bool], By(read_template_options)] | None = None
+
+
+@attrs.frozen(kw_only=True)
+class CompletionRequest(GenerationFields):
+    """Body of `/v1/completions`."""
+
+    prompt: Annotated[TextPrompt | TokenPrompt, By(read_prompt)]
+
+
+def parse_chat(body: bytes) -> ChatRequest:
+    """Raises InvalidParameter, or UnsupportedParameter when that is all that is wrong."""
+    return _parse(body, ChatRequest, unsupported.CHAT)
+
+
+def parse_completion(body: bytes) -> CompletionRequest:
+    """Raises InvalidParameter, or UnsupportedParameter when that is all that is wrong."""
+    return _parse(body, CompletionRequest, unsupported.COMPLETION)
+
+
+def _parse(body: bytes, kind: type[T], table: Mapping[str, unsupported.Known]) -> T:
+    document = strict_json.decode(body)
+    request: T
+    request, faults = _SCHEMA.attempt(document, kind)
+    if type(document) is dict and not document.keys().isdisjoint(table):
+        faults += unsupported.faults(document, table, _SCHEMA)
+    raise_faults(faults)
+    return request

@@ -1,12 +1,9 @@
 """One-for-one supervision: children are started in order, restarted alone, stopped in reverse order.
 
-    starting ──> running ──> ended
-       ^           │ ^──────────┐
-       │           v            │
-       └──── backing off     (stopping ──> ended)
-                   │
-                   v
-                 failed   restarts used up: the supervisor stops the others and fails itself
+    waiting ──> starting ──> running ──> stopping ──> ended
+                   ^           │
+                   │           v
+                   └──── backing off ──> failed     restarts used up: all are stopped, the supervisor fails
 
 A child is an async function that calls `task_status.started()` once it serves. When its first start fails,
 that error comes out of `Supervisor.run`; later errors are reported and answered with a restart, by the

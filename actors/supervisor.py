@@ -103,8 +103,9 @@ class Supervisor:
         self._children = [_Child(spec) for spec in specs]
         self._report = report
         self._jitter = jitter
+        self._starting = trio.CancelScope()
         self._stopping = trio.Event()
-        self._failure: RestartLimitReached | None = None
+        self._failure: Exception | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Start all children, then supervise until `stop` or cancellation; `started()` when all are up.
@@ -114,8 +115,10 @@ class Supervisor:
         """
         async with trio.open_nursery() as nursery:
             try:
-                await self._start_all(nursery)
-                task_status.started()
+                with self._starting:
+                    await self._start_all(nursery)
+                if self._failure is None:
+                    task_status.started()
                 await self._stopping.wait()
             finally:
                 with trio.CancelScope(shield=True):
@@ -124,7 +127,8 @@ class Supervisor:
             raise self._failure
 
     def stop(self) -> None:
-        """Stop all children in reverse order; `run` then returns. Idempotent."""
+        """Stop all children in reverse order; `run` then returns. Idempotent; also possible during the start."""
+        self._starting.cancel()
         self._stopping.set()
 
     def statistics(self) -> tuple[ChildStatistics, ...]:
@@ -135,12 +139,11 @@ class Supervisor:
 
     async def _start_all(self, nursery: trio.Nursery) -> None:
         for child in self._children:
-            if self._stopping.is_set():
-                return
             nursery.start_soon(self._keep, child)
             await child.settled.wait()
             if child.start_error is not None:
-                raise child.start_error
+                self._fail(child.start_error)
+                return
 
     async def _stop_all(self) -> None:
         for child in reversed(self._children):
@@ -181,14 +184,14 @@ class Supervisor:
                 case GiveUp() as given_up:
                     self._tell(child, error, delay_s=None)
                     child.state = ChildState.FAILED
-                    self._fail(child, given_up, error)
+                    reached = RestartLimitReached(child.spec.name, given_up)
+                    reached.__cause__ = error
+                    self._fail(reached)
                     return
 
-    def _fail(self, child: _Child, given_up: GiveUp, error: Exception | None) -> None:
-        if self._failure is None:
-            self._failure = RestartLimitReached(child.spec.name, given_up)
-            self._failure.__cause__ = error
-        self._stopping.set()
+    def _fail(self, error: Exception) -> None:
+        self._failure = self._failure or error
+        self.stop()
 
     def _tell(self, child: _Child, error: Exception | None, delay_s: float | None) -> None:
         crash = ChildCrashed(name=child.spec.name, error=error, restarts=child.restarts, delay_s=delay_s)

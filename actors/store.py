@@ -8,25 +8,54 @@ the order of writes on disk.
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import AsyncIterable, Callable
+from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from typing import Any, TypeVar, assert_never
 
 import attrs
 import trio
 
-from actors.actor import Address, Reply
+from actors.actor import Address, Mailbox, Reply
+from actors.leases import KeptUploads, Pins, StoreLease
 from runner.domain.model import Model, ModelFiles
 from runner.domain.status import ModelReport, Removal, UploadedBlob
-from runner.errors import Unavailable
+from runner.errors import ModelNotFound, RunnerError, Unavailable
 from runner.oci import media_types
 from runner.oci.digest import Digest
 from runner.oci.manifest import Descriptor
 from runner.oci.reference import ModelName, Reference
-from runner.store.blobs import BlobWriter
+from runner.store.blobs import BlobWriter, StoredBlob
+from runner.store.catalog import Catalog, StoredModel
+from runner.store.changes import Change, carry_out, plan_publish, plan_remove, plan_tag, plan_untag
+from runner.store.describe import report_of
+from runner.store.directory import LoadedCatalog
+from runner.store.disk import Disk
+from runner.store.loading import ModelLoader
+from runner.store.opening import OpenStore, open_store
 
 UPLOAD_BUFFER_BYTES = 1 << 20  # one trip to a thread costs 0.3 ms, so small chunks travel together
+
+T = TypeVar("T")
+
+
+@attrs.frozen(kw_only=True)
+class StoreNotice:
+    """Something about the disk that whoever looks after the daemon should know, as a sentence."""
+
+    message: str
+
+
+@attrs.frozen(kw_only=True)
+class Work:
+    """What a thread does of a change. `settle` takes its result over in the loop and gives the answer."""
+
+    reply: Reply[Any]
+    in_thread: Callable[[], object]
+    settle: Callable[[Any], object]
+    changes_index: bool = False
 
 
 # messages
@@ -70,15 +99,17 @@ class UntagModel:
     reply: Reply[Model]
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen
 class RemoveModel:
     name: ModelName
     force: bool
     reply: Reply[tuple[Removal, ...]]
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen
 class BeginUpload:
+    """Answer a writer that the asker drives, then abandons or has adopted."""
+
     size_bytes: int | None
     digest: Digest | None
     reply: Reply[BlobWriter]
@@ -100,7 +131,7 @@ class HoldBlobs:
     reply: Reply[tuple[StoredBlob, ...]]
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen
 class PublishModel:
     config: bytes
     config_media_type: str
@@ -109,76 +140,28 @@ class PublishModel:
     reply: Reply[Model]
 
 
+@attrs.frozen
+class WorkDone:
+    work: Work
+    result: object
+
+
+@attrs.frozen
+class WorkFailed:
+    """`loaded` is what the disk shows now, when the work may have altered the index."""
+
+    work: Work
+    error: RunnerError
+    loaded: LoadedCatalog | None
+
+
+ChangeMessage = TagModel | UntagModel | RemoveModel | AdoptUpload | HoldBlobs | PublishModel
 StoreMessage = (
-    ListModels | ResolveName | InspectModel | OpenFiles | TagModel | UntagModel | RemoveModel
-    | BeginUpload | AdoptUpload | HoldBlobs | PublishModel
+    ListModels | ResolveName | InspectModel | OpenFiles | BeginUpload | WorkDone | WorkFailed | ChangeMessage
 )  # fmt: skip
 
 
-# values and ledger
-
-
-@attrs.frozen(kw_only=True)
-class StoredBlob:
-    """Content that lies in the store, complete."""
-
-    digest: Digest
-    path: Path
-    size_bytes: int
-
-
-class Pins:
-    """How many leases each model has. It outlives restarts of the store, as the leases themselves do."""
-
-    def __init__(self) -> None:
-        self._counts: dict[Digest, int] = {}
-
-    def add(self, model_id: Digest) -> None:
-        self._counts[model_id] = self._counts.get(model_id, 0) + 1
-
-    def drop(self, model_id: Digest) -> None:
-        left = self._counts[model_id] - 1
-        if left:
-            self._counts[model_id] = left
-        else:
-            del self._counts[model_id]
-
-    def is_pinned(self, model_id: Digest) -> bool:
-        return model_id in self._counts
-
-    def __repr__(self) -> str:
-        return f"<Pins {sum(self._counts.values())} leases on {len(self._counts)} models>"
-
-
 # handle
-
-
-class StoreLease:
-    """Keeps a model's files on disk until it is released; a context manager that releases."""
-
-    def __init__(self, files: ModelFiles, pins: Pins) -> None:
-        self.files = files
-        self._pins: Pins | None = pins
-
-    def release(self) -> None:
-        """Give the files up; doing so again changes nothing."""
-        pins, self._pins = self._pins, None
-        if pins is not None:
-            pins.drop(self.files.model.id)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.release()
-
-    def __repr__(self) -> str:
-        return f"<StoreLease {self.files.model.name} {'released' if self._pins is None else 'held'}>"
 
 
 class StoreHandle:
@@ -218,7 +201,7 @@ class StoreHandle:
 
         Raises ModelInUse when the model would go and is leased; else like `resolve`.
         """
-        return await self._address.ask(lambda reply: RemoveModel(name=name, force=force, reply=reply))
+        return await self._address.ask(lambda reply: RemoveModel(name, force, reply))
 
     async def lease(self, model_id: Digest) -> StoreLease:
         """The model's files, which stay until the lease is released.
@@ -242,9 +225,7 @@ class StoreHandle:
         anything else that differs, at the end, and DiskFull; then nothing of it is left. The content stays
         until a model refers to it, or is removed 7 days later.
         """
-        writer: BlobWriter = await self._address.ask(
-            lambda reply: BeginUpload(size_bytes=size_bytes, digest=digest, reply=reply)
-        )
+        writer: BlobWriter = await self._address.ask(lambda reply: BeginUpload(size_bytes, digest, reply))
         try:
             await self._write_all(chunks, writer)
         except BaseException:
@@ -273,24 +254,250 @@ class StoreHandle:
     ) -> Model:
         """Make a model of layers that lie in the store. Raises BlobNotFound, InvalidManifest, DiskFull."""
         return await self._address.ask(
-            lambda reply: PublishModel(
-                config=config, config_media_type=config_media_type, layers=layers, tag=tag, reply=reply
-            )
+            lambda reply: PublishModel(config, config_media_type, layers, tag, reply)
         )
 
     async def _write_all(self, chunks: AsyncIterable[bytes], writer: BlobWriter) -> None:
+        await self._in_upload_thread(writer.open)
         buffer = bytearray()
         async for chunk in chunks:
             buffer += chunk
             if len(buffer) >= UPLOAD_BUFFER_BYTES:
-                await self._in_upload_thread(writer.write, bytes(buffer))
-                buffer.clear()
-        await self._in_upload_thread(writer.write, bytes(buffer))
+                await self._in_upload_thread(partial(writer.write, buffer))
+                buffer = bytearray()
+        await self._in_upload_thread(partial(writer.write, buffer))
         await self._in_upload_thread(writer.finish)
 
-    async def _in_upload_thread(self, action: Callable[..., None], *arguments: bytes) -> None:
-        await trio.to_thread.run_sync(action, *arguments, limiter=self._upload_limiter)
+    async def _in_upload_thread(self, action: Callable[[], None]) -> None:
+        await trio.to_thread.run_sync(action, limiter=self._upload_limiter)
 
     async def _abandon(self, writer: BlobWriter) -> None:
         with trio.CancelScope(shield=True):
             await self._in_upload_thread(writer.abandon)
+
+
+# actor
+
+
+class StoreActor:
+    """Owns a store directory from `run` to its end. A supervisor makes a new one for every start."""
+
+    def __init__(
+        self,
+        address: Address[StoreMessage],
+        pins: Pins,
+        root: Path,
+        *,
+        disk: Disk | None = None,
+        now_s: Callable[[], float] = time.time,
+        report: Callable[[StoreNotice], None] = lambda notice: None,
+    ) -> None:
+        """`now_s` is Unix time. `report` hears of repairs and damage."""
+        self._address = address
+        self._pins = pins
+        self._root = root
+        self._disk = disk or Disk()
+        self._now_s = now_s
+        self._report = report
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until cancelled. Raises StartRefused when the directory must not be used."""
+        opening = partial(open_store, self._root, now_s=self._now_s(), disk=self._disk)
+        with await trio.to_thread.run_sync(opening) as store, self._address.open() as mailbox:
+            async with trio.open_nursery() as nursery:
+                run = _Run(store, self._pins, mailbox, nursery, self._report)
+                task_status.started()
+                async for message in mailbox:
+                    run.handle(message)
+
+
+class _Run:
+    """What one run of the actor knows. No method waits; threads are watched by tasks of the nursery."""
+
+    def __init__(
+        self,
+        store: OpenStore,
+        pins: Pins,
+        mailbox: Mailbox[StoreMessage],
+        nursery: trio.Nursery,
+        report: Callable[[StoreNotice], None],
+    ) -> None:
+        self._directory = store.directory
+        self._loader = ModelLoader(store.directory.blobs)
+        self._pins = pins
+        self._mailbox = mailbox
+        self._nursery = nursery
+        self._waiting: deque[ChangeMessage] = deque()  # bounded by the mailbox's limit of open asks
+        self._is_changing = False
+        self._removing: Digest | None = None
+        self._kept = KeptUploads()
+        self._read_limiter = trio.CapacityLimiter(4)
+        self._change_limiter = trio.CapacityLimiter(1)
+        self._report = report
+        self._show(store.catalog, store.notices)
+
+    def _show(self, catalog: Catalog, notices: tuple[str, ...]) -> None:
+        self._catalog = catalog
+        for notice in notices:
+            self._report(StoreNotice(message=notice))
+
+    def handle(self, message: StoreMessage) -> None:
+        match message:
+            case ListModels():
+                message.reply.set(self._catalog.models())
+            case ResolveName():
+                _answer(message.reply, lambda: self._catalog.resolve(message.name).model)
+            case InspectModel():
+                self._read(message.reply, lambda: self._catalog.resolve(message.name), self._report_of)
+            case OpenFiles():
+                self._read(message.reply, lambda: self._leasable(message.model_id), self._loader.files_of)
+            case BeginUpload():
+                writer = self._directory.blobs.begin(size_bytes=message.size_bytes, digest=message.digest)
+                message.reply.set(writer)
+            case WorkDone() | WorkFailed():
+                self._end_change(message)
+            case _:
+                self._waiting.append(message)
+                self._begin_next_change()
+
+    # reading
+
+    def _read(
+        self, reply: Reply[T], find: Callable[[], StoredModel], read: Callable[[StoredModel], T]
+    ) -> None:
+        """Answer with what a thread reads about the model that `find` finds now."""
+        try:
+            stored = find()
+        except RunnerError as error:
+            reply.fail(error)
+        else:
+            self._nursery.start_soon(self._answer_from_disk, reply, partial(read, stored))
+
+    async def _answer_from_disk(self, reply: Reply[T], read: Callable[[], T]) -> None:
+        try:
+            reply.set(await trio.to_thread.run_sync(read, limiter=self._read_limiter))
+        except RunnerError as error:
+            reply.fail(error)
+
+    def _report_of(self, stored: StoredModel) -> ModelReport:
+        return report_of(stored, self._directory.blobs)
+
+    def _leasable(self, model_id: Digest) -> StoredModel:
+        """Raises like `Catalog.usable`, and ModelNotFound for a model that is just being removed."""
+        if model_id == self._removing:
+            raise ModelNotFound(str(model_id))
+        return self._catalog.usable(model_id)
+
+    # changing, one at a time
+
+    def _begin_next_change(self) -> None:
+        while self._waiting and not self._is_changing:
+            change = self._waiting.popleft()
+            if change.reply.is_abandoned and not isinstance(change, AdoptUpload):
+                change.reply.fail(Unavailable("the caller has left"))
+                continue
+            try:
+                work = self._plan(change)
+            except RunnerError as error:
+                change.reply.fail(error)
+            else:
+                self._is_changing = True
+                self._nursery.start_soon(self._carry_out, work)
+
+    async def _carry_out(self, work: Work) -> None:
+        try:
+            result = await self._in_change_thread(work.in_thread)
+        except RunnerError as error:
+            loaded = await self._in_change_thread(self._directory.load) if work.changes_index else None
+            self._mailbox.tell(WorkFailed(work, error, loaded))
+        else:
+            self._mailbox.tell(WorkDone(work, result))
+
+    async def _in_change_thread(self, action: Callable[[], T]) -> T:
+        return await trio.to_thread.run_sync(action, limiter=self._change_limiter)
+
+    def _end_change(self, ended: WorkDone | WorkFailed) -> None:
+        self._is_changing = False
+        self._removing = None
+        if isinstance(ended, WorkDone):
+            ended.work.reply.set(ended.work.settle(ended.result))
+        else:
+            if ended.loaded is not None:
+                self._show(ended.loaded.catalog, ended.loaded.notices)
+            ended.work.reply.fail(ended.error)
+        self._begin_next_change()
+
+    def _plan(self, change: ChangeMessage) -> Work:
+        """The work of a change, by the state of this moment; raises when it is not possible."""
+        catalog = self._catalog
+        match change:
+            case AdoptUpload():
+                return self._plan_adoption(change)
+            case HoldBlobs():
+                hold = partial(self._directory.blobs.hold, change.digests)
+                return Work(reply=change.reply, in_thread=hold, settle=self._settle_held)
+            case PublishModel():
+                planned = plan_publish(
+                    catalog,
+                    change.config,
+                    change.layers,
+                    change.tag,
+                    config_media_type=change.config_media_type,
+                )
+                return self._index_work(change.reply, planned, self._settle_published)
+            case TagModel():
+                return self._index_work(change.reply, plan_tag(catalog, change.source, change.target), _model)
+            case UntagModel():
+                return self._index_work(change.reply, plan_untag(catalog, change.target), _model)
+            case RemoveModel():
+                return self._plan_removal(change)
+            case _:
+                assert_never(change)
+
+    def _index_work(self, reply: Reply[T], planned: Change, answer: Callable[[Change], T]) -> Work:
+        def settle(_: object) -> T:
+            self._catalog = planned.catalog
+            return answer(planned)
+
+        in_thread = partial(carry_out, planned, self._directory)
+        return Work(reply=reply, in_thread=in_thread, settle=settle, changes_index=True)
+
+    def _settle_published(self, done: Change) -> Model:
+        for layer in done.required:
+            self._kept.discard(layer.digest)
+        return _model(done)
+
+    def _plan_removal(self, change: RemoveModel) -> Work:
+        is_pinned, kept = self._pins.is_pinned, self._kept.digests()
+        planned = plan_remove(self._catalog, change.name, force=change.force, is_pinned=is_pinned, kept=kept)
+        if planned.model_id not in planned.catalog.index.manifests():
+            self._removing = planned.model_id
+        return self._index_work(change.reply, planned, lambda done: done.removals)
+
+    def _plan_adoption(self, change: AdoptUpload) -> Work:
+        writer = change.writer
+        if change.reply.is_abandoned:
+            return Work(reply=change.reply, in_thread=writer.abandon, settle=lambda _: None)
+
+        def settle(_: object) -> UploadedBlob:
+            self._kept.add(writer.digest)
+            return UploadedBlob(digest=str(writer.digest), size_bytes=writer.size_bytes)
+
+        adopt = partial(self._directory.blobs.adopt, writer)
+        return Work(reply=change.reply, in_thread=adopt, settle=settle)
+
+    def _settle_held(self, held: tuple[StoredBlob, ...]) -> tuple[StoredBlob, ...]:
+        for blob in held:
+            self._kept.add(blob.digest)
+        return held
+
+
+def _answer(reply: Reply[T], find: Callable[[], T]) -> None:
+    try:
+        reply.set(find())
+    except RunnerError as error:
+        reply.fail(error)
+
+
+def _model(done: Change) -> Model:
+    return done.catalog.usable(done.model_id).model

@@ -42,6 +42,11 @@ class Descriptor:
     digest: Digest
     annotations: Mapping[str, str] = attrs.field(factory=dict, converter=_sorted, hash=False)
 
+    @classmethod
+    def of(cls, content: bytes, media_type: str) -> Self:
+        """The descriptor of these bytes."""
+        return cls(media_type=media_type, size_bytes=len(content), digest=Digest.of(content))
+
     def file_path(self) -> str | None:
         """The name the content had as a file; None when there is none. Raises InvalidManifest (S13)."""
         path = self.annotations.get(media_types.ANNOTATION_FILE_PATH)
@@ -73,6 +78,11 @@ class Manifest:
         for layer in manifest.layers:
             layer.file_path()
         return manifest
+
+    @classmethod
+    def binding(cls, config: bytes, layers: tuple[Descriptor, ...], config_media_type: str) -> Self:
+        """The manifest that binds these layers to a config."""
+        return cls(config=Descriptor.of(config, config_media_type), layers=layers)
 
     def encode(self) -> bytes:
         """The bytes of a manifest built here; their digest is the id of the model."""

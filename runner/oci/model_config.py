@@ -18,10 +18,6 @@ from runner.oci.documents import make_converter, read_document, write_document
 
 CONFIG_BYTES_MAX = 1 << 20  # S03
 _CONTEXT_MAX = 2**31 - 1  # the field is an int32
-_SIZE_UNITS = (
-    ("TiB", 1024**4), ("TB", 1000**4), ("GiB", 1024**3), ("GB", 1000**3), ("MiB", 1024**2), ("MB", 1000**2),
-    ("KiB", 1024), ("KB", 1000),
-)  # fmt: skip
 
 
 @attrs.frozen(kw_only=True)
@@ -116,18 +112,6 @@ class ModelConfig:
         text = self.metadata.get(f"{self.architecture}.context_length", "")
         is_number = text.isascii() and text.isdecimal() and len(text) < 19
         return int(text) if is_number and int(text) > 0 else None
-
-
-def size_text(size_bytes: int) -> str:
-    """`258.06MiB`: the first unit, from large to small, that is not above the value; `.00` is dropped.
-
-    Binary and decimal units alternate in that list, as Docker Model Runner has it, so that 1.05e9 bytes read
-    `1.05GB` and everything outside such gaps is binary.
-    """
-    for unit, base in _SIZE_UNITS:
-        if size_bytes >= base:
-            return f"{size_bytes / base:.2f}".removesuffix(".00") + unit
-    return f"{size_bytes}B"
 
 
 def _format_time(unix_s: int) -> str:

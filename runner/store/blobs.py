@@ -12,14 +12,34 @@ import secrets
 from pathlib import Path
 from typing import BinaryIO
 
-from runner.errors import ContentMismatch, DiskFull, InvalidReference, RunnerError, StoreDamaged, StoreError
+import attrs
+
+from runner.errors import (
+    BlobNotFound,
+    ContentMismatch,
+    DiskFull,
+    InvalidReference,
+    RunnerError,
+    StoreDamaged,
+    StoreError,
+)
 from runner.oci.digest import Digest
 from runner.oci.manifest import Descriptor
 from runner.store.disk import Disk, FileFacts
 from runner.store.layout import StoreLayout
 
 
+@attrs.frozen(kw_only=True)
+class StoredBlob:
+    """Content that lies in the store, complete."""
+
+    digest: Digest
+    path: Path
+    size_bytes: int
+
+
 class _WriterState(enum.Enum):
+    NEW = "new"
     OPEN = "open"
     FINISHED = "finished"
     ENDED = "ended"
@@ -27,9 +47,9 @@ class _WriterState(enum.Enum):
 
 
 class BlobWriter:
-    """One file that is being written: `write`*, `finish`, then the store adopts it; or `abandon` at any time.
+    """One file that is being written: `open`, `write`*, `finish`, then the store adopts it.
 
-    Used by one thread at a time.
+    `abandon` ends it at any time. Used by one thread at a time.
     """
 
     def __init__(self, disk: Disk, path: Path, *, size_bytes: int | None, digest: Digest | None) -> None:
@@ -39,10 +59,19 @@ class BlobWriter:
         self._hash = hashlib.sha256()
         self._announced_bytes = size_bytes
         self._announced_digest = digest
-        self._descriptor = disk.create(path)
+        self._descriptor = -1
+        self._state = _WriterState.NEW
+
+    def open(self) -> None:
+        """Create the temporary file. Raises DiskFull at once when the announced length cannot fit."""
+        self._require(_WriterState.NEW)
+        wanted = self._announced_bytes
+        if wanted is not None and wanted > self._disk.free_bytes(self.path.parent):
+            raise DiskFull(f"there is no space for {wanted} bytes on the disk of the store")
+        self._descriptor = self._disk.create(self.path)
         self._state = _WriterState.OPEN
 
-    def write(self, content: bytes) -> None:
+    def write(self, content: bytes | bytearray) -> None:
         """Append; raises ContentMismatch at the first byte beyond the announced length."""
         self._require(_WriterState.OPEN)
         self.size_bytes += len(content)
@@ -84,7 +113,7 @@ class BlobWriter:
         except StoreError:  # the content is lost, which is what abandoning means
             pass
         finally:
-            if state is not _WriterState.ENDED:
+            if state in (_WriterState.OPEN, _WriterState.FINISHED):
                 _unlink_if_possible(self._disk, self.path)
 
     def _verify(self) -> None:
@@ -113,9 +142,7 @@ class BlobStore:
         self._disk = disk
 
     def begin(self, *, size_bytes: int | None = None, digest: Digest | None = None) -> BlobWriter:
-        """A writer for new content. Raises DiskFull at once when the announced length cannot fit."""
-        if size_bytes is not None and size_bytes > self._disk.free_bytes(self._layout.partial):
-            raise DiskFull(f"there is no space for {size_bytes} bytes on the disk of the store")
+        """A writer for new content; nothing happens until it is opened."""
         path = self._layout.partial / f"{secrets.token_hex(8)}.blob"
         return BlobWriter(self._disk, path, size_bytes=size_bytes, digest=digest)
 
@@ -127,7 +154,11 @@ class BlobStore:
         """
         target = self._layout.blob(writer.digest)
         was_there = self._is_there(target)
-        self._disk.rename(writer.path, target)
+        try:
+            self._disk.rename(writer.path, target)
+        except StoreError:
+            writer.abandon()
+            raise
         writer.mark_adopted()
         try:
             self._disk.sync_directory(self._layout.blobs)
@@ -140,6 +171,7 @@ class BlobStore:
         """Write a small document."""
         writer = self.begin(size_bytes=len(content))
         try:
+            writer.open()
             writer.write(content)
             writer.finish()
             self.adopt(writer)
@@ -179,9 +211,16 @@ class BlobStore:
     def path(self, digest: Digest) -> Path:
         return self._layout.blob(digest)
 
-    def keep(self, digest: Digest) -> None:
-        """Start its age again, so that it is no leftover yet."""
-        self._disk.touch(self._layout.blob(digest))
+    def hold(self, digests: tuple[Digest, ...]) -> tuple[StoredBlob, ...]:
+        """Where these lie; their age starts again, so that they are no leftovers yet. Raises BlobNotFound."""
+        return tuple(self._hold(digest) for digest in digests)
+
+    def _hold(self, digest: Digest) -> StoredBlob:
+        facts = self.facts(digest)
+        if facts is None:
+            raise BlobNotFound(str(digest))
+        self._disk.touch(self.path(digest))
+        return StoredBlob(digest=digest, path=self.path(digest), size_bytes=facts.size_bytes)
 
     def remove(self, digests: tuple[Digest, ...]) -> None:
         """Remove blobs in this order; those that are not there count as removed."""

@@ -53,7 +53,7 @@ class Disk:
         with _translated("creating a file"):
             return os.open(path, _CREATE_FLAGS, FILE_MODE)
 
-    def write(self, descriptor: int, content: bytes | memoryview) -> None:
+    def write(self, descriptor: int, content: bytes | bytearray) -> None:
         """Append all of it."""
         rest = memoryview(content)
         with _translated("writing a file"):
@@ -66,7 +66,7 @@ class Disk:
             os.fchmod(descriptor, SEALED_MODE)
 
     def sync(self, descriptor: int) -> None:
-        """Content and size reach the disk. After an error the file is lost: its pages may be dropped (S19)."""
+        """Content and size reach the disk. After an error the file is lost, its pages may be gone (S19)."""
         with _translated("syncing a file"):
             os.fsync(descriptor)
 
@@ -95,8 +95,9 @@ class Disk:
             path.unlink(missing_ok=True)
 
     def make_directory(self, path: Path) -> None:
+        """Create it unless something is there, which `check_directory` then judges."""
         with _translated("creating a directory"):
-            path.mkdir(mode=DIRECTORY_MODE)
+            path.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
 
     def touch(self, path: Path) -> None:
         """Its age starts again."""

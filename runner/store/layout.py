@@ -62,7 +62,6 @@ class StoreLayout:
         """All directories below the root, parents first."""
         return self.root / "blobs", self.blobs, self.partial
 
-    def top_level_names(self) -> frozenset[str]:
-        """What may lie directly in the root."""
-        files = (self.image_layout, self.index, self.index_copy, self.damaged_index, self.version, self.lock)
-        return frozenset(path.name for path in (*files, *self.directories()) if path.parent == self.root)
+    def names_of_a_beginning(self) -> frozenset[str]:
+        """What lies in the root of a store that was cut while it was created, before it had a version."""
+        return frozenset({self.lock.name, self.partial.name, self.blobs.parent.name})

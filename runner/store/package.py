@@ -7,20 +7,18 @@ The same parts, context size and time give the same bytes, and so the same model
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import attrs
 
 from runner.errors import FieldFault, InvalidModelFile, InvalidParameter
+from runner.gguf.metadata import GgufMetadata
 from runner.oci import media_types
 from runner.oci.digest import Digest
 from runner.oci.filename import file_name_fault
 from runner.oci.manifest import Descriptor, Manifest
-from runner.oci.model_config import CONFIG_BYTES_MAX, ModelConfig, size_text
+from runner.oci.model_config import CONFIG_BYTES_MAX, ModelConfig
 from runner.oci.reference import Reference
-
-if TYPE_CHECKING:
-    from runner.gguf.metadata import GgufMetadata
 
 LayerKind = Literal["gguf", "license", "chat_template"]
 
@@ -106,6 +104,19 @@ class BuiltPackage:
     config: bytes
     layers: tuple[Descriptor, ...]
 
+    def model_id(self) -> Digest:
+        """The id that the model has once these are published."""
+        manifest = Manifest.binding(self.config, self.layers, media_types.DOCKER_CONFIG_V01)
+        return Digest.of(manifest.encode())
+
+
+def check_weights(metadata: GgufMetadata) -> None:
+    """Raise InvalidModelFile unless the file alone is a language model."""
+    if metadata.context_length is None:
+        raise InvalidModelFile(f"the file holds no language model ({metadata.architecture}, {metadata.kind})")
+    if metadata.text_map.get("split.count", "1") not in ("0", "1"):
+        raise InvalidModelFile("the file is one part of several; only models in one file can be packaged")
+
 
 def check_text_layer(kind: LayerKind, content: bytes) -> str:
     """The text of a licence or template; raises InvalidModelFile unless it is UTF-8 within the limit."""
@@ -133,7 +144,7 @@ def build(
         quantization=metadata.quantization,
         parameters=metadata.parameters,
         architecture=metadata.architecture,
-        size=size_text(metadata.tensor_bytes),
+        size=metadata.size,
         metadata=metadata.as_text_map(),
         context_size=spec.context_size,
         created_s=created_s,
@@ -142,12 +153,6 @@ def build(
     if len(config) > CONFIG_BYTES_MAX:
         raise InvalidModelFile(f"the header's metadata exceeds the {CONFIG_BYTES_MAX} bytes of a config")
     return BuiltPackage(config=config, layers=layers)
-
-
-def manifest_of(config: bytes, layers: tuple[Descriptor, ...], config_media_type: str) -> Manifest:
-    """The manifest that binds a config to its layers."""
-    descriptor = Descriptor(media_type=config_media_type, size_bytes=len(config), digest=Digest.of(config))
-    return Manifest(config=descriptor, layers=layers)
 
 
 def _descriptor(layer: PackageLayer, size_bytes: int) -> Descriptor:

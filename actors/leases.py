@@ -1,0 +1,85 @@
+"""Who uses the files of which model, and which uploads wait to be used.
+
+Kept apart from the store's actor because leases outlive its restarts. Ledgers without a task of their own:
+pinning and releasing never wait.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from runner.domain.model import ModelFiles
+from runner.oci.digest import Digest
+
+KEPT_UPLOADS_MAX = 4096
+
+
+class Pins:
+    """How many leases each model has."""
+
+    def __init__(self) -> None:
+        self._counts: dict[Digest, int] = {}
+
+    def add(self, model_id: Digest) -> None:
+        self._counts[model_id] = self._counts.get(model_id, 0) + 1
+
+    def drop(self, model_id: Digest) -> None:
+        left = self._counts[model_id] - 1
+        if left:
+            self._counts[model_id] = left
+        else:
+            del self._counts[model_id]
+
+    def is_pinned(self, model_id: Digest) -> bool:
+        return model_id in self._counts
+
+    def __repr__(self) -> str:
+        return f"<Pins {sum(self._counts.values())} leases on {len(self._counts)} models>"
+
+
+class StoreLease:
+    """Keeps a model's files on disk until it is released; a context manager that releases."""
+
+    def __init__(self, files: ModelFiles, pins: Pins) -> None:
+        self.files = files
+        self._pins: Pins | None = pins
+
+    def release(self) -> None:
+        """Give the files up; doing so again changes nothing."""
+        pins, self._pins = self._pins, None
+        if pins is not None:
+            pins.drop(self.files.model.id)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.release()
+
+    def __repr__(self) -> str:
+        return f"<StoreLease {self.files.model.name} {'released' if self._pins is None else 'held'}>"
+
+
+class KeptUploads:
+    """Content that a removal spares because somebody is about to package it; the oldest give way."""
+
+    def __init__(self) -> None:
+        self._digests: dict[Digest, None] = {}
+
+    def add(self, digest: Digest) -> None:
+        self._digests.pop(digest, None)
+        self._digests[digest] = None
+        if len(self._digests) > KEPT_UPLOADS_MAX:
+            del self._digests[next(iter(self._digests))]
+
+    def discard(self, digest: Digest) -> None:
+        self._digests.pop(digest, None)
+
+    def digests(self) -> frozenset[Digest]:
+        return frozenset(self._digests)

@@ -1,0 +1,66 @@
+"""What people are shown of a model. Reads small blobs, so it belongs in a thread.
+
+Owns the texts of `inspect`. Imports domain, oci and the store's blobs.
+"""
+
+from __future__ import annotations
+
+from runner.domain.model import Model
+from runner.domain.status import LayerSummary, ModelReport, ModelSummary
+from runner.errors import InvalidManifest, StoreDamaged
+from runner.oci import media_types
+from runner.oci.manifest import Descriptor
+from runner.oci.model_config import CONFIG_BYTES_MAX, ModelConfig
+from runner.store.blobs import BlobStore
+from runner.store.catalog import StoredModel
+from runner.store.package import TEXT_LAYER_BYTES_MAX
+
+
+def summary_of(model: Model) -> ModelSummary:
+    """The row of a list."""
+    return ModelSummary(
+        id=str(model.id),
+        name=model.name,
+        tags=tuple(str(tag) for tag in model.tags),
+        created_s=model.created_s,
+        size_bytes=model.size_bytes,
+        format=model.format,
+        architecture=model.architecture,
+        quantization=model.quantization,
+        parameters=model.parameters,
+        context_size=model.context_size,
+        trained_context_size=model.trained_context_size,
+    )
+
+
+def report_of(stored: StoredModel, blobs: BlobStore) -> ModelReport:
+    """Everything about one model; `licenses` are their texts. Raises StoreDamaged."""
+    manifest = stored.manifest
+    try:
+        config = ModelConfig.parse(blobs.read(manifest.config.digest, limit_bytes=CONFIG_BYTES_MAX))
+    except InvalidManifest as error:
+        raise StoreDamaged(str(error)) from error
+    return ModelReport(
+        model=summary_of(stored.model),
+        manifest_digest=str(stored.model.id),
+        config_digest=str(manifest.config.digest),
+        layers=tuple(_layer_summary(layer) for layer in manifest.layers),
+        licenses=tuple(
+            _text(layer, blobs) for layer in manifest.layers if layer.media_type == media_types.LICENSE
+        ),
+        metadata=dict(config.metadata),
+    )
+
+
+def _layer_summary(layer: Descriptor) -> LayerSummary:
+    return LayerSummary(
+        media_type=layer.media_type,
+        digest=str(layer.digest),
+        size_bytes=layer.size_bytes,
+        filename=layer.file_path(),
+    )
+
+
+def _text(layer: Descriptor, blobs: BlobStore) -> str:
+    """The text of a licence, of which nobody promised an encoding."""
+    return blobs.read(layer.digest, limit_bytes=TEXT_LAYER_BYTES_MAX).decode(errors="replace")

@@ -92,6 +92,7 @@ class Schema:
         factories: tuple[tuple[Callable[[Any], bool], Callable[[Any], Hook]], ...] = (
             (attrs.has, self._class_hook),
             (_is_a(tuple), self._list_hook),
+            (_is_a(dict), lambda _: _exactly(dict, "an object")),  # what it holds is its reader's matter
             (_is_a(Literal), _literal_hook),
             (_is_a(Union, types.UnionType), self._union_hook),
             (_is_a(Annotated), self._annotated_hook),

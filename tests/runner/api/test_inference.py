@@ -1,0 +1,261 @@
+"""The one path of every generation: what was taken is given back once, and a crash costs one more try."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+
+from runner.api.inference import Demand, Inference, Opening, error_of, fingerprint_of
+from runner.domain.events import Accepted, Failed, GenerationEvent, TextDelta
+from runner.domain.generation import GenerationRequest, TextPrompt
+from runner.errors import (
+    ContextLengthExceeded,
+    Draining,
+    EngineFailed,
+    InvalidParameter,
+    ModelNotFound,
+    QueueFull,
+    TemplateFailed,
+    Unavailable,
+    WorkerCrashed,
+)
+from runner.oci.reference import ModelName
+from tests.support.fake_handles import FakeParts, FakeWorker, fake_model, finished, spoken
+
+pytestmark = pytest.mark.anyio
+
+
+def demand(name: str = "ai/smollm2:135M-Q4_1", keep_alive_s: float | None = None) -> Demand:
+    request = GenerationRequest(request_id="r1", prompt=TextPrompt("Why?"))
+    return Demand(name=ModelName.parse(name), request=request, keep_alive_s=keep_alive_s)
+
+
+def inference_over(parts: FakeParts) -> Inference:
+    return Inference(parts.store, parts.scheduler)  # type: ignore[arg-type]  # fakes
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    with trio.fail_after(5):
+        while not condition():
+            await trio.lowlevel.checkpoint()
+
+
+def crashing(*events: GenerationEvent) -> FakeWorker:
+    """A worker that says `events` and dies."""
+    worker = FakeWorker(lambda _: list(events))
+    open_stream = worker.open_stream
+
+    def open_and_die(request: GenerationRequest) -> object:
+        stream = open_stream(request)
+        worker.die()
+        return stream
+
+    worker.open_stream = open_and_die  # type: ignore[assignment]
+    return worker
+
+
+async def test_an_answer_is_collected_and_the_lease_given_back() -> None:
+    parts = FakeParts.make(lambda _: spoken("Be", "cause", "."))
+    completed = await inference_over(parts).complete(demand(keep_alive_s=math.inf))
+    assert completed.text == "Because."
+    assert completed.finished.usage.completion_tokens == 3
+    assert completed.fingerprint == fingerprint_of(fake_model(), "scripted-1")
+    assert parts.scheduler.acquired == [("ai/smollm2:135M-Q4_1", math.inf)]
+    assert parts.scheduler.outstanding == 0
+    assert parts.scheduler.workers[0].cancelled == []
+
+
+async def test_an_unknown_model_takes_nothing() -> None:
+    parts = FakeParts.make()
+    with pytest.raises(ModelNotFound):
+        await inference_over(parts).complete(demand("ai/other"))
+    assert parts.scheduler.acquired == []
+
+
+@pytest.mark.parametrize("dead_runs", [1, 2])
+@pytest.mark.parametrize("said", [(), (Accepted(prompt_tokens=1), TextDelta("Be", 1))])
+async def test_L01_O09_a_worker_that_dies_before_the_first_byte_costs_one_more_run_and_no_third(
+    dead_runs: int, said: tuple[GenerationEvent, ...]
+) -> None:
+    parts = FakeParts.make()
+    healthy = FakeWorker(lambda _: spoken("fine"))
+    dead = [crashing(*said) for _ in range(dead_runs)]
+    parts.scheduler.workers = [*dead, healthy]
+    if dead_runs == 1:
+        completed = await inference_over(parts).complete(demand())
+        assert completed.text == "fine"
+        assert [request.request_id for request in healthy.requests] == ["r1.2"]
+    else:
+        with pytest.raises(WorkerCrashed):
+            await inference_over(parts).complete(demand())
+        assert healthy.requests == []
+    assert len(parts.scheduler.acquired) == 2
+    assert parts.scheduler.outstanding == 0
+
+
+async def test_L01_a_stream_is_retried_until_it_was_accepted_and_not_after() -> None:
+    parts = FakeParts.make()
+    talking = FakeWorker(lambda _: [Accepted(prompt_tokens=1)])
+    parts.scheduler.workers = [crashing(), talking]
+    with await inference_over(parts).begin(demand()) as generation:
+        talking.die()
+        with pytest.raises(WorkerCrashed):
+            await generation.receive()
+    assert len(parts.scheduler.acquired) == 2
+    assert parts.scheduler.outstanding == 0
+
+
+async def test_a_worker_that_ended_between_lease_and_request_is_replaced_once() -> None:
+    parts = FakeParts.make()
+    gone, healthy = FakeWorker(lambda _: []), FakeWorker(lambda _: spoken("fine"))
+    gone.refusal = Unavailable("it has ended")
+    parts.scheduler.workers = [gone, healthy]
+    assert (await inference_over(parts).complete(demand())).text == "fine"
+    parts.scheduler.workers = [gone, gone, healthy]
+    with pytest.raises(Unavailable):
+        await inference_over(parts).complete(demand())
+    assert parts.scheduler.outstanding == 0
+
+
+async def test_a_refusal_by_the_scheduler_is_not_retried() -> None:
+    parts = FakeParts.make()
+    parts.scheduler.refusal = QueueFull("64 requests wait")
+    with pytest.raises(QueueFull):
+        await inference_over(parts).complete(demand())
+    assert len(parts.scheduler.acquired) == 1
+
+
+@pytest.mark.parametrize(
+    ("failed", "kind", "text"),
+    [
+        (
+            Failed(code="context_length_exceeded", message="", prompt_tokens=9000, context_size=8192),
+            ContextLengthExceeded,
+            "9000 tokens and the context holds 8192",
+        ),
+        (Failed(code="template_failed", message="roles must alternate"), TemplateFailed, "roles must alt"),
+        (Failed(code="invalid_parameter", message="token 9 is unknown"), InvalidParameter, "prompt: token 9"),
+        (Failed(code="queue_full", message="busy"), QueueFull, "busy"),
+        (Failed(code="draining", message=""), Draining, "shutting down"),
+        (Failed(code="engine_failed", message="no logits"), EngineFailed, "no logits"),
+        (Failed(code="surprise", message="/home/user/secret"), EngineFailed, "worker's log"),
+    ],
+)
+async def test_what_a_worker_reports_becomes_the_error_of_that_code(
+    failed: Failed, kind: type[Exception], text: str
+) -> None:
+    error = error_of(failed)
+    assert type(error) is kind
+    assert text in str(error)
+    assert "secret" not in str(error)
+    parts = FakeParts.make(lambda _: [failed])
+    with pytest.raises(kind):
+        await inference_over(parts).complete(demand())
+    assert parts.scheduler.outstanding == 0
+
+
+async def test_a_failure_in_the_middle_of_an_answer_is_its_error() -> None:
+    failure = Failed(code="engine_failed", message="no logits")
+    parts = FakeParts.make(lambda _: [Accepted(prompt_tokens=1), TextDelta("Be", 1), failure])
+    with pytest.raises(EngineFailed):
+        await inference_over(parts).complete(demand())
+    assert parts.scheduler.outstanding == 0
+    assert len(parts.scheduler.acquired) == 1
+
+
+async def test_N23_a_cancelled_request_cancels_its_sequence_and_frees_the_lease() -> None:
+    parts = FakeParts.make(lambda _: [Accepted(prompt_tokens=1), TextDelta("Be", 1)])
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(inference_over(parts).complete, demand())
+        await until(lambda: bool(parts.scheduler.workers[0].streams))
+        nursery.cancel_scope.cancel()
+    assert parts.scheduler.outstanding == 0
+    assert parts.scheduler.workers[0].cancelled == ["r1"]
+
+
+async def test_a_request_cancelled_while_it_waits_for_acceptance_gives_everything_back() -> None:
+    parts = FakeParts.make()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(inference_over(parts).begin, demand())
+        await until(lambda: bool(parts.scheduler.workers[0].streams))
+        nursery.cancel_scope.cancel()
+    assert parts.scheduler.outstanding == 0
+    assert parts.scheduler.workers[0].cancelled == ["r1"]
+
+
+async def test_closing_a_generation_twice_gives_the_lease_back_once() -> None:
+    parts = FakeParts.make(lambda _: [Accepted(prompt_tokens=1)])
+    generation = await inference_over(parts).begin(demand())
+    assert parts.scheduler.outstanding == 1
+    generation.close()
+    generation.close()
+    assert parts.scheduler.outstanding == 0
+    assert parts.scheduler.workers[0].cancelled == ["r1"]
+
+
+@asynccontextmanager
+async def opened(parts: FakeParts) -> AsyncIterator[Opening]:
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            yield inference_over(parts).begin_soon(demand(), nursery)
+
+
+async def test_an_opening_survives_those_who_stop_waiting_for_it(virtual_clock) -> None:
+    parts = FakeParts.make(lambda _: [Accepted(prompt_tokens=1)])
+    parts.scheduler.gate = trio.Event()
+    async with opened(parts) as opening:
+        with trio.move_on_after(1):
+            await opening.wait()
+        assert parts.scheduler.cancelled_acquires == 0
+        parts.scheduler.gate.set()
+        await opening.wait()
+        opening.close()
+    assert parts.scheduler.outstanding == 0
+
+
+async def test_closing_an_opening_stops_it_wherever_it_waits() -> None:
+    parts = FakeParts.make()
+    parts.scheduler.gate = trio.Event()
+    async with opened(parts) as opening:
+        await until(lambda: bool(parts.scheduler.acquired))
+        opening.close()
+    assert parts.scheduler.cancelled_acquires == 1
+    parts.scheduler.gate = None
+    async with opened(parts) as opening:
+        await until(lambda: bool(parts.scheduler.workers[0].streams))
+        opening.close()
+    assert parts.scheduler.outstanding == 0
+
+
+async def test_an_opening_closed_in_the_very_moment_of_acceptance_leaves_nothing() -> None:
+    parts = FakeParts.make()
+    async with opened(parts) as opening:
+        await until(lambda: bool(parts.scheduler.workers[0].streams))
+        parts.scheduler.workers[0].streams[0].deliver([Accepted(prompt_tokens=1), finished()])
+        opening.close()
+    assert parts.scheduler.outstanding == 0
+
+
+async def test_an_opening_tells_its_error_and_not_its_nursery() -> None:
+    parts = FakeParts.make()
+    parts.scheduler.refusal = QueueFull("full")
+    async with opened(parts) as opening:
+        with pytest.raises(QueueFull):
+            await opening.wait()
+        with pytest.raises(QueueFull):  # and again
+            await opening.wait()
+
+
+async def test_an_opening_that_ends_with_the_daemon_reports_draining() -> None:
+    parts = FakeParts.make()
+    async with trio.open_nursery() as nursery:
+        opening = inference_over(parts).begin_soon(demand(), nursery)
+        await until(lambda: bool(parts.scheduler.workers[0].streams))
+        nursery.cancel_scope.cancel()
+    with pytest.raises(Draining):
+        await opening.wait()
+    assert parts.scheduler.outstanding == 0

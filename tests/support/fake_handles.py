@@ -1,0 +1,315 @@
+"""Handles of a daemon that has no actors behind them: real code with everything in memory.
+
+`FakeWorker` answers through the real `GenerationStream`. What was taken and not given back is counted, so
+that a test can say that nothing was left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, Callable
+
+import attrs
+import trio
+
+from actors.stream import GenerationStream
+from runner.domain.events import Accepted, Finished, FinishReason, GenerationEvent, TextDelta, Timings, Usage
+from runner.domain.generation import GenerationRequest
+from runner.domain.model import Model
+from runner.domain.status import (
+    DaemonStatus,
+    LayerSummary,
+    ModelReport,
+    ModelSummary,
+    Removal,
+    SchedulerStatus,
+    UnloadReport,
+    UploadedBlob,
+    VersionInfo,
+    WorkerStatus,
+)
+from runner.errors import BlobNotFound, ModelInUse, ModelNotFound, RunnerError, WorkerCrashed
+from runner.oci.digest import Digest
+from runner.oci.reference import ModelName, Reference
+from runner.store.package import PackageSpec
+
+Script = Callable[[GenerationRequest], list[GenerationEvent]]
+
+
+def fake_model(name: str = "ai/smollm2:135M-Q4_1", *, digest_of: bytes = b"manifest") -> Model:
+    return Model(
+        id=Digest.of(digest_of),
+        tags=(Reference.parse(name),) if name else (),
+        created_s=1745777589,
+        size_bytes=98_000_000,
+        format="gguf",
+        architecture="llama",
+        quantization="MOSTLY_Q4_1",
+        parameters="134.52M",
+        context_size=None,
+        trained_context_size=8192,
+    )
+
+
+def spoken(*texts: str, prompt_tokens: int = 7, cached_tokens: int = 0) -> list[GenerationEvent]:
+    """Everything of a generation that says `texts`, one token each."""
+    return [
+        Accepted(prompt_tokens=prompt_tokens),
+        *(TextDelta(text, 1) for text in texts),
+        finished(completion_tokens=len(texts), prompt_tokens=prompt_tokens, cached_tokens=cached_tokens),
+    ]
+
+
+def finished(
+    *,
+    reason: FinishReason = FinishReason.STOP,
+    prompt_tokens: int = 7,
+    completion_tokens: int = 0,
+    cached_tokens: int = 0,
+) -> Finished:
+    return Finished(
+        reason=reason,
+        usage=Usage(
+            prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, cached_tokens=cached_tokens
+        ),
+        timings=Timings(queued_s=0.001, prefill_s=0.014, decode_s=0.02),
+    )
+
+
+@attrs.frozen
+class FakeLoaded:
+    engine_version: str = "scripted-1"
+
+
+class FakeWorker:
+    """Answers each request with what `script` makes of it; an empty list leaves the stream to the test."""
+
+    def __init__(self, script: Script) -> None:
+        self.script = script
+        self.requests: list[GenerationRequest] = []
+        self.streams: list[GenerationStream] = []
+        self.cancelled: list[str] = []
+        self.refusal: RunnerError | None = None
+
+    def open_stream(self, request: GenerationRequest) -> GenerationStream:
+        if self.refusal is not None:
+            raise self.refusal
+        self.requests.append(request)
+        stream = GenerationStream(request.request_id, self.cancelled.append)
+        self.streams.append(stream)
+        stream.deliver(self.script(request))
+        return stream
+
+    def die(self, cause: str = "signal SIGSEGV") -> None:
+        for stream in self.streams:
+            stream.fail(WorkerCrashed(model="ai/smollm2:135M-Q4_1", cause=cause))
+
+
+class FakeLease:
+    def __init__(self, scheduler: FakeScheduler, worker: FakeWorker) -> None:
+        self.worker = worker
+        self.loaded = FakeLoaded()
+        self._scheduler: FakeScheduler | None = scheduler
+
+    def release(self) -> None:
+        if self._scheduler is not None:
+            self._scheduler.outstanding -= 1
+            self._scheduler = None
+
+
+@attrs.define
+class FakeScheduler:
+    """Grants every lease at once, or when `gate` opens. `workers` are used in turn, the last one for ever."""
+
+    workers: list[FakeWorker]
+    outstanding: int = 0
+    acquired: list[tuple[str, float | None]] = attrs.field(factory=list)
+    calls: list[tuple[str, object]] = attrs.field(factory=list)
+    gate: trio.Event | None = None
+    refusal: RunnerError | None = None
+    cancelled_acquires: int = 0
+
+    async def acquire(self, model: Model, *, keep_alive_s: float | None = None) -> FakeLease:
+        self.acquired.append((model.name, keep_alive_s))
+        await self._wait()
+        self.outstanding += 1
+        worker = self.workers.pop(0) if len(self.workers) > 1 else self.workers[0]
+        return FakeLease(self, worker)
+
+    async def _wait(self) -> None:
+        try:
+            if self.gate is None:
+                await trio.lowlevel.checkpoint()
+            else:
+                await self.gate.wait()
+        except trio.Cancelled:
+            self.cancelled_acquires += 1
+            raise
+        if self.refusal is not None:
+            raise self.refusal
+
+    async def start(self, model: Model, *, keep_alive_s: float | None = None) -> WorkerStatus:
+        self.calls.append(("start", (model.name, keep_alive_s)))
+        await self._wait()
+        return worker_status(model)
+
+    async def unload(self, model_ids: tuple[Digest, ...] | None) -> UnloadReport:
+        self.calls.append(("unload", model_ids))
+        await trio.lowlevel.checkpoint()
+        return UnloadReport(unloaded=("ai/smollm2:135M-Q4_1",), in_use=())
+
+    def snapshot(self) -> SchedulerStatus:
+        return SchedulerStatus(workers=(worker_status(fake_model()),))
+
+
+def worker_status(model: Model) -> WorkerStatus:
+    return WorkerStatus(
+        model=model.name,
+        model_id=str(model.id),
+        state="ready",
+        pid=4711,
+        engine="scripted",
+        context_size=8192,
+        reserved_bytes=1,
+        resident_bytes=2,
+        leases=0,
+        waiting=0,
+        running_sequences=0,
+        waiting_sequences=0,
+        cells_used=0,
+        n_cells=16384,
+        keep_alive_s=float("inf"),
+        expires_in_s=None,
+        loaded_for_s=1.5,
+        load_s=0.4,
+        load_progress=1.0,
+    )
+
+
+@attrs.define
+class FakeStore:
+    """Models in a list. `changes` records what was asked to change."""
+
+    models: list[Model]
+    in_use: bool = False
+    changes: list[tuple[object, ...]] = attrs.field(factory=list)
+    received: list[bytes] = attrs.field(factory=list)
+
+    async def list(self) -> tuple[Model, ...]:
+        await trio.lowlevel.checkpoint()
+        return tuple(self.models)
+
+    async def resolve(self, name: ModelName) -> Model:
+        await trio.lowlevel.checkpoint()
+        for model in self.models:
+            if name.reference in model.tags or name.digest == model.id:
+                return model
+        raise ModelNotFound(name.text)
+
+    async def inspect(self, name: ModelName) -> ModelReport:
+        model = await self.resolve(name)
+        return ModelReport(
+            model=ModelSummary(
+                id=str(model.id),
+                name=model.name,
+                tags=tuple(str(tag) for tag in model.tags),
+                created_s=model.created_s,
+                size_bytes=model.size_bytes,
+                format=model.format,
+                architecture=model.architecture,
+                quantization=model.quantization,
+                parameters=model.parameters,
+                context_size=None,
+                trained_context_size=8192,
+            ),
+            manifest_digest=str(model.id),
+            config_digest=str(Digest.of(b"config")),
+            layers=(LayerSummary(media_type="m", digest="d", size_bytes=1, filename="model.gguf"),),
+            licenses=("MIT",),
+            metadata={"general.name": "Smol"},
+        )
+
+    async def tag(self, source: ModelName, target: Reference) -> Model:
+        model = await self.resolve(source)
+        self.changes.append(("tag", source.text, str(target)))
+        return model
+
+    async def untag(self, target: Reference) -> Model:
+        model = await self.resolve(ModelName.of(target))
+        self.changes.append(("untag", str(target)))
+        return model
+
+    async def remove(self, name: ModelName, *, force: bool = False) -> tuple[Removal, ...]:
+        model = await self.resolve(name)
+        if self.in_use:
+            raise ModelInUse(model.name)
+        self.changes.append(("remove", name.text, force))
+        return (Removal(untagged=str(model.tags[0])), Removal(deleted=str(model.id)))
+
+    async def receive_blob(
+        self, chunks: AsyncIterable[bytes], *, size_bytes: int | None = None, digest: Digest | None = None
+    ) -> UploadedBlob:
+        content = b"".join([chunk async for chunk in chunks])
+        self.changes.append(("blob", size_bytes, digest))
+        self.received.append(content)
+        return UploadedBlob(digest=str(Digest.of(content)), size_bytes=len(content))
+
+
+@attrs.define
+class FakePuller:
+    packaged: list[PackageSpec] = attrs.field(factory=list)
+    missing: str | None = None
+
+    async def package(self, spec: PackageSpec) -> Model:
+        await trio.lowlevel.checkpoint()
+        spec.check()
+        if self.missing is not None:
+            raise BlobNotFound(self.missing)
+        self.packaged.append(spec)
+        return fake_model(spec.target.familiar())
+
+
+@attrs.define
+class FakeDaemon:
+    is_draining: bool = False
+    shutdowns: int = 0
+
+    def status(self) -> DaemonStatus:
+        return DaemonStatus(
+            version="0.1.0",
+            engine="scripted",
+            pid=1,
+            uptime_s=2.0,
+            listeners=("http://127.0.0.1:12434",),
+            store="store",
+            log_file=None,
+            models=1,
+            is_draining=self.is_draining,
+            open_connections=0,
+            idle_exit_in_s=None,
+            budgets=(),
+            actors=(),
+        )
+
+    def version(self) -> VersionInfo:
+        return VersionInfo(
+            version="0.1.0", api="1", python="3.11", engine="scripted", engine_version="scripted-1"
+        )
+
+    def request_shutdown(self) -> None:
+        self.shutdowns += 1
+
+
+@attrs.define
+class FakeParts:
+    """One of each, joined."""
+
+    store: FakeStore
+    puller: FakePuller
+    scheduler: FakeScheduler
+    daemon: FakeDaemon
+
+    @classmethod
+    def make(cls, *scripts: Script) -> FakeParts:
+        """A worker for each script; without any, one whose streams the test feeds."""
+        workers = [FakeWorker(script) for script in scripts] or [FakeWorker(lambda _: [])]
+        return cls(FakeStore([fake_model()]), FakePuller(), FakeScheduler(workers), FakeDaemon())

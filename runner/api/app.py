@@ -10,10 +10,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 import attrs
+import trio
+from quart import ResponseReturnValue
 from quart_trio import QuartTrio
+from quart_trio.wrappers import TrioRequest, TrioResponse
+from werkzeug.exceptions import HTTPException
 
-from runner.api.errors import install_error_handlers
+from runner.api.body import RequestBody
+from runner.api.errors import install_error_handlers, leading_error, refusal_of, to_response
+from runner.api.middleware import install_middleware
+from runner.api.streaming import HttpConnection
 from runner.domain.status import DaemonStatus, VersionInfo
+from runner.errors import Draining
 
 if TYPE_CHECKING:
     from actors.puller import PullerHandle
@@ -47,21 +55,48 @@ class AppContext:
     allowed_origins: frozenset[str] = frozenset()
 
 
-def build_app(context: AppContext) -> QuartTrio:
-    """The application with every dialect."""
+class RunnerRequest(TrioRequest):
+    """A request whose body holds its client back until somebody takes it."""
+
+    body_class = RequestBody  # type: ignore[assignment]  # stands in for Quart's without sharing its code
+
+
+class RunnerApp(QuartTrio):
+    """Quart joined to the serving layer."""
+
+    asgi_http_class = HttpConnection
+    request_class = RunnerRequest
+
+    async def handle_user_exception(
+        self, error: Exception | BaseExceptionGroup[BaseException]
+    ) -> HTTPException | ResponseReturnValue:
+        """The handler of the one error that decides. A cancelled request is not answered at all."""
+        if isinstance(error, BaseExceptionGroup):
+            cancelled, _ = error.split(trio.Cancelled)
+            if cancelled is not None:
+                raise cancelled
+        decisive = leading_error(error)
+        if not isinstance(decisive, Exception):
+            raise decisive
+        return await super().handle_user_exception(decisive)
+
+
+def build_app(context: AppContext) -> RunnerApp:
+    """The application with every dialect and the two probes."""
     # The dialects know AppContext, so they can only be imported once this module is.
     from runner.api.control import routes as control
     from runner.api.openai import routes as openai
 
-    app = bare_app()
+    app = bare_app(context.allowed_origins)
+    _add_probes(app, context.daemon)
     app.register_blueprint(control.blueprint(context))
     app.register_blueprint(openai.blueprint(context))
     return app
 
 
-def bare_app() -> QuartTrio:
+def bare_app(allowed_origins: frozenset[str] = frozenset()) -> RunnerApp:
     """An application without routes: errors in our shape, limits left to the serving layer."""
-    app = QuartTrio("runner", static_folder=None, template_folder=None)
+    app = RunnerApp("runner", static_folder=None, template_folder=None)
     app.config.update(
         PROPAGATE_EXCEPTIONS=False,  # also when QUART_DEBUG is set: a stack never reaches a client
         MAX_CONTENT_LENGTH=None,  # the serving layer counts while bytes arrive
@@ -71,4 +106,19 @@ def bare_app() -> QuartTrio:
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False  # a redirect would repair `//` in a model name
     install_error_handlers(app)
+    install_middleware(app, allowed_origins)
     return app
+
+
+def _add_probes(app: QuartTrio, daemon: DaemonControl) -> None:
+    """`/health`: the event loop turns; `/ready`: new work is taken. Neither asks an actor (L15)."""
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/ready")
+    async def ready() -> TrioResponse | dict[str, str]:
+        if daemon.is_draining:
+            return to_response(refusal_of(Draining()))
+        return {"status": "ready"}

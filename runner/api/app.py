@@ -102,6 +102,7 @@ def bare_app(allowed_origins: frozenset[str] = frozenset()) -> RunnerApp:
         MAX_CONTENT_LENGTH=None,  # the serving layer counts while bytes arrive
         BODY_TIMEOUT=None,  # it also demands progress, which suits a slow but honest upload
         RESPONSE_TIMEOUT=None,  # would cut streams off in silence
+        BACKGROUND_TASK_SHUTDOWN_TIMEOUT=1,  # of what no request waits for any more
     )
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False  # a redirect would repair `//` in a model name

@@ -24,6 +24,7 @@ from runner.api.admission import AdmissionPolicy
 from runner.api.connection import Connection, Deadlines
 from runner.api.errors import Refusal
 from runner.api.head import HeadLimits
+from runner.api.lifespan import lifespan
 from runner.api.listeners import Listener, listen_tcp, listen_unix
 from runner.api.middleware import choose_request_id
 from runner.api.protocol import ProtocolSettings, hypercorn_config, raw_answer
@@ -89,7 +90,7 @@ class Server:
         self._note_answer()
         with contextlib.ExitStack() as listening:
             listeners = await self._listen(listening)
-            async with trio.open_nursery() as connections:
+            async with lifespan(self._app), trio.open_nursery() as connections:
                 async with trio.open_nursery() as accepting:
                     for listener in listeners:
                         accepting.start_soon(self._accept, listener, connections)

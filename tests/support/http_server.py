@@ -1,4 +1,4 @@
-"""The real serving layer on a free port and a socket, and a client that sends exactly the bytes it is told."""
+"""The real serving layer on a free port and a socket, and a client that sends just the bytes it is told."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ class RunningServer:
         """Wait until the server has so many connections."""
         with trio.fail_after(LIMIT_S):
             while self.server.statistics().connections != connections:
-                await trio.sleep(0.001)
+                await trio.sleep(0.001)  # noqa: ASYNC110  # the server tells nobody when a connection comes
 
     def _kept(self, stream: trio.SocketStream) -> RawClient:
         self._clients.append(RawClient(stream))

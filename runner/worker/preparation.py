@@ -1,0 +1,273 @@
+"""From a request to token ids, in a thread of its own, so that no step of the engine waits for a template.
+
+`Preparer` does the work for one request: options checked, control texts disarmed, template rendered, text
+tokenised, length checked. `Preparation` is the thread around it with a bounded queue. Imports `runner.chat`
+(in the thread: importing jinja2 takes 40 ms, in which the model can load), the engine's protocol and values.
+
+    reader thread ──submit──> queue ──Preparer──> deliver(Prepared | Refused) ──> step thread
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, assert_never
+
+import attrs
+
+from runner.domain.engine import EngineOptions
+from runner.domain.events import Failed
+from runner.domain.generation import ChatPrompt, GenerationRequest, TextPrompt, TokenPrompt
+from runner.engine.backend import Backend
+from runner.engine.sequence import SequenceRequest
+from runner.errors import ContextLengthExceeded, FieldFault, InvalidParameter, RunnerError
+
+if TYPE_CHECKING:
+    from runner.chat.control_text import ControlTexts
+    from runner.chat.template import ChatTemplate
+
+QUEUE_MAX = 128
+"""Requests that may wait here; the daemon queues at most 64 per model, so this is never met in order."""
+
+_COUNTED_BYTES = 64
+"""Bytes per cell of the context that are tokenised before a longer text is refused: no language has more
+bytes to a token on average, and 32 MiB would take 15 s only to report an exact number."""
+_COUNTED_BYTES_MIN = 1024 * 1024
+_REPORTED_FAULTS = 8
+
+
+@attrs.frozen
+class Prepared:
+    """Ready for `Engine.submit`."""
+
+    request: SequenceRequest
+
+
+@attrs.frozen
+class Refused:
+    """Will not run; `failed` goes to whoever asked."""
+
+    request_id: str
+    failed: Failed
+
+
+Outcome = Prepared | Refused
+
+
+def failure(error: RunnerError) -> Failed:
+    """An error of ours as the event that ends a request."""
+    if isinstance(error, ContextLengthExceeded):
+        return Failed(
+            code=error.code,
+            message=str(error),
+            prompt_tokens=error.prompt_tokens,
+            context_size=error.context_size,
+        )
+    return Failed(code=error.code, message=str(error))
+
+
+class Preparer:
+    """Turns requests for one loaded model into token ids. Used by one thread."""
+
+    def __init__(
+        self, backend: Backend, options: EngineOptions, template: ChatTemplate, control_texts: ControlTexts
+    ) -> None:
+        self._backend = backend
+        self._context_size = min(options.context_size, options.n_cells)
+        self._template = template
+        self._control_texts = control_texts
+        self._leading = self._find_leading()
+
+    def prepare(self, request: GenerationRequest, submitted_s: float) -> SequenceRequest:
+        """Raises TemplateFailed, InvalidParameter or ContextLengthExceeded; nothing has happened then."""
+        match request.prompt:
+            case ChatPrompt():
+                token_ids = self._chat_tokens(request.prompt)
+            case TextPrompt():
+                token_ids = self._text_tokens(request.prompt.text)
+            case TokenPrompt():
+                token_ids = self._checked_tokens(request.prompt.token_ids)
+            case _:
+                assert_never(request.prompt)
+        if not token_ids:
+            raise InvalidParameter(FieldFault("prompt", "must hold at least one token"))
+        if len(token_ids) >= self._context_size:
+            raise ContextLengthExceeded(len(token_ids), self._context_size)
+        return SequenceRequest(
+            request_id=request.request_id,
+            prompt_tokens=tuple(token_ids),
+            sampling=request.sampling,
+            max_tokens=request.max_tokens,
+            stop=request.stop,
+            ignore_eos=request.ignore_eos,
+            submitted_s=submitted_s,
+        )
+
+    def _chat_tokens(self, prompt: ChatPrompt) -> list[int]:
+        """As llama.cpp tokenises a rendered prompt: with the leading token (BOS) that the model asks for,
+        unless the template has written it."""
+        disarmed = self._control_texts.disarm(prompt, self._template.source or "")
+        rendered = self._template.render(disarmed.prompt.messages, disarmed.prompt.template_options)
+        self._refuse_far_too_long(rendered)
+        bos = self._backend.bos_text
+        token_ids = [] if bos and rendered.startswith(bos) else list(self._leading)
+        for piece in self._control_texts.pieces(rendered, disarmed.originals):
+            token_ids += self._backend.tokenize(
+                piece.text, add_special=False, parse_special=not piece.is_literal
+            )
+        return token_ids
+
+    def _text_tokens(self, text: str) -> list[int]:
+        """A raw completion: its text may name control tokens, and a BOS of its own is not doubled."""
+        self._refuse_far_too_long(text)
+        token_ids = self._backend.tokenize(text, add_special=True, parse_special=True)
+        n_leading = len(self._leading)
+        if n_leading and token_ids[: 2 * n_leading] == self._leading * 2:
+            del token_ids[:n_leading]
+        return token_ids
+
+    def _checked_tokens(self, token_ids: tuple[int, ...]) -> list[int]:
+        n_vocab = self._backend.facts.n_vocab
+        if token_ids and not 0 <= min(token_ids) <= max(token_ids) < n_vocab:
+            strangers = [(index, token) for index, token in enumerate(token_ids) if not 0 <= token < n_vocab]
+            raise InvalidParameter(
+                *(
+                    FieldFault(f"prompt[{index}]", f"{token} is outside the vocabulary of {n_vocab} tokens")
+                    for index, token in strangers[:_REPORTED_FAULTS]
+                )
+            )
+        return list(token_ids)
+
+    def _refuse_far_too_long(self, text: str) -> None:
+        """Raise ContextLengthExceeded, with a lower bound, when the beginning of `text` is too long
+        already."""
+        counted_bytes = max(_COUNTED_BYTES_MIN, _COUNTED_BYTES * self._context_size)
+        if len(text) <= counted_bytes // 4:  # characters, of at most four bytes
+            return
+        data = text.encode("utf-8", "replace")
+        if len(data) <= counted_bytes:
+            return
+        beginning = data[:counted_bytes].decode("utf-8", "ignore")
+        n_tokens = len(self._backend.tokenize(beginning, add_special=False, parse_special=True))
+        if n_tokens >= self._context_size:
+            raise ContextLengthExceeded(n_tokens, self._context_size)
+
+    def _find_leading(self) -> list[int]:
+        """What `add_special` puts in front of a prompt."""
+        plain = self._backend.tokenize("a", add_special=False, parse_special=False)
+        full = self._backend.tokenize("a", add_special=True, parse_special=False)
+        for start in range(len(full) - len(plain) + 1):
+            if full[start : start + len(plain)] == plain:
+                return full[:start]
+        return []
+
+
+@attrs.frozen
+class _Job:
+    request: GenerationRequest
+    submitted_s: float
+
+
+class Preparation:
+    """The thread. It starts at once, to import what it needs; requests wait until `begin` gives it a
+    preparer.
+
+    `deliver` is called from the thread, once for every request that was not discarded before. `on_fault` is
+    called when the thread ends by an error of its own: nothing is prepared any more then.
+    """
+
+    def __init__(
+        self,
+        deliver: Callable[[Outcome], None],
+        *,
+        on_fault: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._deliver = deliver
+        self._on_fault = on_fault
+        self._clock = clock
+        self._may_import = threading.Event()
+        self._maker: SimpleQueue[Callable[[], Preparer] | None] = SimpleQueue()
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._pending: set[str] = set()
+        self._lock = threading.Lock()
+        """Guards `_pending`, and that nothing is delivered once it was discarded."""
+        self._is_closing = False
+        self._thread = threading.Thread(target=self._run, name="preparation", daemon=True)
+        self._thread.start()
+
+    def warm_up(self) -> None:
+        """Now is a good time for imports."""
+        self._may_import.set()
+
+    def begin(self, make_preparer: Callable[[], Preparer]) -> None:
+        """The model is there. `make_preparer` is called in the thread."""
+        self._maker.put(make_preparer)
+        self._may_import.set()
+
+    def submit(self, request: GenerationRequest) -> bool:
+        """Queue a request; False when `QUEUE_MAX` wait already."""
+        with self._lock:
+            if len(self._pending) >= QUEUE_MAX:
+                return False
+            self._pending.add(request.request_id)
+        self._jobs.put(_Job(request, self._clock()))
+        return True
+
+    def discard(self, request_id: str) -> None:
+        """Its outcome will not be delivered, if it has not been."""
+        with self._lock:
+            self._pending.discard(request_id)
+
+    def close(self, timeout_s: float) -> bool:
+        """End the thread and wait for it; False when it is still busy, with a template or a long text."""
+        self._is_closing = True
+        self._maker.put(None)
+        self._may_import.set()
+        self._jobs.put(None)
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            self._may_import.wait()
+            if not self._is_closing:
+                _import_templates()
+            make_preparer = self._maker.get()
+            if make_preparer is not None:
+                self._work(make_preparer())
+        except BaseException:  # the thread's last words, whatever happened
+            traceback.print_exc()
+            self._on_fault()
+
+    def _work(self, preparer: Preparer) -> None:
+        while (job := self._jobs.get()) is not None and not self._is_closing:
+            request_id = job.request.request_id
+            if request_id not in self._pending:
+                continue  # discarded while it waited
+            outcome = _outcome(preparer, job)
+            with self._lock:
+                if request_id in self._pending:
+                    self._pending.remove(request_id)
+                    self._deliver(outcome)
+
+
+def _outcome(preparer: Preparer, job: _Job) -> Outcome:
+    request_id = job.request.request_id
+    try:
+        return Prepared(preparer.prepare(job.request, job.submitted_s))
+    except RunnerError as error:
+        return Refused(request_id, failure(error))
+    except Exception:  # one request's bad luck; the others are not to pay for it
+        sys.stderr.write(f"preparing request {request_id} failed\n")
+        traceback.print_exc()
+        return Refused(request_id, Failed(code=RunnerError.code, message="the request could not be prepared"))
+
+
+def _import_templates() -> None:
+    import runner.chat.control_text
+    import runner.chat.template  # noqa: F401  # imported for its time

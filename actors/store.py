@@ -2,8 +2,8 @@
 
 Messages, then the handle, then the actor. Reading is answered from memory at once. Changes are carried out
 one after another in a thread, each planned against the state that the previous one left, so that neither a
-slow disk nor a large file keeps anyone else waiting. Imports runner.store; read `runner/store/changes.py` for
-the order of writes on disk.
+slow disk nor a large file keeps anyone waiting. Imports runner.store; the order of writes is that of
+`runner/store/changes.py`.
 """
 
 from __future__ import annotations
@@ -348,12 +348,13 @@ class _Run:
             case ResolveName():
                 _answer(message.reply, lambda: self._catalog.resolve(message.name).model)
             case InspectModel():
-                self._read(message.reply, lambda: self._catalog.resolve(message.name), self._report_of)
+                report = partial(report_of, blobs=self._directory.blobs)
+                self._read(message.reply, lambda: self._catalog.resolve(message.name), report)
             case OpenFiles():
                 self._read(message.reply, lambda: self._leasable(message.model_id), self._loader.files_of)
             case BeginUpload():
-                writer = self._directory.blobs.begin(size_bytes=message.size_bytes, digest=message.digest)
-                message.reply.set(writer)
+                begin = self._directory.blobs.begin
+                message.reply.set(begin(size_bytes=message.size_bytes, digest=message.digest))
             case WorkDone() | WorkFailed():
                 self._end_change(message)
             case _:
@@ -378,9 +379,6 @@ class _Run:
             reply.set(await trio.to_thread.run_sync(read, limiter=self._read_limiter))
         except RunnerError as error:
             reply.fail(error)
-
-    def _report_of(self, stored: StoredModel) -> ModelReport:
-        return report_of(stored, self._directory.blobs)
 
     def _leasable(self, model_id: Digest) -> StoredModel:
         """Raises like `Catalog.usable`, and ModelNotFound for a model that is just being removed."""

@@ -1,7 +1,7 @@
 """What a worker process gets of the daemon's environment: an allowlist, and nothing else (THREATS W01).
 
-Functions of values, but for what the running interpreter says about its own import path. Imports nothing of
-ours. Used by `actors/process.py`.
+Functions of values, but for what the running interpreter says of itself. Imports nothing of ours but the name
+of the package. Used by `actors/process.py`.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import site
 import sys
-import sysconfig
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
+
+import runner
 
 PASSED_ON: Final = (
     # where the loader finds shared libraries, and llama-cpp-python its own
@@ -58,7 +59,7 @@ def worker_environment(inherited: Mapping[str, str], *, directory: str) -> dict[
     environment = {name: inherited[name] for name in PASSED_ON if name in inherited}
     environment |= ALWAYS
     environment |= {"HOME": directory, "TMPDIR": directory}
-    if paths := import_paths(sys.path):
+    if paths := import_paths(inherited.get("PYTHONPATH", "")):
         environment["PYTHONPATH"] = os.pathsep.join(paths)
     if _uses_user_site():
         environment["PYTHONUSERBASE"] = site.getuserbase()
@@ -70,17 +71,18 @@ def interpreter_options() -> tuple[str, ...]:
     return ("-P",) if _uses_user_site() else ("-P", "-s")
 
 
-def import_paths(entries: Iterable[str]) -> list[str]:
-    """Those of the import path `entries` that a fresh interpreter would not have: a source checkout, say.
+def import_paths(pythonpath: str) -> list[str]:
+    """What a worker's interpreter must be told in order to import what the daemon imports.
 
-    Meant for `sys.path` rather than PYTHONPATH: empty, relative and missing entries never reach a worker, and
-    what the daemon imported from, the worker imports from.
+    1. Where this package lies, unless the interpreter looks there anyway: a source checkout, say.
+    2. Of `pythonpath`, the daemon's variable, the absolute entries that exist.
+    Not `sys.path` as it stands: it begins with the directory of the script, or the user's current one.
     """
-    known = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    known |= {str(Path(stdlib, "lib-dynload")) for stdlib in tuple(known)}
-    known |= {*site.getsitepackages(), site.getusersitepackages()}
-    added = [entry for entry in dict.fromkeys(entries) if entry not in known and Path(entry).is_absolute()]
-    return [entry for entry in added if Path(entry).is_dir()]
+    home = str(Path(runner.__file__).parent.parent)
+    known = {*site.getsitepackages(), site.getusersitepackages()}
+    entries = [] if home in known else [home]
+    entries += [entry for entry in pythonpath.split(os.pathsep) if Path(entry).is_absolute()]
+    return [entry for entry in dict.fromkeys(entries) if Path(entry).is_dir()]
 
 
 def _uses_user_site() -> bool:

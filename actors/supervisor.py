@@ -127,7 +127,7 @@ class Supervisor:
             raise self._failure
 
     def stop(self) -> None:
-        """Stop all children in reverse order; `run` then returns. Idempotent; also possible during the start."""
+        """Stop all children in reverse order; `run` then returns. Idempotent, and fit to end a start."""
         self._starting.cancel()
         self._stopping.set()
 

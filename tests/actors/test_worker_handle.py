@@ -1,0 +1,169 @@
+"""What a lease holds of a worker: requests out, steps fanned out, ends."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+import trio.testing
+
+from actors.worker_handle import Outbox, WorkerHandle
+from runner.domain.events import Accepted, Finished, FinishReason, TextDelta, Timings, Usage
+from runner.domain.generation import GenerationRequest, TextPrompt
+from runner.errors import ReaderTooSlow, Unavailable, WorkerCrashed
+from runner.wire.codec import ToWorkerDecoder, encode
+from runner.wire.messages import Cancel, Generate, Loaded, Step, StepEvent, ToWorker
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("virtual_clock")]
+
+LOADED = Loaded(
+    engine_version="b1",
+    context_size=100,
+    trained_context_size=100,
+    n_vocab=10,
+    n_cells=200,
+    max_sequences=4,
+    load_s=0.1,
+)
+FINISHED = Finished(
+    reason=FinishReason.STOP,
+    usage=Usage(prompt_tokens=1, completion_tokens=1),
+    timings=Timings(queued_s=0, prefill_s=0, decode_s=0),
+)
+
+
+def make_handle(outbox: Outbox) -> WorkerHandle:
+    return WorkerHandle(model="ai/tiny", loaded=LOADED, pid=17, outbox=outbox, resident_bytes=lambda: 4096)
+
+
+def request(request_id: str, text: str = "hi") -> GenerationRequest:
+    return GenerationRequest(request_id=request_id, prompt=TextPrompt(text))
+
+
+def step(*events: tuple[str, StepEvent], index: int = 1, tokens: int = 1) -> Step:
+    return Step(
+        step_index=index,
+        prefill_tokens=2,
+        decode_tokens=tokens,
+        running=1,
+        waiting=3,
+        cells_used=5,
+        events=events,
+    )
+
+
+async def sent(outbox: Outbox) -> list[ToWorker]:
+    decoder = ToWorkerDecoder()
+    messages: list[ToWorker] = []
+    with trio.move_on_after(1):
+        while True:
+            messages += decoder.feed(await outbox.take())
+    return messages
+
+
+async def test_opening_sends_the_request_and_closing_sends_a_cancel() -> None:
+    outbox = Outbox(1000)
+    handle = make_handle(outbox)
+    with handle.open_stream(request("r1")):
+        assert handle.status().open_streams == 1
+    assert handle.status().open_streams == 0
+    assert await sent(outbox) == [Generate(request("r1")), Cancel("r1")]
+
+
+async def test_a_step_is_fanned_out_to_its_streams_in_order() -> None:
+    handle = make_handle(Outbox(1000))
+    one, two = handle.open_stream(request("r1")), handle.open_stream(request("r2"))
+    events: list[tuple[str, StepEvent]] = [
+        ("r1", Accepted(prompt_tokens=1)),
+        ("r2", Accepted(prompt_tokens=2)),
+        ("r1", TextDelta("a", 1)),
+        ("nobody", TextDelta("b", 1)),
+    ]
+    handle.deliver(step(*events))
+    assert await one.receive() == [Accepted(prompt_tokens=1), TextDelta("a", 1)]
+    assert await two.receive() == [Accepted(prompt_tokens=2)]
+
+
+async def test_a_generation_that_ended_is_forgotten_and_its_id_is_free() -> None:
+    outbox = Outbox(1000)
+    handle = make_handle(outbox)
+    with handle.open_stream(request("r1")) as stream:
+        handle.deliver(step(("r1", FINISHED)))
+        assert handle.status().open_streams == 0
+        assert await stream.receive() == [FINISHED]
+    handle.open_stream(request("r1")).close()
+    assert [type(message) for message in await sent(outbox)] == [Generate, Generate, Cancel]
+
+
+async def test_an_id_that_is_open_is_refused() -> None:
+    handle = make_handle(Outbox(1000))
+    handle.open_stream(request("r1"))
+    with pytest.raises(ValueError, match="open already"):
+        handle.open_stream(request("r1"))
+
+
+async def test_N24_the_sequence_of_a_reader_that_is_too_slow_is_cancelled() -> None:
+    outbox = Outbox(1000)
+    handle = make_handle(outbox)
+    slow, quick = handle.open_stream(request("slow")), handle.open_stream(request("quick"))
+    for _ in range(3):
+        handle.deliver(step(("slow", TextDelta("x" * 500_000, 1)), ("quick", TextDelta("a", 1))))
+    assert len(await quick.receive()) == 3
+    with pytest.raises(ReaderTooSlow):
+        await slow.receive()
+    assert (await sent(outbox))[-1] == Cancel("slow")
+    assert handle.open_request_ids == ("quick",)
+
+
+async def test_counters_are_those_of_the_last_step_and_sums_of_all() -> None:
+    handle = make_handle(Outbox(1000))
+    handle.deliver(step(index=1, tokens=4))
+    handle.deliver(step(index=2, tokens=6))
+    counters = handle.status()
+    assert (counters.step_index, counters.prefill_tokens, counters.decode_tokens) == (2, 4, 10)
+    assert (counters.running_sequences, counters.waiting_sequences, counters.cells_used) == (1, 3, 5)
+    assert (counters.pid, counters.resident_bytes) == (17, 4096)
+
+
+async def test_L01_the_end_of_the_worker_reaches_every_stream_and_refuses_new_ones() -> None:
+    outbox = Outbox(1000)
+    handle = make_handle(outbox)
+    streams = [handle.open_stream(request(f"r{n}")) for n in range(3)]
+    assert "3 streams open" in repr(handle)
+    handle.fail(WorkerCrashed(model="ai/tiny", cause="exit code 3"))
+    for stream in streams:
+        with pytest.raises(WorkerCrashed, match="exit code 3"):
+            await stream.receive()
+        stream.close()
+    with pytest.raises(Unavailable):
+        handle.open_stream(request("r9"))
+    assert handle.status().resident_bytes == 0
+    assert "ended" in repr(handle)
+    assert not any(isinstance(message, Cancel) for message in await sent(outbox))
+
+
+async def test_stalling_is_counted_from_the_last_counted_work_while_somebody_waits() -> None:
+    handle = make_handle(Outbox(1000))
+    await trio.sleep(100)
+    assert handle.stalled_s == 0
+    handle.open_stream(request("r1"))
+    await trio.sleep(5)
+    handle.open_stream(request("r2"))
+    assert handle.stalled_s == pytest.approx(5)
+    handle.deliver(Step(step_index=1, prefill_tokens=0, decode_tokens=0, running=2, waiting=0, cells_used=0))
+    assert handle.stalled_s == pytest.approx(5)  # a frame alone is no work
+    handle.deliver(step())
+    assert handle.stalled_s == 0
+
+
+async def test_a_worker_that_does_not_read_is_not_sent_more_than_the_limit() -> None:
+    size = len(encode(Generate(request("r1", "x" * 50))))
+    outbox = Outbox(2 * size)
+    handle = make_handle(outbox)
+    first = handle.open_stream(request("r1", "x" * 50))
+    handle.open_stream(request("r2", "x" * 50))
+    with pytest.raises(Unavailable, match="not reading"):
+        handle.open_stream(request("r3", "x" * 50))
+    first.close()
+    assert "3 waiting" in repr(outbox)  # a cancel always finds room
+    assert len(await sent(outbox)) == 3
+    handle.open_stream(request("r3", "x" * 50))

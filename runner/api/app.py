@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Protocol
 import attrs
 import trio
 from quart import ResponseReturnValue
+from quart.wrappers.base import BaseRequestWebsocket
 from quart_trio import QuartTrio
 from quart_trio.wrappers import TrioRequest, TrioResponse
 from werkzeug.exceptions import HTTPException
+from werkzeug.routing import MapAdapter
 
 from runner.api.body import RequestBody
 from runner.api.errors import install_error_handlers, leading_error, refusal_of, to_response
@@ -66,6 +68,18 @@ class RunnerApp(QuartTrio):
 
     asgi_http_class = HttpConnection
     request_class = RunnerRequest
+
+    def create_url_adapter(self, request: BaseRequestWebsocket | None) -> MapAdapter | None:
+        """Routing does not look at Host, which is checked on TCP and any text on the unix socket."""
+        if request is None:
+            return None
+        return self.url_map.bind(
+            "localhost",
+            url_scheme=request.scheme,
+            default_method=request.method,
+            path_info=request.path,
+            query_args=request.query_string.decode("ascii"),
+        )
 
     async def handle_user_exception(
         self, error: Exception | BaseExceptionGroup[BaseException]

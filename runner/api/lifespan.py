@@ -28,7 +28,8 @@ async def lifespan(app: ASGIFramework) -> AsyncIterator[None]:
             "asgi": {"spec_version": "2.0", "version": "3.0"},
             "state": {},
         }
-        await app(scope, received.receive, answers.send)
+        with answers:  # an app that ends early is noticed below
+            await app(scope, received.receive, answers.send)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(live)

@@ -11,8 +11,10 @@ from typing import Any
 
 import attrs
 import trio
+import trio.testing
 
 from runner.api.server import Server, ServerSettings
+from runner.errors import RunnerError
 
 LIMIT_S = 10
 
@@ -35,6 +37,38 @@ class Answer:
         error = self.json()["error"]
         assert set(error) == {"message", "type", "param", "code"}
         return str(error["code"])
+
+
+class ScriptedSource:
+    """A `ByteSource` fed by a test: bytes are chunks, an exception is raised, closing `feed` is the end."""
+
+    def __init__(self, *chunks: bytes) -> None:
+        self.feed, self._chunks = trio.open_memory_channel[bytes | Exception](1024)
+        for chunk in chunks:
+            self.feed.send_nowait(chunk)
+        self.taken_bytes = 0
+        self.times_closed = 0
+        self.aborted_with: RunnerError | None = None
+        self.closed = trio.Event()
+
+    async def next_chunk(self) -> bytes:
+        try:
+            chunk = await self._chunks.receive()
+        except trio.EndOfChannel:
+            return b""
+        if isinstance(chunk, Exception):
+            raise chunk
+        self.taken_bytes += len(chunk)
+        return chunk
+
+    def abort(self, error: RunnerError) -> bytes:
+        assert self.aborted_with is None
+        self.aborted_with = error
+        return f"data: {error.code}\n\n".encode()
+
+    def close(self) -> None:
+        self.times_closed += 1
+        self.closed.set()
 
 
 class RawClient:
@@ -146,7 +180,7 @@ class RunningServer:
         """Wait until the server has so many connections."""
         with trio.fail_after(LIMIT_S):
             while self.server.statistics().connections != connections:
-                await trio.sleep(0.001)  # noqa: ASYNC110  # the server tells nobody when a connection comes
+                await trio.testing.wait_all_tasks_blocked(0.001)
 
     def _kept(self, stream: trio.SocketStream) -> RawClient:
         self._clients.append(RawClient(stream))

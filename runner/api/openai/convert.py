@@ -21,7 +21,6 @@ from runner.domain.generation import ChatPrompt, GenerationRequest, Prompt
 from runner.domain.model import Model
 from runner.domain.sampling import SamplingParams
 from runner.errors import RunnerError
-from runner.oci.model_config import size_text
 
 DONE: Final = sse.encode_data(b"[DONE]")
 _MARK: Final = "\0"  # stands for the text in a template; no text of a template holds it
@@ -220,7 +219,7 @@ def model_object(model: Model) -> dict[str, Any]:
         "architecture": model.architecture,
         "parameters": model.parameters,
         "quantization": model.quantization,
-        "size": size_text(model.size_bytes),
+        "size": f"{model.size_bytes / 1024**2:.2f}MiB",
     }
     return {
         "id": str(model.tags[0]) if model.tags else str(model.id),

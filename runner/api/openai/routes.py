@@ -9,11 +9,10 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
 import orjson
-from quart import Blueprint, current_app
-from quart_trio import QuartTrio
+from quart import Blueprint
 from quart_trio.wrappers import TrioResponse
 
 from runner.api.bodies import parsed_body
@@ -22,7 +21,7 @@ from runner.api.inference import Demand, Inference
 from runner.api.openai import convert
 from runner.api.openai.convert import ReplyHead, Shape, StreamEncoder
 from runner.api.openai.schema import ChatRequest, CompletionRequest, parse_chat, parse_completion
-from runner.api.streaming import EventStream
+from runner.api.streaming import EventStream, request_nursery
 from runner.errors import NotFound
 from runner.oci.reference import ModelName
 
@@ -83,7 +82,7 @@ async def _generate(
     )
     if not request.stream:
         return _json(convert.reply(shape, head, await inference.complete(demand)))
-    opening = inference.begin_soon(demand, cast(QuartTrio, current_app).nursery)
+    opening = inference.begin_soon(demand, request_nursery())
     await hold_head(opening)
     encoder = StreamEncoder(shape, head, has_usage_chunk=convert.wants_usage_chunk(request))
     return EventStream(GenerationSource(opening, encoder))

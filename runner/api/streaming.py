@@ -31,6 +31,9 @@ EXCHANGE = "runner.exchange"
 _OPEN_STREAMS = "runner.open_streams"
 """Key in an ASGI scope: the streams that a request made; they end with it, whether sent or not."""
 
+_NURSERY = "runner.nursery"
+"""Key in an ASGI scope: the nursery of the request."""
+
 
 class ByteSource(Protocol):
     """Where the bytes of a streamed answer come from; written by the dialects.
@@ -81,6 +84,11 @@ class EventStream(TrioResponse):
         if not self._is_closed:
             self._is_closed = True
             self.source.close()
+
+
+def request_nursery() -> trio.Nursery:
+    """For tasks that live until the answer to the current request has left, or its client has."""
+    return cast(trio.Nursery, cast(dict[str, Any], request.scope)[_NURSERY])
 
 
 class _SourceBody(ResponseBody):
@@ -174,6 +182,7 @@ class HttpConnection(TrioASGIHTTPConnection):
     async def handle_request(  # type: ignore[override]  # as above
         self, nursery: trio.Nursery, request: Request, send: ASGISendCallable
     ) -> None:
+        cast(dict[str, Any], self.scope)[_NURSERY] = nursery
         try:
             await super().handle_request(nursery, request, send)
         finally:

@@ -19,7 +19,6 @@ from runner.errors import (
     ContentMismatch,
     DiskFull,
     InvalidReference,
-    RunnerError,
     StoreDamaged,
     StoreError,
 )
@@ -175,7 +174,7 @@ class BlobStore:
             writer.write(content)
             writer.finish()
             self.adopt(writer)
-        except RunnerError:
+        except BaseException:
             writer.abandon()
             raise
         return writer.digest

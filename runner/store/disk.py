@@ -50,39 +50,39 @@ class Disk:
 
     def create(self, path: Path) -> int:
         """A descriptor of a new empty file, which must not exist yet."""
-        with _translated("creating a file"):
+        with translated("creating a file"):
             return os.open(path, _CREATE_FLAGS, FILE_MODE)
 
     def write(self, descriptor: int, content: bytes | bytearray) -> None:
         """Append all of it."""
         rest = memoryview(content)
-        with _translated("writing a file"):
+        with translated("writing a file"):
             while rest:
                 rest = rest[os.write(descriptor, rest) :]
 
     def seal(self, descriptor: int) -> None:
         """Make it read-only, for a file that is complete."""
-        with _translated("sealing a file"):
+        with translated("sealing a file"):
             os.fchmod(descriptor, SEALED_MODE)
 
     def sync(self, descriptor: int) -> None:
         """Content and size reach the disk. After an error the file is lost, its pages may be gone (S19)."""
-        with _translated("syncing a file"):
+        with translated("syncing a file"):
             os.fsync(descriptor)
 
     def close(self, descriptor: int) -> None:
         """An error here too means that the file is lost; the descriptor is gone in any case."""
-        with _translated("closing a file"):
+        with translated("closing a file"):
             os.close(descriptor)
 
     def rename(self, source: Path, target: Path) -> None:
         """Make `source` visible as `target`, replacing what was there in one step."""
-        with _translated("renaming a file"):
+        with translated("renaming a file"):
             source.rename(target)
 
     def sync_directory(self, path: Path) -> None:
         """What was created, renamed and removed in it reaches the disk."""
-        with _translated("syncing a directory"):
+        with translated("syncing a directory"):
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
                 os.fsync(descriptor)
@@ -91,24 +91,24 @@ class Disk:
 
     def unlink(self, path: Path) -> None:
         """Remove a name; nothing happens when it is not there."""
-        with _translated("removing a file"):
+        with translated("removing a file"):
             path.unlink(missing_ok=True)
 
     def make_directory(self, path: Path) -> None:
         """Create it unless something is there, which `check_directory` then judges."""
-        with _translated("creating a directory"):
+        with translated("creating a directory"):
             path.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
 
     def touch(self, path: Path) -> None:
         """Its age starts again."""
-        with _translated("touching a file"):
+        with translated("touching a file"):
             os.utime(path, follow_symlinks=False)
 
     # looking
 
     def facts(self, path: Path) -> FileFacts | None:
         """What lies there; None when nothing does. Raises StoreDamaged unless it is a file of ours."""
-        with _translated("looking at a file"):
+        with translated("looking at a file"):
             try:
                 status = path.lstat()
             except FileNotFoundError:
@@ -117,7 +117,7 @@ class Disk:
 
     def open(self, path: Path) -> BinaryIO | None:
         """The file for reading, unbuffered; None when it is not there."""
-        with _translated("opening a file"):
+        with translated("opening a file"):
             try:
                 descriptor = os.open(path, _READ_FLAGS)
             except FileNotFoundError:
@@ -139,7 +139,7 @@ class Disk:
         file = self.open(path)
         if file is None:
             return None
-        with file, _translated("reading a file"):
+        with file, translated("reading a file"):
             size_bytes = os.fstat(file.fileno()).st_size
             content = b"".join(_pieces(file, limit_bytes + 1)) if size_bytes <= limit_bytes else None
         if content is None or len(content) > limit_bytes:
@@ -148,7 +148,7 @@ class Disk:
 
     def check_directory(self, path: Path) -> None:
         """Raise StoreDamaged unless it is a directory of ours; narrow its mode when others may enter."""
-        with _translated("looking at a directory"):
+        with translated("looking at a directory"):
             status = path.lstat()
             if not stat.S_ISDIR(status.st_mode):
                 raise StoreDamaged(f"{path.name!r} in the store is not a directory")
@@ -159,7 +159,7 @@ class Disk:
 
     def names(self, path: Path) -> list[str]:
         """What lies in a directory, sorted; empty when it is not there."""
-        with _translated("listing a directory"):
+        with translated("listing a directory"):
             try:
                 return sorted(entry.name for entry in path.iterdir())
             except FileNotFoundError:
@@ -167,7 +167,7 @@ class Disk:
 
     def free_bytes(self, path: Path) -> int:
         """Room for this user on the file system of `path`."""
-        with _translated("asking for free space"):
+        with translated("asking for free space"):
             status = os.statvfs(path)
         return status.f_bavail * status.f_frsize
 
@@ -188,7 +188,8 @@ def _pieces(file: BinaryIO, limit_bytes: int) -> Iterator[bytes]:
 
 
 @contextmanager
-def _translated(action: str) -> Iterator[None]:
+def translated(action: str) -> Iterator[None]:
+    """Errors of the operating system become errors of the store; `action` is what failed, in words."""
     try:
         yield
     except OSError as error:

@@ -34,6 +34,9 @@ from runner.worker.channel import Channel
 from runner.worker.loop import LimitsOf, Worker
 
 PATIENCE_S = 20.0
+ROOMY = EngineOptions(context_size=8192, n_cells=16384, max_sequences=4, prefill_chunk=64)
+ENDLESS = "[[forever]][[slow 1]]"
+"""Asked with `ROOMY`, it goes on for seconds: other requests have time to come."""
 OPTIONS = EngineOptions(context_size=256, n_cells=512, max_sequences=4, prefill_chunk=64)
 
 
@@ -126,6 +129,15 @@ class Peer:
             for request_id, event in step.events:
                 events.setdefault(request_id, []).append(event)
         return events
+
+    def step_shared_by(self, *request_ids: str) -> Step:
+        """The next step that decoded a token of each of these requests."""
+        while True:
+            step = self.receive()
+            assert isinstance(step, Step), step
+            names = {name for name, event in step.events if isinstance(event, TextDelta)}
+            if names.issuperset(request_ids) and step.decode_tokens >= len(request_ids):
+                return step
 
     def outcomes(self, *request_ids: str) -> dict[str, list[GenerationEvent]]:
         """All events of these requests, until each has ended."""

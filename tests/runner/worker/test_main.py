@@ -20,10 +20,13 @@ from runner.domain.generation import ChatMessage, ChatPrompt, TextPrompt
 from runner.wire.messages import Cancel, Hello, LoadFailed, LoadModel, LoadProgress, Shutdown
 from runner.worker.loop import EXIT_DONE, EXIT_PROTOCOL
 from tests.support.worker_peer import (
+    ENDLESS,
     PATIENCE_S,
+    ROOMY,
     WorkerProcess,
     chat,
     generate,
+    has_ended,
     text_of,
     worker_process,
 )
@@ -75,18 +78,20 @@ def test_hello_names_the_process(worker: WorkerProcess) -> None:
     assert hello.pid == worker.popen.pid
 
 
-def test_concurrent_generations_share_steps(loaded: WorkerProcess) -> None:
-    loaded.send(chat("a", "[[count 20]]"), chat("b", "[[count 20]]"))
-    events = loaded.outcomes("a", "b")
-    assert text_of(events["a"]) == text_of(events["b"])
-    assert any({"a", "b"} <= {name for name, _ in step.events} for step in loaded.steps)
+def test_concurrent_generations_share_steps(worker: WorkerProcess, weights: Path) -> None:
+    worker.load(weights, options=ROOMY)
+    worker.send(chat("a", ENDLESS), chat("b", ENDLESS))
+    assert worker.step_shared_by("a", "b").running == 2
 
 
-def test_a_cancelled_generation_leaves_the_others_alone(loaded: WorkerProcess) -> None:
-    loaded.send(chat("endless", "[[forever]]", ignore_eos=True))
-    loaded.events_until(lambda events: len(events.get("endless", [])) > 3)
-    loaded.send(Cancel("endless"), chat("next", "[[say done]]"))
-    assert text_of(loaded.outcome("next")) == "done"
+def test_a_cancelled_generation_leaves_the_others_alone(worker: WorkerProcess, weights: Path) -> None:
+    worker.load(weights, options=ROOMY)
+    worker.send(chat("endless", ENDLESS))
+    worker.events_until(lambda events: len(events.get("endless", [])) > 3)
+    worker.send(Cancel("endless"), chat("next", "[[say done]]"))
+    events = worker.outcomes("next")
+    assert text_of(events["next"]) == "done"
+    assert not has_ended(events.get("endless", []))
 
 
 def test_W10_a_closed_channel_ends_the_process_also_in_the_middle_of_a_step(loaded: WorkerProcess) -> None:
@@ -209,7 +214,7 @@ def test_G07_a_template_in_a_native_call_that_does_not_return_ends_the_worker(
     assert worker.wait() == -signal.SIGALRM
 
 
-def test_G07_a_template_that_hoards_memory_fails_and_the_worker_lives(
+def test_G07_a_template_that_hoards_memory_or_time_fails_and_the_worker_lives(
     worker: WorkerProcess, weights: Path
 ) -> None:
     worker.load(weights, template=_HOARDER)
@@ -218,7 +223,6 @@ def test_G07_a_template_that_hoards_memory_fails_and_the_worker_lives(
     (failed,) = events["hoarder"]
     assert isinstance(failed, Failed)
     assert failed.code == "template_failed"
-    assert "memory" in failed.message
     assert text_of(events["other"]) == "hello"
     assert psutil.Process(worker.popen.pid).memory_info().rss < 400 * 2**20
 
@@ -257,14 +261,14 @@ def smollm(worker: WorkerProcess, default_model_file: Path) -> WorkerProcess:
 @pytest.mark.real_model
 def test_a_real_model_answers_two_at_once_in_shared_steps_and_one_is_cancelled(smollm: WorkerProcess) -> None:
     smollm.send(
-        chat("a", "Name a colour.", max_tokens=12),
-        chat("b", "Name an animal.", max_tokens=12),
+        chat("a", "Name a colour.", max_tokens=12, ignore_eos=True),
+        chat("b", "Name an animal.", max_tokens=12, ignore_eos=True),
         chat("c", "Tell a long story.", max_tokens=400, ignore_eos=True),
     )
+    assert smollm.step_shared_by("a", "b", "c").running == 3
     events = smollm.outcomes("a", "b")
     assert text_of(events["a"])
     assert text_of(events["b"])
-    assert any({"a", "b", "c"} <= {name for name, _ in step.events} for step in smollm.steps)
     smollm.send(Cancel("c"), chat("d", "Say hi.", max_tokens=2))
     assert isinstance(smollm.outcome("d")[-1], Finished)
     assert smollm.steps[-1].running == 0

@@ -48,13 +48,17 @@ class DaemonControl(Protocol):
 
 @attrs.frozen(kw_only=True)
 class AppContext:
-    """Everything a route may use. `allowed_origins`: web origins that may read answers, none by default."""
+    """Everything a route may use. `allowed_origins`: web origins that may read answers, none by default.
+
+    `default_context_size` is what a sequence may have of a model whose package does not say, in tokens.
+    """
 
     store: StoreHandle
     puller: PullerHandle
     scheduler: SchedulerHandle
     daemon: DaemonControl
     allowed_origins: frozenset[str] = frozenset()
+    default_context_size: int = 8192
 
 
 class RunnerRequest(TrioRequest):

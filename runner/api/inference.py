@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
+from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
 RUNS_MAX: Final = 2
 
 log = logging.getLogger(__name__)
+
+_FIELD_PATH = re.compile(r"[a-z_]+(?:\[\d+\]|\.[a-z_]+)*")
 
 
 @attrs.frozen(kw_only=True)
@@ -248,7 +252,7 @@ def error_of(failed: Failed) -> RunnerError:
         case TemplateFailed.code:
             return TemplateFailed(failed.message)
         case InvalidParameter.code:
-            return InvalidParameter(FieldFault("prompt", failed.message))
+            return InvalidParameter(*_field_faults(failed.message))
         case QueueFull.code:
             return QueueFull(failed.message)
         case Draining.code:
@@ -256,3 +260,11 @@ def error_of(failed: Failed) -> RunnerError:
         case EngineFailed.code:
             return EngineFailed(failed.message)
     return EngineFailed("the generation failed for a reason that the worker's log tells")
+
+
+def _field_faults(message: str) -> Iterator[FieldFault]:
+    """The faults that `InvalidParameter` wrote as one text (`prompt[3]: …; prompt[5]: …`)."""
+    for told in message.split("; "):
+        path, colon, what = told.partition(": ")
+        is_path = bool(colon) and _FIELD_PATH.fullmatch(path) is not None
+        yield FieldFault(path, what) if is_path else FieldFault("prompt", told)

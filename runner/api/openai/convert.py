@@ -212,10 +212,10 @@ def _common(kind: str, head: ReplyHead, fingerprint: str) -> dict[str, Any]:
     }
 
 
-def model_object(model: Model) -> dict[str, Any]:
+def model_object(model: Model, default_context_size: int) -> dict[str, Any]:
     """One entry of the model list; members of `dmr` that are unknown are left out."""
     facts = {
-        "context_window": context_window(model),
+        "context_window": context_window(model, default_context_size),
         "architecture": model.architecture,
         "parameters": model.parameters,
         "quantization": model.quantization,
@@ -230,11 +230,14 @@ def model_object(model: Model) -> dict[str, Any]:
     }
 
 
-def model_list(models: Iterable[Model]) -> dict[str, Any]:
-    return {"object": "list", "data": [model_object(model) for model in models]}
+def model_list(models: Iterable[Model], default_context_size: int) -> dict[str, Any]:
+    return {"object": "list", "data": [model_object(model, default_context_size) for model in models]}
 
 
-def context_window(model: Model) -> int | None:
-    """Tokens that one sequence may have: what was packaged, never more than was trained."""
-    sizes = [size for size in (model.context_size, model.trained_context_size) if size]
-    return min(sizes, default=None)
+def context_window(model: Model, default_context_size: int) -> int:
+    """Tokens that one sequence may have: the packager's wish, else the default, within what was trained.
+
+    A load may still have to give it less where memory is short.
+    """
+    wished = model.context_size or default_context_size
+    return min(wished, model.trained_context_size or wished)

@@ -36,13 +36,14 @@ def blueprint(context: AppContext) -> Blueprint:
     """Every OpenAI route."""
     routes = Blueprint("openai", __name__)
     inference = Inference(context.store, context.scheduler)
+    default = context.default_context_size
 
     async def list_models() -> TrioResponse:
-        return _json(orjson.dumps(convert.model_list(await context.store.list())))
+        return _json(orjson.dumps(convert.model_list(await context.store.list(), default)))
 
     async def show_model(name: str) -> TrioResponse:
         model = await context.store.resolve(ModelName.parse(name))
-        return _json(orjson.dumps(convert.model_object(model)))
+        return _json(orjson.dumps(convert.model_object(model, default)))
 
     async def chat_completions() -> TrioResponse:
         return await _generate(inference, convert.CHAT, await parsed_body(parse_chat))

@@ -139,6 +139,11 @@ async def test_a_refusal_by_the_scheduler_is_not_retried() -> None:
         ),
         (Failed(code="template_failed", message="roles must alternate"), TemplateFailed, "roles must alt"),
         (Failed(code="invalid_parameter", message="token 9 is unknown"), InvalidParameter, "prompt: token 9"),
+        (
+            Failed(code="invalid_parameter", message="prompt[3]: is no token; prompt[5]: is no token"),
+            InvalidParameter,
+            "prompt[3]: is no token; prompt[5]: is no token",
+        ),
         (Failed(code="queue_full", message="busy"), QueueFull, "busy"),
         (Failed(code="draining", message=""), Draining, "shutting down"),
         (Failed(code="engine_failed", message="no logits"), EngineFailed, "no logits"),

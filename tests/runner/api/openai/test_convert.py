@@ -247,7 +247,7 @@ def test_N20_newlines_and_event_lines_in_text_start_no_event() -> None:
 
 def test_a_model_is_listed_under_its_first_name_with_what_is_known_of_it() -> None:
     model = fake_model()
-    assert convert.model_list([model]) == {
+    assert convert.model_list([model], 8192) == {
         "object": "list",
         "data": [
             {
@@ -271,20 +271,29 @@ def test_a_model_without_names_is_listed_by_its_id_and_unknown_facts_are_left_ou
     model = attrs.evolve(
         fake_model(""), architecture="", parameters="", quantization="", trained_context_size=None
     )
-    entry = convert.model_object(model)
+    entry = convert.model_object(model, 8192)
     assert entry["id"] == str(model.id)
-    assert entry["dmr"].keys() == {"size"}
+    assert entry["dmr"].keys() == {"size", "context_window"}
 
 
 @pytest.mark.parametrize(
     ("packaged", "trained", "window"),
-    [(None, 2048, 2048), (4096, 2048, 2048), (1024, 2048, 1024), (512, None, 512)],
+    [
+        (None, 2048, 2048),
+        (None, 8192, 8192),
+        (None, 131072, 8192),
+        (None, None, 8192),
+        (4096, 2048, 2048),
+        (1024, 2048, 1024),
+        (16384, 131072, 16384),
+        (512, None, 512),
+    ],
 )
-def test_the_context_window_is_what_was_packaged_within_what_was_trained(
+def test_the_context_window_is_what_was_packaged_else_the_default_within_what_was_trained(
     packaged: int | None, trained: int | None, window: int
 ) -> None:
     model = attrs.evolve(fake_model(), context_size=packaged, trained_context_size=trained)
-    assert convert.context_window(model) == window
+    assert convert.context_window(model, 8192) == window
 
 
 def test_a_token_costs_one_small_encoding() -> None:

@@ -38,6 +38,7 @@ DEADLINE_S = 2.0
 T = TypeVar("T")
 
 _MESSAGE_MAX = 300
+_KINDS = {bool: "true or false", int: "a whole number", str: "text"}
 _FORMAT_MAX = 200
 _WIDE_DIRECTIVE = re.compile(r"%[^a-zA-Z%]*[0-9]")  # glibc pads `%1000000000Y` as it is told
 
@@ -172,7 +173,7 @@ def _option_fault(name: str, value: str | int | float | bool) -> str | None:
     if expected is None:
         return f"not an option; there are {', '.join(TEMPLATE_OPTIONS)}"
     if type(value) is not expected:
-        return "must be true or false" if expected is bool else "must be text"
+        return f"must be {_KINDS[expected]}"
     if isinstance(value, str) and len(value) > TEMPLATE_OPTION_CHARACTERS_MAX:
         return f"has more than {TEMPLATE_OPTION_CHARACTERS_MAX} characters"
     return None

@@ -327,7 +327,7 @@ class SchedulerCore:
 
     def _arm_timer(self) -> None:
         at_s = self._table.next_deadline_s(self._rules.room_wait_s)
-        if self._drain.deadline_s > self._now_s:
+        if self._table.by_model and self._drain.deadline_s > self._now_s:
             at_s = min(at_s, self._drain.deadline_s)
         wanted = at_s if at_s < math.inf else None
         if wanted != self._armed_at_s:

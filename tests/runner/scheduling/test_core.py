@@ -1,0 +1,637 @@
+"""The core's decisions, one by one: events in, effects out. The world of tests.support checks the invariants."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from runner.domain.status import UnloadReport
+from runner.scheduling import effects, events
+from runner.scheduling.decisions import Action
+from runner.scheduling.lifecycle import IllegalTransition, InstanceState
+from tests.support.scheduling import World, model_id
+
+S = InstanceState
+BROKEN = events.Failure("invalid_model_file", "the header is cut off")
+
+
+def refused(ticket: int, refusal: effects.Refusal) -> effects.Refuse:
+    return effects.Refuse(ticket, refusal)
+
+
+# one load
+
+
+def test_a_first_request_sizes_reserves_loads_and_is_granted() -> None:
+    world = World(budget=100)
+    ticket = world.want("a")
+    load_id = world.load_id("a")
+    assert world.sizing == {load_id: model_id("a")} and world.reserved == 0
+    assert world.size("a", 60) == (effects.StartWorker(load_id),)
+    assert world.reserved == 60
+    assert world.ready("a") == (effects.GrantLease(ticket, load_id),)
+    assert world.release(ticket) == (effects.ArmTimer(world.now_s + 300.0),)
+
+
+def test_a_loaded_model_is_granted_at_once() -> None:
+    world = World()
+    first = world.load("a", 60)
+    second = world.want("a")
+    assert world.answers[second] == effects.GrantLease(second, world.leases[first])
+
+
+def test_O05_a_hundred_first_requests_for_one_cold_model_make_one_load() -> None:
+    world = World(waiters_per_model=100, leases_per_model=100)
+    tickets = [world.want("a") for _ in range(100)]
+    assert len(world.sizing) == 1
+    world.size("a", 60)
+    done = world.ready("a")
+    assert done == tuple(effects.GrantLease(ticket, world.load_id("a")) for ticket in tickets)
+
+
+def test_O05_a_load_that_fails_fails_all_who_wait_with_its_error() -> None:
+    world = World()
+    tickets = [world.want("a"), world.preload("a"), world.want("a")]
+    world.size("a", 60)
+    refusal = effects.CannotLoad(model="a", failure=BROKEN)
+    load_id = world.load_id("a")
+    assert world.fail_load("a", BROKEN) == (
+        effects.StopWorker(load_id),
+        *(refused(ticket, refusal) for ticket in tickets),
+    )
+    assert world.reserved == 60, "the process is not gone yet"
+    world.end_load(load_id)
+    assert world.state("a") is S.UNLOADED and world.reserved == 0
+
+
+def test_a_model_that_cannot_be_sized_fails_all_who_wait() -> None:
+    world = World()
+    tickets = [world.want("a"), world.want("a")]
+    failure = events.Failure("model_not_found", "model 'a' is not in the store")
+    done = world.fail_sizing("a", failure)
+    refusal = effects.CannotLoad(model="a", failure=failure)
+    assert done == (*(refused(ticket, refusal) for ticket in tickets), effects.DropLoad(1))
+    assert world.state("a") is S.UNLOADED
+
+
+def test_the_first_client_leaves_and_the_load_goes_on_for_the_others() -> None:
+    world = World()
+    first, second = world.want("a"), world.want("a")
+    world.size("a", 60)
+    assert world.leave(first) == ()
+    assert world.ready("a") == (effects.GrantLease(second, world.load_id("a")),)
+
+
+@pytest.mark.parametrize("state", [S.SIZING, S.QUEUED, S.LOADING])
+def test_a_load_that_nobody_waits_for_any_more_is_cancelled(state: InstanceState) -> None:
+    world = World(budget=100)
+    if state is S.QUEUED:
+        world.load("other", 70)
+    first, second = world.want("a"), world.preload("a")
+    load_id = world.load_id("a")
+    if state is not S.SIZING:
+        world.size("a", 60)
+    assert world.state("a") is state
+    assert effects.DropLoad(load_id) not in world.leave(first)
+    done = world.leave(second)
+    if state is S.LOADING:
+        assert done == (effects.StopWorker(load_id),)
+        assert world.state("a") is S.STOPPING
+        world.end_load(load_id)
+    else:
+        assert effects.DropLoad(load_id) in done
+    assert world.state("a") is S.UNLOADED
+
+
+def test_news_of_a_load_that_was_given_up_is_ignored() -> None:
+    world = World()
+    ticket = world.want("a")
+    world.leave(ticket)
+    assert world.core.handle(events.ModelSized(1, 60), world.now_s) == ()
+    assert world.core.handle(events.SizingFailed(1, BROKEN), world.now_s) == ()
+    assert world.core.handle(events.WorkerEnded(1, "", 0.0), world.now_s) == ()
+
+
+def test_a_worker_that_is_ready_just_after_it_was_told_to_stop_is_not_used() -> None:
+    world = World()
+    ticket = world.want("a")
+    world.size("a", 60)
+    load_id = world.load_id("a")
+    world.leave(ticket)
+    late = world.want("a")
+    assert world.ready_load(load_id) == ()
+    assert world.fail_load("a", BROKEN) == ()
+    assert late not in world.answers
+    world.end_load(load_id)
+    assert world.state("a") is S.SIZING
+
+
+def test_news_that_cannot_be_is_a_fault_of_ours_and_changes_nothing() -> None:
+    world = World()
+    world.load("a", 60)
+    before = world.core.views()
+    with pytest.raises(IllegalTransition):
+        world.core.handle(events.WorkerReady(world.load_id("a")), world.now_s)
+    assert world.core.views() == before
+
+
+# room
+
+
+def test_O01_a_footprint_above_the_whole_budget_is_refused_at_once_with_the_numbers() -> None:
+    world = World(budget=100)
+    world.load("busy", 30)
+    world.load_idle("idle", 40)
+    ticket = world.want("a")
+    world.size("a", 101)
+    assert world.refusal(ticket) == effects.NoRoom(
+        model="a", needed_bytes=101, free_bytes=70, in_use_bytes=30
+    )
+    assert world.state("idle") is S.READY
+
+
+@pytest.mark.parametrize(("footprint", "is_loaded"), [(99, True), (100, True), (101, False)])
+def test_O01_a_footprint_up_to_the_budget_is_loaded(footprint: int, is_loaded: bool) -> None:
+    world = World(budget=100)
+    world.want("a")
+    world.size("a", footprint)
+    assert (world.state("a") is S.LOADING) is is_loaded
+
+
+def test_O01_two_loads_cannot_both_take_the_last_room() -> None:
+    world = World(budget=100)
+    world.want("a")
+    world.want("b")
+    world.size("a", 60)
+    world.size("b", 60)
+    assert (world.state("a"), world.state("b")) == (S.LOADING, S.QUEUED)
+    assert world.reserved == 60
+
+
+def test_O01_idle_models_go_least_recently_used_first_and_no_more_than_needed() -> None:
+    world = World(budget=100)
+    for name in ("old", "middle", "young"):
+        world.load_idle(name, 30)
+        world.advance(1)
+    world.release(world.want("old"))  # used again: now `middle` is the oldest
+    ticket = world.want("new")
+    middle = world.load_id("middle")
+    assert world.size("new", 40) == (effects.StopWorker(middle), effects.ArmTimer(world.timer_s))
+    assert [world.state(name) for name in ("old", "middle", "young")] == [S.READY, S.STOPPING, S.READY]
+    assert world.state("new") is S.QUEUED, "memory counts as used until the process is gone"
+    world.end("middle")
+    assert world.state("new") is S.LOADING
+    world.ready("new")
+    assert world.answers[ticket] == effects.GrantLease(ticket, world.load_id("new"))
+
+
+def test_O03_a_model_in_use_is_never_evicted_and_the_request_waits_until_it_is_released() -> None:
+    world = World(budget=100)
+    lease = world.load("busy", 60)
+    ticket = world.want("a")
+    world.size("a", 60)
+    assert world.state("busy") is S.READY and ticket not in world.answers
+    world.release(lease)
+    assert world.state("busy") is S.STOPPING
+    world.end("busy")
+    assert world.state("a") is S.LOADING
+
+
+def test_O03_a_request_that_finds_no_room_for_too_long_is_refused_and_later_ones_still_wait() -> None:
+    world = World(budget=100, room_wait_s=120.0)
+    world.load("busy", 60)
+    first = world.want("a")
+    world.size("a", 60)
+    world.advance(60)
+    second = world.want("a")
+    world.advance(59.9)
+    assert not world.answers.keys() & {first, second}
+    world.advance(0.1)
+    assert world.refusal(first) == effects.NoRoom(model="a", needed_bytes=60, free_bytes=40, in_use_bytes=60)
+    assert world.state("a") is S.QUEUED
+    world.advance(60)
+    assert isinstance(world.refusal(second), effects.NoRoom)
+    assert world.state("a") is S.UNLOADED
+
+
+def test_requests_for_loaded_models_never_wait_behind_the_load_of_another() -> None:
+    world = World(budget=100)
+    world.load("busy", 60)
+    world.want("big")
+    world.size("big", 90)
+    world.advance(100)
+    ticket = world.want("busy")
+    assert ticket in world.leases
+
+
+def test_a_small_load_passes_a_blocked_large_one_for_a_while_only() -> None:
+    world = World(budget=100, overtaking_s=10.0)
+    world.load("busy", 60)
+    world.want("big")
+    world.size("big", 90)
+    world.advance(9)
+    world.want("small")
+    world.size("small", 20)
+    assert world.state("small") is S.LOADING
+    world.advance(1)
+    world.want("late")
+    world.size("late", 10)
+    assert world.state("late") is S.QUEUED
+
+
+def test_a_model_evicted_for_another_does_not_take_the_room_back_first() -> None:
+    world = World(budget=100)
+    world.load_idle("a", 80)
+    world.want("b")
+    world.size("b", 80)
+    again = world.want("a")
+    world.end("a")
+    assert (world.state("b"), world.state("a")) == (S.LOADING, S.SIZING)
+    world.size("a", 80)
+    world.ready("b")
+    world.release(next(iter(world.leases)))
+    world.end("b")
+    world.ready("a")
+    assert again in world.leases
+
+
+# the budget
+
+
+def test_a_budget_that_grows_lets_waiting_loads_start() -> None:
+    world = World(budget=100)
+    world.load("busy", 60)
+    world.want("a")
+    world.size("a", 60)
+    assert world.set_budget(119) == ()
+    assert world.set_budget(120) == (effects.StartWorker(world.load_id("a")), effects.ArmTimer(None))
+
+
+def test_a_budget_that_shrinks_takes_nothing_from_models_in_memory_and_admits_nothing_new() -> None:
+    world = World(budget=100)
+    world.load("busy", 60)
+    world.set_budget(50)
+    world.want("a")
+    world.size("a", 10)
+    assert (world.state("busy"), world.state("a")) == (S.READY, S.QUEUED)
+
+
+def test_a_waiting_load_that_the_budget_cannot_hold_any_more_is_sized_again() -> None:
+    world = World(budget=100)
+    world.load("busy", 60)
+    ticket = world.want("a")
+    world.size("a", 60)
+    first = world.load_id("a")
+    done = world.set_budget(59)
+    assert done[:2] == (effects.DropLoad(first), effects.SizeModel(first + 1, model_id("a")))
+    world.size("a", 60)
+    assert isinstance(world.refusal(ticket), effects.NoRoom)
+
+
+# lines
+
+
+@pytest.mark.parametrize("is_loaded", [False, True])
+def test_O04_the_surplus_beyond_the_line_is_refused_at_once(is_loaded: bool) -> None:
+    world = World(waiters_per_model=64, leases_per_model=8)
+    if is_loaded:
+        world.load("a", 60)
+        for _ in range(7):
+            world.want("a")
+    for _ in range(63):
+        world.want("a")
+    last, surplus = world.want("a"), world.want("a")
+    assert last not in world.answers
+    refusal = world.refusal(surplus)
+    assert isinstance(refusal, effects.LineFull)
+    assert (refusal.model, refusal.waiting) == ("a", 64)
+    assert 1.0 <= refusal.retry_after_s <= 60.0
+
+
+def test_O04_one_who_leaves_the_line_frees_the_place() -> None:
+    world = World(waiters_per_model=2)
+    first, _ = world.want("a"), world.want("a")
+    assert isinstance(world.refusal(world.want("a")), effects.LineFull)
+    world.leave(first)
+    assert world.want("a") not in world.answers
+
+
+def test_O04_retry_after_follows_how_long_loads_take() -> None:
+    world = World(waiters_per_model=1)
+    for _ in range(20):
+        world.want("a")
+        world.size("a", 60)
+        world.advance(30)
+        world.ready("a")
+        world.release(next(iter(world.leases)))
+        world.unload("a")
+        world.end("a")
+    world.want("a")
+    refusal = world.refusal(world.want("a"))
+    assert isinstance(refusal, effects.LineFull)
+    assert refusal.retry_after_s == pytest.approx(30, rel=0.05)
+
+
+def test_a_released_lease_goes_to_the_first_in_line() -> None:
+    world = World(leases_per_model=1)
+    lease = world.load("a", 60)
+    first, second = world.want("a"), world.want("a")
+    assert world.release(lease) == (effects.GrantLease(first, world.load_id("a")),)
+    assert second not in world.answers
+
+
+def test_a_lease_can_be_released_once_and_strangers_release_nothing() -> None:
+    world = World()
+    ticket = world.load("a", 60)
+    other = world.want("a")
+    assert world.release(ticket) == world.release(ticket) == world.send(events.LeaseReleased(999)) == ()
+    assert world.view("a").leases == 1
+    assert other in world.leases
+
+
+def test_a_caller_who_left_after_the_grant_gives_the_lease_back() -> None:
+    world = World(leases_per_model=1)
+    ticket = world.load("a", 60)
+    waiting = world.want("a")
+    assert world.leave(ticket) == (effects.GrantLease(waiting, world.load_id("a")),)
+    assert world.leave(ticket) == ()
+
+
+# preload
+
+
+def test_a_preload_is_confirmed_when_the_model_is_ready_and_takes_no_lease() -> None:
+    world = World(leases_per_model=1)
+    ticket = world.preload("a")
+    world.size("a", 60)
+    load_id = world.load_id("a")
+    assert world.ready("a") == (
+        effects.ConfirmPreload(ticket, load_id),
+        effects.ArmTimer(world.now_s + 300.0),
+    )
+    assert world.want("a") in world.leases
+    again = world.preload("a", keep_alive_s=math.inf)
+    assert world.answers[again] == effects.ConfirmPreload(again, load_id)
+    assert world.view("a").keep_alive_s == math.inf
+
+
+# keep_alive
+
+
+@pytest.mark.parametrize(("idle_s", "state"), [(299.9, S.READY), (300.0, S.STOPPING), (300.1, S.STOPPING)])
+def test_an_idle_model_is_unloaded_after_its_keep_alive(idle_s: float, state: InstanceState) -> None:
+    world = World()
+    world.load_idle("a", 60)
+    world.advance(idle_s)
+    assert world.state("a") is state
+
+
+def test_keep_alive_zero_unloads_when_the_last_lease_ends() -> None:
+    world = World()
+    first = world.load("a", 60, keep_alive_s=0)
+    second = world.want("a")
+    assert world.release(first) == ()
+    assert world.release(second) == (effects.StopWorker(world.load_id("a")),)
+
+
+def test_keep_alive_infinite_never_idles_out() -> None:
+    world = World()
+    world.load_idle("a", 60, keep_alive_s=math.inf)
+    assert world.timer_s is None
+    world.advance(1e9)
+    assert world.state("a") is S.READY
+
+
+def test_the_last_keep_alive_counts_and_none_keeps_what_is_set() -> None:
+    world = World()
+    world.load_idle("a", 60, keep_alive_s=10)
+    world.release(world.want("a", keep_alive_s=20))
+    world.release(world.want("a"))
+    assert world.timer_s == world.now_s + 20
+    world.advance(20)
+    world.end("a")
+    world.load_idle("a", 60)
+    assert world.timer_s == world.now_s + 300, "a new life begins with the default"
+
+
+def test_a_keep_alive_of_somebody_who_was_never_served_changes_nothing() -> None:
+    world = World()
+    leaver, stayer = world.want("a", keep_alive_s=0), world.want("a")
+    world.size("a", 60)
+    world.leave(leaver)
+    world.ready("a")
+    world.release(stayer)
+    assert world.state("a") is S.READY
+
+
+def test_use_stops_the_idle_time_and_its_end_starts_it_anew() -> None:
+    world = World()
+    world.load_idle("a", 60)
+    world.advance(299)
+    ticket = world.want("a")
+    assert world.timer_s is None
+    world.advance(1000)
+    assert world.release(ticket) == (effects.ArmTimer(world.now_s + 300),)
+
+
+def test_L13_a_timer_that_goes_off_early_is_armed_again_and_a_late_one_hits_only_what_is_due() -> None:
+    world = World()
+    world.load_idle("idle", 30)
+    busy = world.load("busy", 30)
+    due_s = world.now_s + 300
+    world.advance(100)
+    assert world.send(events.Ticked()) == (effects.ArmTimer(due_s),)
+    world.advance(1e6)  # the machine slept
+    assert (world.state("idle"), world.state("busy")) == (S.STOPPING, S.READY)
+    world.release(busy)
+    assert world.timer_s == world.now_s + 300, "its idle time begins now"
+
+
+def test_L13_a_clock_that_goes_back_is_taken_as_standing_still() -> None:
+    world = World()
+    world.load_idle("a", 60)
+    world.core.handle(events.Ticked(), world.now_s - 500)
+    assert world.state("a") is S.READY
+    assert world.view("a").expires_at_s == world.now_s + 300
+
+
+# unload
+
+
+def test_unload_stops_idle_models_and_is_answered_when_they_are_gone() -> None:
+    world = World()
+    world.load_idle("a", 60)
+    world.load("busy", 30)
+    ticket = world.unload()
+    assert world.state("a") is S.STOPPING and ticket not in world.answers
+    world.end("a")
+    report = UnloadReport(unloaded=("a",), in_use=("busy",))
+    assert world.answers[ticket] == effects.ReportUnloaded(ticket, report)
+
+
+def test_unload_of_what_is_not_loaded_or_in_use_is_answered_at_once() -> None:
+    world = World()
+    world.load("busy", 30)
+    world.want("loading")
+    ticket = world.unload("busy", "loading", "unknown", "busy")
+    report = UnloadReport(unloaded=(), in_use=("busy", "loading"))
+    assert world.answers[ticket] == effects.ReportUnloaded(ticket, report)
+
+
+def test_unload_waits_for_a_process_that_is_ending_already() -> None:
+    world = World()
+    world.load_idle("a", 60, keep_alive_s=0)
+    first, second = world.unload("a"), world.unload("a")
+    world.leave(second)
+    world.end("a")
+    report = UnloadReport(unloaded=("a",), in_use=())
+    assert world.answers[first] == effects.ReportUnloaded(first, report)
+    assert second not in world.answers
+
+
+def test_L11_a_request_for_a_model_that_is_being_unloaded_waits_and_loads_it_again() -> None:
+    world = World()
+    world.load_idle("a", 60)
+    unload = world.unload("a")
+    ticket = world.want("a")
+    assert ticket not in world.answers
+    world.end("a")
+    assert unload in world.answers and world.state("a") is S.SIZING, "not after a delay: it did not crash"
+    world.size("a", 60)
+    world.ready("a")
+    assert ticket in world.leases
+
+
+# crashes
+
+
+def test_L03_a_crash_voids_leases_and_the_next_request_gets_a_new_worker_after_a_delay() -> None:
+    world = World()
+    lease = world.load("a", 60)
+    former = world.load_id("a")
+    world.end("a", "signal SIGKILL", jitter=0.5)
+    assert world.state("a") is S.UNLOADED and world.reserved == 0
+    assert world.release(lease) == ()
+    ticket = world.want("a")
+    assert world.state("a") is S.COOLING
+    assert world.timer_s == world.now_s + 0.25 * 1.25
+    world.advance(0.25 * 1.25)
+    world.size("a", 60)
+    world.ready("a")
+    assert world.leases[ticket] != former
+
+
+def test_L03_a_crash_leaves_other_models_alone_and_gives_its_room_to_those_who_wait() -> None:
+    world = World(budget=100)
+    world.load("a", 50)
+    world.load("b", 40)
+    world.want("c")
+    world.size("c", 50)
+    world.end("a")
+    assert (world.state("b"), world.state("c")) == (S.READY, S.LOADING)
+    assert len(world.leases) == 1
+
+
+def test_L03_those_who_wait_at_a_crash_are_served_by_the_next_worker() -> None:
+    world = World(leases_per_model=1)
+    world.load("a", 60)
+    ticket = world.want("a")
+    world.end("a")
+    assert world.state("a") is S.COOLING
+    world.advance(1)
+    world.size("a", 60)
+    world.ready("a")
+    assert ticket in world.leases
+
+
+def test_whoever_waits_out_a_delay_and_leaves_starts_nothing() -> None:
+    world = World()
+    world.load("a", 60)
+    world.end("a")
+    ticket = world.want("a")
+    assert world.leave(ticket) == (effects.ArmTimer(None),)
+    assert world.state("a") is S.UNLOADED
+
+
+def test_a_worker_that_ends_while_it_loads_fails_all_who_wait() -> None:
+    world = World()
+    ticket = world.want("a")
+    world.size("a", 60)
+    world.end("a", "signal SIGSEGV")
+    refusal = world.refusal(ticket)
+    assert isinstance(refusal, effects.CannotLoad)
+    assert refusal.failure.code == "loading_failed"
+    assert "signal SIGSEGV" in refusal.failure.message
+    world.want("a")
+    assert world.state("a") is S.COOLING
+
+
+# drain
+
+
+def test_a_drain_refuses_new_work_and_those_who_wait_and_stops_all_workers() -> None:
+    world = World(budget=100)
+    world.load_idle("idle", 30)
+    world.load("busy", 30)
+    waiting = [world.want("loading"), world.want("sizing"), world.want("queued")]
+    world.size("loading", 30)
+    world.size("queued", 100)
+    ticket = world.drain()
+    assert world.core.is_draining
+    assert {world.refusal(one) for one in waiting} == {effects.NoNewWork()}
+    assert world.refusal(world.want("idle")) == world.refusal(world.preload("b")) == effects.NoNewWork()
+    for name in ("idle", "busy", "loading"):
+        assert world.state(name) is S.STOPPING and ticket not in world.answers
+        world.end(name)
+    assert world.answers[ticket] == effects.ReportDrained(ticket)
+    again = world.drain()
+    assert world.answers[again] == effects.ReportDrained(again)
+
+
+@pytest.mark.parametrize(("passed_s", "state"), [(29.9, S.READY), (30.0, S.STOPPING)])
+def test_L09_a_drain_leaves_models_in_use_their_grace(passed_s: float, state: InstanceState) -> None:
+    world = World()
+    world.load("busy", 60)
+    world.drain(grace_s=30.0)
+    world.advance(passed_s)
+    assert world.state("busy") is state
+
+
+def test_L09_a_drain_stops_a_model_as_soon_as_its_last_lease_ends() -> None:
+    world = World()
+    lease = world.load("busy", 60)
+    ticket = world.drain(grace_s=30.0)
+    world.release(lease)
+    world.end("busy")
+    assert world.answers[ticket] == effects.ReportDrained(ticket)
+    assert world.timer_s is None
+
+
+# why
+
+
+def test_decisions_tell_what_was_done_why_and_with_which_numbers() -> None:
+    world = World(budget=100)
+    world.load_idle("a", 60)
+    world.advance(5)
+    world.want("b")
+    world.size("b", 70)
+    told = {(one.model, one.action): one for one in world.core.decisions()}
+    evicted = told["a", Action.EVICT]
+    assert evicted.why == "idle for longest, makes room for b"
+    assert evicted.numbers == {"freed_bytes": 60, "shortage_bytes": 30, "idle_s": 5.0}
+    assert told["b", Action.QUEUE].why == "room is being made"
+    assert told["a", Action.LOAD].numbers["needed_bytes"] == 60
+    assert {one.model for one in world.core.decisions(model_id("b"))} == {"b"}
+
+
+def test_a_wait_is_noted_once_however_much_happens_meanwhile() -> None:
+    world = World(budget=100)
+    world.load("busy", 60)
+    world.want("a")
+    world.size("a", 60)
+    for _ in range(5):
+        world.release(world.want("busy"))
+    noted = [one for one in world.core.decisions(model_id("a")) if one.action is Action.QUEUE]
+    assert [one.why for one in noted] == ["everything else is in use"]

@@ -22,6 +22,9 @@ VERSIONS = (2, 3)
 """Version 1 had 32-bit counts and is refused by the engine as well."""
 
 DEFAULT_ALIGNMENT = 32
+ALIGNMENT_LEAST = 32
+"""Tensors are used where the file is mapped; ggml aborts when they are less aligned (TENSOR_ALIGNMENT)."""
+
 DIMENSIONS_MAX = 4  # GGML_MAX_DIMS
 TENSOR_NAME_BYTES_MAX = 63  # GGML_MAX_NAME is 64 and counts the final NUL
 ELEMENTS_MAX = 2**63 - 1  # ggml counts elements in int64

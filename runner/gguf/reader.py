@@ -27,6 +27,7 @@ import attrs
 
 from runner.errors import InvalidModelFile
 from runner.gguf.format import (
+    ALIGNMENT_LEAST,
     DEFAULT_ALIGNMENT,
     DIMENSIONS_MAX,
     ELEMENTS_MAX,
@@ -353,8 +354,10 @@ def _scalar_code(value_type: ValueType) -> str:
 
 def _checked_alignment(metadata: Mapping[str, MetadataValue]) -> int:
     alignment = metadata.get(_ALIGNMENT_KEY, DEFAULT_ALIGNMENT)
-    if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1):
-        raise InvalidModelFile(f"{_ALIGNMENT_KEY} is {alignment}; it must be a power of two")
+    if not isinstance(alignment, int) or alignment < ALIGNMENT_LEAST or alignment & (alignment - 1):
+        raise InvalidModelFile(
+            f"{_ALIGNMENT_KEY} is {alignment}; it must be a power of two and at least {ALIGNMENT_LEAST}"
+        )
     return alignment
 
 

@@ -1,8 +1,8 @@
 """What the engine believes of a tokenizer without looking, checked first (THREATS G03).
 
-The engine indexes scores and token types by token, aborts on a token that occurs twice, and takes the third
-and fourth character of a byte token for its value, so all of that must hold before a file reaches it. Line
-references are to llama.cpp's src/llama-vocab.cpp (`load`, `token_to_byte`, `byte_to_token`).
+The engine indexes scores and token types by token, aborts on a token that occurs twice, and takes two
+characters of a byte token for its value, so all of that must hold before a file reaches it. The rules stand
+against llama.cpp's src/llama-vocab.cpp (`load`, `token_to_byte`, `byte_to_token`).
 
 Imports the reader's values only. Costs about a microsecond per token, once, when a file is packaged.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from runner.errors import InvalidModelFile
 from runner.gguf.format import ValueType
@@ -30,7 +30,8 @@ CHARSMAP_KEY = "tokenizer.ggml.precompiled_charsmap"
 _TOKEN_TYPES = range(7)  # LLAMA_TOKEN_TYPE_UNDEFINED .. LLAMA_TOKEN_TYPE_BYTE
 _BYTE_TYPE = 6
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
-_SENTENCEPIECE = "llama"
+_ESCAPED_BYTE = re.compile(r"\\x[0-9a-f]{2}")
+_BYTE_TEXT_LENGTH_MAX = 6
 _HASH_PARTS = 4  # a quarter of the hashes at a time keeps the peak of memory below that of the header
 
 
@@ -49,7 +50,7 @@ def check_vocabulary(metadata: Mapping[str, MetadataValue]) -> int:
         raise InvalidModelFile(f"{TOKENS_KEY} has {tokens.count} tokens; 1 to {TOKENS_MAX} are possible")
     _check_scores(metadata, tokens.count)
     byte_token_indices = _check_token_types(metadata, tokens.count)
-    _check_texts(tokens, byte_token_indices, must_spell_bytes=metadata.get(MODEL_KEY) == _SENTENCEPIECE)
+    _check_texts(tokens, byte_token_indices, metadata.get(MODEL_KEY))
     return tokens.count
 
 
@@ -88,22 +89,49 @@ def _check_count(key: str, values: GgufArray, n_tokens: int) -> None:
         raise InvalidModelFile(f"{key} has {values.count} elements for {n_tokens} tokens")
 
 
-def _check_texts(tokens: GgufArray, byte_token_indices: frozenset[int], *, must_spell_bytes: bool) -> None:
+def _check_texts(
+    tokens: GgufArray, byte_token_indices: frozenset[int], tokenizer: MetadataValue | None
+) -> None:
     _check_unique(tokens)
-    missing_bytes = {f"<0x{byte:02X}>" for byte in range(256)} if must_spell_bytes else set()
-    if not (byte_token_indices or missing_bytes):
+    read_byte = _BYTE_READERS.get(tokenizer) if isinstance(tokenizer, str) else None
+    if not (byte_token_indices or read_byte):
         return
+    missing_bytes: set[int | None] = set(range(256)) if read_byte else set()
     for index, text in enumerate(_token_texts(tokens)):
         if index in byte_token_indices and _BYTE_TOKEN.fullmatch(text) is None:
             raise InvalidModelFile(
                 f"token {index} stands for a byte and is not written <0xNN>: {text[:40]!r}"
             )
-        missing_bytes.discard(text)
-        if len(text) == 1 and "\x01" <= text <= "\x7f":  # the engine's second choice
-            missing_bytes.discard(f"<0x{ord(text):02X}>")
+        if read_byte is not None and len(text) <= _BYTE_TEXT_LENGTH_MAX:
+            missing_bytes.discard(read_byte(text))
     if missing_bytes:
-        # what is not in the vocabulary gets spelled in bytes, and one that is missing ends the process
         raise InvalidModelFile(f"the vocabulary has no token for {len(missing_bytes)} of the 256 bytes")
+
+
+def _hexadecimal_byte(text: str) -> int | None:
+    """`<0x0A>`, in capitals as the engine looks it up; else a letter of ASCII for itself."""
+    if len(text) == 1 and "\x01" <= text <= "\x7f":
+        return ord(text)
+    match = _BYTE_TOKEN.fullmatch(text)
+    return int(text[3:5], 16) if match and text[3:5] == text[3:5].upper() else None
+
+
+def _escaped_byte(text: str) -> int | None:
+    """`a`, `\\n`, `\\'` or `\\x0a`, as RWKV vocabularies write one byte."""
+    if len(text) == 1 and text.isascii() and text != "\\":
+        return ord(text)
+    if len(text) == 2 and text[0] == "\\" and text.isascii() and text[1] != "x":
+        return ord({"t": "\t", "n": "\n", "r": "\r"}.get(text[1], text[1]))
+    return int(text[2:], 16) if _ESCAPED_BYTE.fullmatch(text) else None
+
+
+_BYTE_READERS: Mapping[str, Callable[[str], int | None]] = {
+    "llama": _hexadecimal_byte,
+    "plamo2": _hexadecimal_byte,
+    "rwkv": _escaped_byte,
+}
+"""Tokenizers that spell what is not in their vocabulary in bytes. A missing one ends the engine's process,
+or makes it loop for ever (RWKV). The others have a token for the unknown, or skip it."""
 
 
 def _check_unique(tokens: GgufArray) -> None:

@@ -2,8 +2,9 @@
 
     gguf_bytes(model_keys(), [Tensor("token_embd.weight", (64, 256))])
 
-Values are made by `u32(5)`, `text("llama")`, `strings([...])` and so on. `write_with_gguf` writes through the
-`gguf` package instead, so that reader and raw builder are both held against somebody else's idea of the format.
+Values are made by `u32(5)`, `text("llama")`, `strings([...])` and so on. `write_with_gguf` writes through
+the `gguf` package instead, so that reader and raw builder are both held against somebody else's idea of the
+format.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def array_of(element_type: int, count: int, payload: bytes) -> Raw:
 
 @attrs.frozen
 class Tensor:
-    """One tensor; `offset` None places it behind the one before it. `name` may be bytes, `type_number` wrong."""
+    """One tensor; `offset` None places it behind the one before it, `type_number` may be unknown."""
 
     name: str | bytes = "token_embd.weight"
     dimensions: tuple[int, ...] = (32, 4)

@@ -79,10 +79,10 @@ def worker_command(channel_fd: int, parent_pid: int) -> tuple[str, ...]:
 
 
 class WorkerProcess:
-    """One started process. Run `supervise` in a task from the first moment on; `stop` ends it.
+    """One started process. Run `supervise` in a task from the first moment on, and `stop` in the end.
 
-    Owns the channel, the output pipe, the pidfd and the working directory, and has given all of them up when
-    `supervise` returns.
+    Owns the output pipe, the pidfd and the working directory until `supervise` returns; and the channel until
+    `stop` does, since what a worker sent before it died can still be read.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class WorkerProcess:
     async def stop(
         self, ask: Callable[[], Awaitable[None]] | None = None, times: StopTimes = StopTimes()
     ) -> None:
-        """Climb the ladder (THREATS L08) until the process is gone; needs `supervise` running beside it.
+        """Climb the ladder (THREATS L08) until the process is gone; `supervise` must have been started.
 
         1. `ask` it to end, when given: 2 s.  2. Close the channel, SIGTERM: 2 s.
         3. SIGKILL to the whole group: 10 s, then give it up (a process stuck in the kernel).
@@ -211,7 +211,6 @@ class WorkerProcess:
             pass
 
     async def _give_up_resources(self) -> None:
-        self.channel.socket.close()
         os.close(self._pidfd)
         with trio.CancelScope(shield=True), trio.move_on_after(_CLEAN_S):
             await self._output.aclose()

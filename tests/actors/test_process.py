@@ -23,7 +23,7 @@ from actors.process import (
 )
 from runner.wire.codec import encode
 from runner.wire.messages import Shutdown
-from tests.support.kept_worker import QUICK, kept_worker, scripted_command, wait_gone
+from tests.support.kept_worker import DEAF, PATIENT, STUBBORN, kept_worker, scripted_command, wait_gone
 
 pytestmark = pytest.mark.anyio
 
@@ -38,7 +38,7 @@ async def started(*behaviours: str) -> AsyncIterator[WorkerProcess]:
             try:
                 yield process
             finally:
-                await process.stop(None, QUICK)
+                await process.stop(None, PATIENT)
 
 
 def asking(process: WorkerProcess) -> Callable[[], Awaitable[None]]:
@@ -131,7 +131,7 @@ async def test_W10_a_worker_is_started_by_the_thread_that_runs_the_daemon() -> N
         process = WorkerProcess.start(command)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(process.supervise)
-            await process.stop(None, QUICK)
+            await process.stop(None, PATIENT)
     assert threads == [threading.get_ident()]
 
 
@@ -195,7 +195,7 @@ def test_L02_exit_codes_and_signals_are_told_apart(returncode: int, status: Exit
 async def test_L08_a_polite_worker_ends_when_it_is_asked() -> None:
     async with started() as process:
         await hello(process)
-        await process.stop(asking(process))
+        await process.stop(asking(process), PATIENT)
         assert process.status == ExitStatus(0, None)
         assert "ended, 0" in repr(process)
 
@@ -203,14 +203,14 @@ async def test_L08_a_polite_worker_ends_when_it_is_asked() -> None:
 async def test_L08_a_worker_that_does_not_listen_is_terminated() -> None:
     async with started("ignore-shutdown") as process:
         await hello(process)
-        await process.stop(asking(process), StopTimes(polite_s=0.1))
+        await process.stop(asking(process), DEAF)
         assert process.status == ExitStatus(None, "SIGTERM")
 
 
 async def test_L08_a_worker_deaf_to_sigterm_is_killed() -> None:
     async with started("ignore-shutdown", "ignore-sigterm") as process:
         await hello(process)
-        await process.stop(asking(process), StopTimes(polite_s=0.1, terminate_s=0.1))
+        await process.stop(asking(process), STUBBORN)
         assert process.status == ExitStatus(None, "SIGKILL")
 
 
@@ -218,7 +218,7 @@ async def test_L08_a_stopped_worker_is_killed() -> None:
     async with started() as process:
         await hello(process)
         os.kill(process.pid, signal.SIGSTOP)
-        await process.stop(asking(process), StopTimes(polite_s=0.1, terminate_s=0.1))
+        await process.stop(asking(process), STUBBORN)
         assert process.status == ExitStatus(None, "SIGKILL")
 
 
@@ -227,7 +227,7 @@ async def test_L08_cancellation_does_not_cut_the_ladder_short() -> None:
         await hello(process)
         with trio.CancelScope() as scope:
             scope.cancel()
-            await process.stop(asking(process), QUICK)
+            await process.stop(asking(process), STUBBORN)
         assert process.status == ExitStatus(None, "SIGKILL")
 
 
@@ -243,8 +243,7 @@ async def test_L08_stopping_what_has_ended_already_returns_at_once() -> None:
 async def test_L08_descendants_end_with_the_worker_and_nothing_waits_for_them() -> None:
     async with started("fork") as process:
         await hello(process)
-        descendant = int(process.output.text().removeprefix("descendant "))
-        assert psutil.pid_exists(descendant)
+        (descendant,) = [child.pid for child in psutil.Process(process.pid).children()]
         os.kill(process.pid, signal.SIGKILL)
         await process.exited.wait()
         await wait_gone(descendant)
@@ -262,7 +261,7 @@ async def test_resident_memory_is_that_of_the_process() -> None:
 async def test_W11_a_worker_that_fills_its_log_is_never_blocked_and_its_tail_is_bounded() -> None:
     async with started("noise") as process:
         await hello(process)  # it says so only when all of its noise is out
-        await process.stop(asking(process))
+        await process.stop(asking(process), PATIENT)
         assert process.status == ExitStatus(0, None)
         assert len(process.output) <= 64 * 1024
         assert process.output.text().endswith("the last line")

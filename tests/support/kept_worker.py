@@ -32,8 +32,12 @@ from runner.oci.digest import Digest
 from runner.oci.reference import Reference
 
 SCRIPT = Path(__file__).with_name("scripted_worker.py")
-QUICK = StopTimes(polite_s=0.2, terminate_s=0.2, kill_s=10.0)
-"""For workers that are not to end politely; the default for the others leaves room for a loaded machine."""
+PATIENT = StopTimes(polite_s=20.0, terminate_s=20.0, kill_s=20.0)
+"""For workers that do as they are told: room for a busy machine."""
+DEAF = attrs.evolve(PATIENT, polite_s=0.1)
+"""For workers that do not listen, and end at SIGTERM."""
+STUBBORN = attrs.evolve(PATIENT, polite_s=0.1, terminate_s=0.1)
+"""For workers that only SIGKILL ends."""
 
 E = TypeVar("E", bound=KeeperEvent)
 
@@ -82,6 +86,7 @@ class KeptWorker:
     def report(self, event: KeeperEvent) -> None:
         self.events.append(event)
         self._news.set()
+        self._news = trio.Event()
 
     async def first(self, kind: type[E]) -> E:
         """The first event of that kind, waiting for it if it has not come."""
@@ -89,7 +94,6 @@ class KeptWorker:
             for event in self.events:
                 if isinstance(event, kind):
                     return event
-            self._news = trio.Event()
             await self._news.wait()
 
     async def handle(self) -> WorkerHandle:
@@ -123,13 +127,14 @@ async def kept_worker(
     with trio.fail_after(limit_s):
         async with trio.open_nursery() as nursery:
             kept = KeptWorker(trio.CancelScope())
+            keeper_settings = KeeperSettings(**({"stop": PATIENT} | settings))
 
             async def keep() -> None:
                 with kept.scope:
                     await run_keeper(
                         spec or worker_spec(),
                         kept.report,
-                        settings=KeeperSettings(**settings),
+                        settings=keeper_settings,
                         command=scripted_command(*behaviours),
                     )
 

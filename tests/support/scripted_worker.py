@@ -121,9 +121,9 @@ class Worker:
         """`say …`: one delta per word, all in one step each. `hold`: one delta, then only Cancel or the end.
 
         `die SIGNAL`, `exit N`, `raise`, `garbage`, `oversized`, `stop`, `close`, `descendant`: one delta,
-        then what it says. `early …`: the same without a delta. `burst N`: N deltas of 1000 bytes. `noise`:
-        8 MiB to stderr, then a normal end. `report`: facts about this process as JSON. `length`: that of the
-        prompt.
+        then what it says. `early …`: the same without a delta. `burst N`: N deltas of 1000 bytes; `last N`:
+        the same, and exit. `noise`: 8 MiB to stderr, then a normal end. `report`: facts about this process
+        as JSON. `length`: that of the prompt.
         """
         text = request.prompt.text if isinstance(request.prompt, TextPrompt) else _joined(request.prompt)
         word, _, argument = text.partition(" ")
@@ -135,9 +135,11 @@ class Worker:
             case "say":
                 for piece in argument.split(" "):
                     self._step((name, TextDelta(piece, 1)))
-            case "burst":
+            case "burst" | "last":
                 for _ in range(int(argument)):
                     self._step((name, TextDelta("x" * 1000, 1)))
+                if word == "last":
+                    os._exit(3)
             case "report":
                 self._step((name, TextDelta(json.dumps(_facts()), 1)))
             case "length":
@@ -165,7 +167,7 @@ class Worker:
             "oversized": lambda: self._send(struct.pack(">I", FRAME_LIMIT_BYTES + 1)),
             "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
             "close": self._channel.close,
-            "descendant": _fork_a_descendant,
+            "descendant": lambda: _fork_a_descendant(apart=argument == "apart"),
         }
         if word == "raise":
             raise ValueError(f"a secret: {argument}")
@@ -218,11 +220,19 @@ def _facts() -> dict[str, object]:
     }
 
 
-def _fork_a_descendant() -> None:
-    """Lives on, deaf to SIGTERM, with the channel and the output pipe open; its pid is printed."""
+def _fork_a_descendant(*, apart: bool = False) -> None:
+    """Lives on, deaf to SIGTERM, with the channel and the output pipe open; its pid is printed.
+
+    `apart`: in a session and a process group of its own.
+    """
+    ready, tell = os.pipe()
     if (pid := os.fork()) == 0:
+        if apart:
+            os.setsid()
+        os.write(tell, b"x")
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         _sleep_for_ever()
+    os.read(ready, 1)
     print(f"descendant {pid}", file=sys.stderr, flush=True)
 
 

@@ -165,7 +165,6 @@ class Http1Protocol(H11Protocol):
         try:
             head = self._head_reader.feed(data)
         except HeadRefused as error:
-            self.request_id = choose_request_id(())
             await self.refuse(error.refusal)
             return
         if head is not None:
@@ -271,13 +270,17 @@ class Http1Protocol(H11Protocol):
         self.phase = Phase.OVER
         try:
             if can_answer:
-                is_head = self._head is not None and self._head.method == "HEAD"
-                await self._link.write(raw_answer(refusal, self.request_id, with_body=not is_head))
+                await self._link.write(self._raw_refusal(refusal))
                 self.must_linger = not is_read
         except ClientGone:
             pass
         finally:
             self._end()
+
+    def _raw_refusal(self, refusal: Refusal) -> bytes:
+        if self._head is None:
+            return raw_answer(refusal, choose_request_id(()))
+        return raw_answer(refusal, self.request_id, with_body=self._head.method != "HEAD")
 
     async def stream_send(self, event: StreamEvent) -> None:
         if isinstance(event, Response) and self.context.terminated.is_set():

@@ -1,0 +1,370 @@
+from __future__ import annotations
+
+import gc
+import os
+import resource
+import socket
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import trio
+import trio.testing
+from quart import request
+
+from runner.api.app import RunnerApp, bare_app
+from runner.api.connection import Connection
+from runner.api.server import Server, ServerSettings, serve
+from runner.api.streaming import EventStream
+from runner.errors import StartRefused
+from tests.support.http_server import LIMIT_S, RunningServer, ScriptedSource, serving
+
+pytestmark = pytest.mark.anyio
+
+HOST = "Host: localhost\r\n"
+
+
+class Site:
+    def __init__(self) -> None:
+        self.source = ScriptedSource()
+        self.release = trio.Event()
+        self.cancelled = trio.Event()
+        self.app = self._build()
+
+    def _build(self) -> RunnerApp:
+        app = bare_app()
+
+        @app.get("/json")
+        async def small() -> dict[str, bool]:
+            return {"ok": True}
+
+        @app.get("/wait")
+        async def wait() -> dict[str, bool]:
+            try:
+                await self.release.wait()
+            except trio.Cancelled:
+                self.cancelled.set()
+                raise
+            return {"ok": True}
+
+        @app.post("/body")
+        async def body() -> dict[str, int]:
+            return {"bytes": len(await request.get_data())}
+
+        @app.get("/stream")
+        async def stream() -> EventStream:
+            return EventStream(self.source)
+
+        @app.get("/large")
+        async def large() -> bytes:
+            return b"x" * 50_000_000
+
+        return app
+
+
+async def settled() -> None:
+    await trio.testing.wait_all_tasks_blocked(0.005)
+
+
+# Starting
+
+
+async def test_it_reports_the_addresses_it_is_bound_to() -> None:
+    async with serving(Site().app) as server:
+        assert server.addresses == (f"http://127.0.0.1:{server.port}", f"unix:{server.socket_path}")
+        assert server.port > 0
+        assert (await server.get("/json")).status == 200
+
+
+def names_in(directory: Path) -> list[str]:
+    return [path.name for path in directory.iterdir()]
+
+
+async def test_a_server_that_cannot_listen_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    async with serving(Site().app) as server:
+        settings = ServerSettings(port=server.port, socket_path=tmp_path / "runner.sock")
+        with pytest.raises(StartRefused, match="in use"):
+            await Server(Site().app, settings).run()
+        settings = ServerSettings(port=0, socket_path=server.socket_path)
+        with pytest.raises(StartRefused, match="another daemon"):
+            await Server(Site().app, settings).run()
+    with pytest.raises(StartRefused, match="neither"):
+        await Server(Site().app, ServerSettings(host=None)).run()
+    assert names_in(tmp_path) == []
+
+
+async def test_serve_ends_when_its_event_is_set() -> None:
+    stop = trio.Event()
+
+    async def run(task_status: Any) -> None:
+        await serve(Site().app, ServerSettings(port=0), stop=stop, task_status=task_status)
+
+    with trio.fail_after(LIMIT_S):
+        async with trio.open_nursery() as nursery:
+            [address] = await nursery.start(run)
+            assert address.startswith("http://127.0.0.1:")
+            stop.set()
+
+
+async def test_it_counts_connections_and_running_requests() -> None:
+    site = Site()
+    async with serving(site.app) as server:
+        client = await server.connect()
+        await client.request("GET", "/json")
+        statistics = server.server.statistics()
+        assert (statistics.connections, statistics.running) == (1, 0)
+        assert statistics.quiet_s > 0
+        await client.send(f"GET /wait HTTP/1.1\r\n{HOST}\r\n")
+        await settled()
+        assert attrs.astuple(server.server.statistics()) == (1, 1, 0.0)
+
+
+# One connection never harms another
+
+
+async def test_an_exception_of_one_connection_is_logged_and_ends_that_connection_only(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    site = Site()
+    async with serving(site.app) as server:
+        bystander = await server.connect()
+        await bystander.send(f"GET /wait HTTP/1.1\r\n{HOST}\r\n")
+        await settled()
+        with monkeypatch.context() as patched:
+
+            async def fail(self: Connection, *_: Any) -> None:
+                raise ValueError("a fault of ours")
+
+            patched.setattr(Connection, "_pass_on", fail)
+            client = await server.connect()
+            await client.send(f"GET /json HTTP/1.1\r\n{HOST}\r\n")
+            await client.wait_closed()
+        assert "a fault of ours" in caplog.text
+        site.release.set()
+        assert (await bystander.answer()).json() == {"ok": True}
+        assert (await server.get("/json")).status == 200
+
+
+# Too many (O07)
+
+
+def test_O07_at_most_256_connections() -> None:
+    assert ServerSettings().max_connections == 256
+
+
+async def test_O07_connections_above_the_limit_are_turned_away_until_one_ends(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with serving(Site().app, max_connections=3) as server:
+        clients = [await server.connect() for _ in range(3)]
+        for client in clients:
+            assert (await client.request("GET", "/json")).status == 200
+        for _ in range(3):
+            surplus = await server.connect()
+            answer = await surplus.answer()
+            assert (answer.status, answer.error_code) == (503, "too_many_connections")
+            assert answer.headers["retry-after"] == "1"
+        assert len(caplog.records) == 1
+        await clients[0].aclose()
+        await server.until(connections=2)
+        assert (await server.get("/json")).status == 200
+        for client in clients[1:]:
+            assert (await client.request("GET", "/json")).status == 200
+
+
+async def test_O07_without_descriptors_connections_are_turned_away_until_there_are_some() -> None:
+    async with serving(Site().app) as server:
+        client = await server.connect()
+        gc.collect()
+        waiting = [socket.socket() for _ in range(3)]
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        # From here on no further descriptor can be opened: the limit is the first free number.
+        first_free = os.dup(0)
+        os.close(first_free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (first_free, hard))
+        try:
+            for sock in waiting:
+                sock.setblocking(False)
+                sock.connect_ex(("127.0.0.1", server.port))
+            for sock in waiting:
+                with trio.fail_after(LIMIT_S):
+                    await trio.lowlevel.wait_readable(sock)
+                assert sock.recv(100).startswith(b"HTTP/1.1 503")
+            assert (await client.request("GET", "/json")).status == 200
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            for sock in waiting:
+                sock.close()
+        assert (await server.get("/json")).status == 200
+
+
+# Shutdown (L09). The clock stands still until a test lets time pass.
+
+
+@pytest.fixture
+def virtual_clock() -> trio.testing.MockClock:
+    return trio.testing.MockClock()
+
+
+async def pass_time(clock: trio.testing.MockClock, seconds: float) -> None:
+    await settled()
+    clock.jump(seconds)
+    await settled()
+
+
+@pytest.fixture
+def ended() -> trio.Event:
+    return trio.Event()
+
+
+async def run_to_end(server: Server, ended: trio.Event, task_status: Any) -> None:
+    await server.run(task_status=task_status)
+    ended.set()
+
+
+async def start(site: Site, nursery: trio.Nursery, ended: trio.Event, path: Path) -> RunningServer:
+    server = Server(site.app, ServerSettings(port=0, socket_path=path))
+    addresses = await nursery.start(run_to_end, server, ended)
+    return RunningServer(server, addresses, path)
+
+
+async def test_L09_with_nothing_running_it_stops_at_once(
+    virtual_clock: trio.testing.MockClock, ended: trio.Event, tmp_path: Path
+) -> None:
+    async with trio.open_nursery() as nursery:
+        server = await start(Site(), nursery, ended, tmp_path / "s")
+        idle = await server.connect()
+        await idle.request("GET", "/json")
+        silent = await server.connect()
+        half = await server.connect()
+        await half.send("GET /js")
+        await settled()
+        server.server.stop()
+        await settled()
+        assert ended.is_set()
+        for client in (idle, silent, half):
+            await client.wait_closed()
+    assert not (tmp_path / "s").exists()
+    await server.close_clients()
+
+
+async def test_L09_running_requests_are_finished_while_new_connections_are_refused(
+    virtual_clock: trio.testing.MockClock, ended: trio.Event, tmp_path: Path
+) -> None:
+    site = Site()
+    async with trio.open_nursery() as nursery:
+        server = await start(site, nursery, ended, tmp_path / "s")
+        waiting, streaming = await server.connect(), await server.connect()
+        await waiting.send(f"GET /wait HTTP/1.1\r\n{HOST}\r\n")
+        await streaming.send(f"GET /stream HTTP/1.1\r\n{HOST}\r\n")
+        await streaming.head()
+        server.server.stop()
+        await pass_time(virtual_clock, 29.9)
+        with pytest.raises(OSError):
+            await server.connect()
+        assert not (tmp_path / "s").exists()
+        assert not ended.is_set()
+        site.release.set()
+        answer = await waiting.answer()
+        assert (answer.json(), answer.headers["connection"]) == ({"ok": True}, "close")
+        await waiting.wait_closed()
+        site.source.feed.send_nowait(b"data: 1\n\n")
+        assert await streaming.chunk() == b"data: 1\n\n"
+        site.source.feed.close()
+        assert await streaming.rest() == b"0\r\n\r\n"
+        await settled()
+        assert ended.is_set()
+    assert (site.source.times_closed, site.source.aborted_with) == (1, None)
+    await server.close_clients()
+
+
+async def test_L09_after_30_s_streams_end_with_an_error_event_and_requests_with_an_error(
+    virtual_clock: trio.testing.MockClock, ended: trio.Event, tmp_path: Path
+) -> None:
+    site = Site()
+    async with trio.open_nursery() as nursery:
+        server = await start(site, nursery, ended, tmp_path / "s")
+        waiting, streaming, sending = [await server.connect() for _ in range(3)]
+        await waiting.send(f"GET /wait HTTP/1.1\r\n{HOST}\r\n")
+        await streaming.send(f"GET /stream HTTP/1.1\r\n{HOST}\r\n")
+        await streaming.head()
+        await sending.send(f"POST /body HTTP/1.1\r\n{HOST}Content-Length: 9000\r\n\r\nabc")
+        await settled()
+        server.server.stop()
+        await pass_time(virtual_clock, 20)
+        await sending.send(b"x" * 2000)
+        await pass_time(virtual_clock, 10.1)
+        assert await streaming.rest() == b"10\r\ndata: draining\n\n\r\n0\r\n\r\n"
+        for client in (waiting, sending):
+            answer = await client.answer()
+            assert (answer.status, answer.error_code) == (503, "draining")
+            assert answer.headers["retry-after"] == "5"
+        await sending.aclose()  # it might still be sending, and is given a moment to read its answer
+        await settled()
+        assert ended.is_set()
+        assert site.cancelled.is_set()
+    assert site.source.times_closed == 1
+    await server.close_clients()
+
+
+async def test_L09_a_stream_of_http_1_0_has_its_last_words_too(
+    virtual_clock: trio.testing.MockClock, ended: trio.Event, tmp_path: Path
+) -> None:
+    site = Site()
+    async with trio.open_nursery() as nursery:
+        server = await start(site, nursery, ended, tmp_path / "s")
+        streaming = await server.connect()
+        await streaming.send(f"GET /stream HTTP/1.0\r\n{HOST}\r\n")
+        site.source.feed.send_nowait(b"data: 1\n\n")
+        await settled()
+        server.server.stop()
+        await pass_time(virtual_clock, 30.1)
+        assert (await streaming.rest()).endswith(b"\r\n\r\ndata: 1\n\ndata: draining\n\n")
+        await settled()
+        assert ended.is_set()
+    await server.close_clients()
+
+
+async def test_L09_clients_that_do_not_read_cannot_delay_the_end(
+    virtual_clock: trio.testing.MockClock, ended: trio.Event, tmp_path: Path
+) -> None:
+    site = Site()
+    async with trio.open_nursery() as nursery:
+        server = await start(site, nursery, ended, tmp_path / "s")
+        clients = [await server.connect() for _ in range(2)]
+        for client, path in zip(clients, ("/stream", "/large"), strict=True):
+            await client.send(f"GET {path} HTTP/1.1\r\n{HOST}\r\n")
+        site.source.feed.send_nowait(b"x" * 50_000_000)
+        await settled()
+        server.server.stop()
+        await pass_time(virtual_clock, 29)  # their write deadline passes a second later
+        assert not ended.is_set()
+        await pass_time(virtual_clock, 1.1)
+        await pass_time(virtual_clock, 2.1)
+        assert ended.is_set()
+        for client in clients:
+            with pytest.raises(trio.BrokenResourceError):
+                await client.rest()
+    assert site.source.times_closed == 1
+    await server.close_clients()
+
+
+async def test_L09_being_cancelled_ends_at_once_whatever_runs(
+    virtual_clock: trio.testing.MockClock, ended: trio.Event, tmp_path: Path
+) -> None:
+    site = Site()
+    async with trio.open_nursery() as nursery:
+        server = await start(site, nursery, ended, tmp_path / "s")
+        waiting, stuck, refused = [await server.connect() for _ in range(3)]
+        await waiting.send(f"GET /wait HTTP/1.1\r\n{HOST}\r\n")
+        await stuck.send(f"GET /large HTTP/1.1\r\n{HOST}\r\n")
+        await refused.send(f"POST /body HTTP/1.1\r\n{HOST}Origin: null\r\nContent-Length: 9\r\n\r\n")
+        await settled()
+        server.server.stop()
+        await settled()
+        nursery.cancel_scope.cancel()
+    assert site.cancelled.is_set()
+    assert not (tmp_path / "s").exists()
+    assert server.server.statistics().connections == 0
+    await server.close_clients()

@@ -123,9 +123,10 @@ class Engine:
         A sequence that cannot go on gets a Failed; the others do not notice.
         """
         step = _Step(self._clock())
-        self._end_the_satisfied(step)
         self._preempt(choose_victims(self._running, self._options.n_cells))
-        self._admit(step.now_s)
+        if self._waiting:
+            self._end_the_satisfied(step)
+            self._admit(step.now_s)
         self._advance(step)
         self._step_index += 1
         return StepOutput(step.events, step.prefill_tokens, step.decode_tokens)

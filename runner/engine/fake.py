@@ -4,13 +4,14 @@ above the engine run on it.
 Any file serves as weights. The vocabulary is the 256 bytes and the control tokens of `CONTROL`. Sampling
 parameters change nothing: every choice is greedy.
 
-**Answers.** The question is the text before the last `<|answer|>`, back to the control token before it; the
-built-in chat template ends in `<|answer|>`, and `tokenize(add_special=True)` appends it to plain text. Without
-directives the answer is the question itself, then the end of the turn. When the end is forbidden
-(`ignore_eos`), and after prompts without `<|answer|>`, the text goes on with the alphabet from its last letter.
+**Answers.** The question is the text before the last `<|answer|>`, back to the control token before it;
+the built-in chat template ends in `<|answer|>`, and `tokenize(add_special=True)` appends it to plain
+text. Without directives the answer is the question itself, then the end of the turn. When the end is
+forbidden (`ignore_eos`), and after prompts without `<|answer|>`, the text goes on with the alphabet from
+its last letter.
 
-**Directives** in the question replace that. Answers of several are joined; faults happen before the answer's
-token `N` (default 0, the first) is computed:
+**Directives** in the question replace that. Answers of several are joined; faults happen before the
+answer's token `N` (default 0, the first) is computed:
 
     [[say TEXT]]              answers TEXT
     [[hex DIGITS]]            answers these bytes, valid UTF-8 or not

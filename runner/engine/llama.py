@@ -29,7 +29,7 @@ from llama_cpp import llama_cpp as lib
 
 from runner.domain.engine import EngineOptions
 from runner.engine.backend import BatchArrays, DecodeResult, LoadedFacts, ProgressReport, Sampler
-from runner.engine.sampler import GreedySampler, SamplerPlan, usable
+from runner.engine.sampler import GreedySampler, SamplerPlan, best_token
 from runner.errors import LoadingFailed
 
 _Model = NewType("_Model", int)
@@ -37,6 +37,7 @@ _Context = NewType("_Context", int)
 
 _INFO, _WARN, _CONT = 2, 3, 5  # ggml.h, enum ggml_log_level
 _BUFFER_SIZE = re.compile(rb"(model|KV|RS|compute|output) buffer size = +([0-9.]+) MiB")
+_MISLEADING = b"possible training context overflow"  # the pool exceeds one context on purpose
 _PIECE_BYTES = 128
 _META_BYTES = 256
 
@@ -216,7 +217,7 @@ class _ChainSampler:
             lib.llama_sampler_chain_add(self._chain, stage)
 
     def sample(self, row: int) -> int:
-        usable(self._logits_of(row), self._forbidden)
+        best_token(self._logits_of(row), self._forbidden)  # C++'s sorting goes astray on NaN
         return int(lib.llama_sampler_sample(self._chain, self._context, row))
 
     def close(self) -> None:
@@ -322,7 +323,8 @@ class _EngineLog:
         if level != _CONT:  # which continues the line before
             self._level = level
         if self._level >= _WARN:
-            os.write(2, text)
+            if _MISLEADING not in text:
+                os.write(2, text)
         elif match := _BUFFER_SIZE.search(text):
             kind = match[1].decode()
             self.buffer_bytes[kind] = self.buffer_bytes.get(kind, 0) + int(float(match[2]) * 2**20)

@@ -64,25 +64,27 @@ def fold_seed(seed: int) -> int:
     return _UINT32 - 1 if folded == _LLAMA_RANDOM_SEED else folded
 
 
-def usable(logits: npt.NDArray[np.float32], forbidden: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
-    """The row itself, its forbidden tokens ruled out in place; raises UnusableLogits when it holds NaN."""
+def best_token(logits: npt.NDArray[np.float32], forbidden: npt.NDArray[np.intp]) -> int:
+    """The most probable token, the lowest id among equals, once the forbidden ones are ruled out in place.
+
+    Raises UnusableLogits when the row holds NaN, which numpy's argmax finds before any number. 3 µs at 49k
+    vocabulary, so that samplers which need the check only can afford it too.
+    """
     if forbidden.size:
         logits[forbidden] = -np.inf
-    peak = logits.max()  # NaN if there is any, for 3 µs at 49k vocabulary
-    if peak != peak:
+    best = int(logits.argmax())
+    if np.isnan(logits[best]):
         raise UnusableLogits
-    return logits
+    return best
 
 
 class GreedySampler:
-    """The most probable token, the lowest id among equals; 6 µs at 49k vocabulary."""
-
     def __init__(self, logits_of: LogitsOf, forbidden: tuple[int, ...]) -> None:
         self._logits_of = logits_of
         self._forbidden = np.array(forbidden, dtype=np.intp)
 
     def sample(self, row: int) -> int:
-        return int(usable(self._logits_of(row), self._forbidden).argmax())
+        return best_token(self._logits_of(row), self._forbidden)
 
     def close(self) -> None:
         """Holds nothing."""

@@ -44,7 +44,7 @@ def _status_lines(daemon: dict[str, Any]) -> list[tuple[str, str]]:
         ("Daemon", f"{state}, pid {daemon['pid']}, up {format_duration(daemon['uptime_s'])}"),
         ("Version", f"{daemon['version']}, engine {daemon['engine']}"),
         ("Listening", ", ".join(daemon["listeners"])),
-        ("Store", f"{daemon['store']} ({daemon['models']} models)"),
+        ("Store", daemon["store"]),
     ]
     if daemon["log_file"]:
         lines.append(("Log", daemon["log_file"]))

@@ -79,7 +79,6 @@ class DaemonStatus:
     listeners: tuple[str, ...]
     store: str
     log_file: str | None
-    models: int
     is_draining: bool
     open_connections: int
     idle_exit_in_s: float | None

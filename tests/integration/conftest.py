@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from scripts.tiny_gguf import TinyModel, write_tiny_gguf
+
 from tests.support.daemon import RunningDaemon, running_daemon
-from tests.support.tiny_model import write_tiny_model
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A GGUF file that every check accepts and that the scripted engine serves."""
-    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny.gguf")
+    return write_tiny_gguf(tmp_path_factory.mktemp("models") / "tiny.gguf", TinyModel(context_length=8192))
 
 
 @pytest.fixture(scope="module")

@@ -282,7 +282,6 @@ class FakeDaemon:
             listeners=("http://127.0.0.1:12434",),
             store="store",
             log_file=None,
-            models=1,
             is_draining=self.is_draining,
             open_connections=0,
             idle_exit_in_s=None,

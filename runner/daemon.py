@@ -1,0 +1,342 @@
+"""The composition root: builds every part from settings, opens the nurseries, owns the order of shutdown.
+
+    signals, idle exit
+    supervisor
+    ├── store       the disk
+    ├── puller      content on its way in
+    ├── scheduler   which model is loaded where; the keepers of its workers live inside
+    └── http        listeners and requests
+
+Children start in this order and stop in the reverse one. Below this file nobody knows settings.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import version as package_version
+from typing import Any, Protocol, assert_never
+
+import attrs
+import structlog
+import trio
+
+from actors.actor import Address
+from actors.budget import fixed, share_of_free_memory
+from actors.leases import Pins
+from actors.puller import PullerActor, PullerHandle, PullerMessage
+from actors.scheduler import LoadFault, SchedulerActor, SchedulerHandle, SchedulerNotice, SchedulerSettings
+from actors.store import StoreActor, StoreHandle, StoreMessage, StoreNotice
+from actors.supervisor import ChildCrashed, ChildSpec, ChildStatistics, RestartLimitReached, Run, Supervisor
+from actors.worker import DeathReport, run_keeper
+from runner.api.app import AppContext, build_app
+from runner.api.server import Server, ServerSettings
+from runner.config import Settings
+from runner.domain.status import ActorStatus, DaemonStatus, VersionInfo
+from runner.errors import StartRefused
+from runner.hardware.probe import compute_threads
+from runner.scheduling.decisions import Decision
+from runner.telemetry.logs import configure_logging
+
+log = structlog.get_logger(__name__)
+
+LAST_WORDS_S = 6.0
+"""Beyond the drain: error events for what is left, and the connections' ends."""
+WORKERS_END_S = 15.0
+"""A worker that ignores everything but SIGKILL has ended by then."""
+_API_VERSION = "v1"
+
+
+def run_daemon(settings: Settings) -> int:
+    """Serve until told to stop; the exit status of the process. Start faults are one message on stderr."""
+    os.umask(0o077)
+    configure_logging(settings.log_level, settings.log_file)
+    daemon = Daemon(settings)
+    try:
+        trio.run(daemon.run, strict_exception_groups=True)
+    except* StartRefused as refused:
+        daemon.exit_status = 1
+        for error in leaves(refused):
+            print(f"error: {error}", file=sys.stderr)  # noqa: T201  # the log may be a file nobody looks at yet
+    except* RestartLimitReached as group:
+        daemon.exit_status = 1
+        for error in leaves(group):
+            log.critical("a part of the daemon keeps failing; ending", error=str(error))
+    except* Exception as group:
+        daemon.exit_status = 1
+        log.critical("ending by a fault of ours", exc_info=group)
+        print(f"error: {next(leaves(group))!r}; the log tells more", file=sys.stderr)  # noqa: T201
+    return daemon.exit_status
+
+
+def leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    """The errors within nested groups."""
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from leaves(error)
+        else:
+            yield error
+
+
+class Daemon:
+    """One run. What routes may ask of it is `runner.api.app.DaemonControl`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._started_s = time.monotonic()
+        self._listeners: tuple[str, ...] = ()
+        self._is_draining = False
+        self._http_scope = trio.CancelScope()
+        self.exit_status = 0
+        self._addresses: dict[str, Address[Any]] = {}
+        self._build()
+
+    async def run(self) -> None:
+        """Serve until a signal, a command or idleness ends it. Raises what a first start raises."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._obey_signals)
+            await nursery.start(self._supervisor_until_end, nursery.cancel_scope)
+            log.info("serving", listeners=" ".join(self._listeners), store=self._settings.store)
+            self._leave_terminal()
+            if self._settings.idle_exit_s < math.inf:
+                nursery.start_soon(self._end_when_idle)
+
+    # what routes may ask
+
+    @property
+    def is_draining(self) -> bool:
+        return self._is_draining
+
+    def request_shutdown(self) -> None:
+        self._is_draining = True
+        self._supervisor.stop()
+
+    def status(self) -> DaemonStatus:
+        settings, statistics = self._settings, self._server.statistics()
+        idle_exit_in_s = None
+        if settings.idle_exit_s < math.inf:
+            idle_exit_in_s = max(0.0, settings.idle_exit_s - statistics.quiet_s)
+        return DaemonStatus(
+            version=package_version("runner"),
+            engine=self._engine_name(),
+            pid=os.getpid(),
+            uptime_s=time.monotonic() - self._started_s,
+            listeners=self._listeners,
+            store=str(settings.store),
+            log_file=str(settings.log_file) if settings.log_file is not None else None,
+            is_draining=self._is_draining,
+            open_connections=statistics.connections,
+            idle_exit_in_s=idle_exit_in_s,
+            budgets=self._scheduler.snapshot().budgets,
+            actors=tuple(self._actor_status(child) for child in self._supervisor.statistics()),
+        )
+
+    def version(self) -> VersionInfo:
+        return VersionInfo(
+            version=package_version("runner"),
+            api=_API_VERSION,
+            python=platform.python_version(),
+            engine=self._settings.engine,
+            engine_version=_engine_version(self._settings.engine),
+        )
+
+    # building
+
+    def _build(self) -> None:
+        settings = self._settings
+        store_address: Address[StoreMessage] = Address("store")
+        puller_address: Address[PullerMessage] = Address("puller")
+        pins = Pins()
+        store = StoreHandle(store_address, pins)
+        self._scheduler = SchedulerHandle()
+        self._addresses = {
+            "store": store_address,
+            "puller": puller_address,
+            "scheduler": self._scheduler.address,
+        }
+        context = AppContext(
+            store=store,
+            puller=PullerHandle(puller_address),
+            scheduler=self._scheduler,
+            daemon=self,
+            allowed_origins=frozenset(settings.allowed_origins),
+            default_context_size=settings.context_size,
+        )
+        self._server = Server(build_app(context), _server_settings(settings))
+        self._supervisor = Supervisor(
+            (
+                ChildSpec(
+                    name="store",
+                    run=_fresh(lambda: StoreActor(store_address, pins, settings.store, report=_log_notice)),
+                ),
+                ChildSpec(name="puller", run=_fresh(lambda: PullerActor(puller_address, store))),
+                ChildSpec(
+                    name="scheduler", run=_fresh(lambda: self._new_scheduler(store)), shutdown_s=WORKERS_END_S
+                ),
+                ChildSpec(
+                    name="http",
+                    run=self._run_http,
+                    ask_to_end=self._server.stop,
+                    shutdown_s=settings.drain_s + LAST_WORDS_S,
+                ),
+            ),
+            report=_log_crash,
+        )
+
+    def _new_scheduler(self, store: StoreHandle) -> SchedulerActor:
+        settings = self._settings
+        return SchedulerActor(
+            self._scheduler,
+            store,
+            run_keeper,
+            share_of_free_memory
+            if settings.memory_budget_bytes is None
+            else fixed(settings.memory_budget_bytes),
+            SchedulerSettings(
+                queue_limit_per_model=settings.queue_limit,
+                default_keep_alive_s=settings.keep_alive_s,
+                default_context_size=settings.context_size,
+                max_sequences=settings.max_sequences,
+                n_threads=settings.threads or compute_threads(),
+                engine=settings.engine,
+            ),
+            report=_log_scheduler,
+        )
+
+    # running
+
+    async def _supervisor_until_end(
+        self, everything: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        await self._supervisor.run(task_status=task_status)
+        everything.cancel()
+
+    async def _run_http(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        async with trio.open_nursery() as nursery:
+            with self._http_scope:
+                self._listeners = await nursery.start(self._server.run)
+                task_status.started()
+
+    async def _obey_signals(self) -> None:
+        """The first signal begins the ordered end; a second one ends requests and workers at once."""
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for number in signals:
+                if self._is_draining:
+                    log.warning("ending at once", signal=signal.Signals(number).name)
+                    self.exit_status = 128 + number
+                    self._http_scope.cancel()
+                else:
+                    log.info("ending; running requests may finish", signal=signal.Signals(number).name)
+                    self.request_shutdown()
+
+    async def _end_when_idle(self) -> None:
+        while True:
+            statistics = self._server.statistics()
+            left_s = self._settings.idle_exit_s - statistics.quiet_s
+            if left_s <= 0:
+                log.info("ending: no client came for a while", idle_s=self._settings.idle_exit_s)
+                self.request_shutdown()
+                return
+            await trio.sleep(max(0.1, left_s))
+
+    def _leave_terminal(self) -> None:
+        """With a log file, what libraries print goes there too: whoever started us may close our pipes."""
+        if self._settings.log_file is None:
+            return
+        descriptor = os.open(
+            self._settings.log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600
+        )
+        for standard in (1, 2):
+            os.dup2(descriptor, standard)
+        os.close(descriptor)
+
+    def _engine_name(self) -> str:
+        return f"{self._settings.engine} {_engine_version(self._settings.engine)}".strip()
+
+    def _actor_status(self, child: ChildStatistics) -> ActorStatus:
+        mailbox = self._addresses[child.name].statistics() if child.name in self._addresses else None
+        return ActorStatus(
+            name=child.name,
+            state=child.state.value,
+            restarts=child.restarts,
+            queued=mailbox.queued if mailbox is not None else 0,
+            open_asks=mailbox.open_asks if mailbox is not None else 0,
+        )
+
+
+class _Actor(Protocol):
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None: ...
+
+
+def _fresh(make_actor: Callable[[], _Actor]) -> Run:
+    """A child that is a new actor at each start."""
+
+    async def run(*, task_status: trio.TaskStatus[None]) -> None:
+        await make_actor().run(task_status=task_status)
+
+    return run
+
+
+def _server_settings(settings: Settings) -> ServerSettings:
+    return ServerSettings(
+        host=settings.host,
+        port=settings.port,
+        socket_path=settings.socket,
+        allowed_hosts=settings.allowed_hosts,
+        allowed_origins=frozenset(settings.allowed_origins),
+        grace_s=settings.drain_s,
+    )
+
+
+def _engine_version(engine: str) -> str:
+    """Of the installed binding; the daemon itself never loads it."""
+    return f"llama-cpp-python {package_version('llama-cpp-python')}" if engine == "llama" else ""
+
+
+def _log_notice(notice: StoreNotice) -> None:
+    log.warning(notice.message)
+
+
+def _log_crash(crash: ChildCrashed) -> None:
+    log.error(
+        "a part of the daemon ended",
+        part=crash.name,
+        restarts=crash.restarts,
+        delay_s=crash.delay_s,
+        exc_info=crash.error,
+    )
+
+
+def _log_scheduler(notice: SchedulerNotice) -> None:
+    match notice:
+        case DeathReport():
+            _log_death(notice)
+        case LoadFault():
+            log.error(
+                "a load failed by a fault of ours", model_id=str(notice.model_id), exc_info=notice.error
+            )
+        case Decision():
+            log.info("decision", **attrs.asdict(notice, recurse=False))
+        case _:
+            assert_never(notice)
+
+
+def _log_death(report: DeathReport) -> None:
+    if report.was_requested:
+        log.debug("a worker ended", model=report.model, pid=report.pid)
+        return
+    log.error(
+        "a worker ended unexpectedly",
+        model=report.model,
+        model_id=report.model_id,
+        engine=report.engine_version,
+        pid=report.pid,
+        cause=report.cause,
+        requests=" ".join(report.request_ids),
+        tail=report.stderr_tail[-2000:],
+    )

@@ -102,8 +102,8 @@ class Worker:
             self._send(encode(LoadProgress(percent / 100)))
         if self._has("load-hangs"):
             _sleep_for_ever()
-        if (code := self._argument("exit-while-loading")) is not None:
-            os._exit(int(code))
+        if (status := self._argument("exit-while-loading")) is not None:
+            os._exit(int(status))
         loaded = Loaded(
             engine_version="scripted 1",
             context_size=100,

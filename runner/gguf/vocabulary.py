@@ -13,6 +13,8 @@ import re
 from array import array
 from collections.abc import Callable, Iterator, Mapping
 
+import attrs
+
 from runner.errors import InvalidModelFile
 from runner.gguf.format import ValueType
 from runner.gguf.reader import GgufArray, MetadataValue
@@ -32,14 +34,52 @@ _BYTE_TYPE = 6
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _ESCAPED_BYTE = re.compile(r"\\x[0-9a-f]{2}")
 _BYTE_TEXT_LENGTH_MAX = 6
+_WORDPIECE = "bert"
 _HASH_PARTS = 4  # a quarter of the hashes at a time keeps the peak of memory below that of the header
+
+
+@attrs.frozen
+class _Marker:
+    """A token that the tokenizer may add by itself: the keys that say so, and what holds without them."""
+
+    add_key: str
+    id_key: str
+    default_id: int | None
+    is_added_by_default: bool
+
+
+_BYTE_LEVEL_MARKERS = (
+    _Marker("add_bos_token", "bos_token_id", 11, False),
+    _Marker("add_eos_token", "eos_token_id", 11, False),
+)
+_MARKERS: Mapping[str, tuple[_Marker, ...]] = {
+    "llama": (
+        _Marker("add_bos_token", "bos_token_id", 1, True),
+        _Marker("add_eos_token", "eos_token_id", 2, False),
+    ),
+    "gpt2": _BYTE_LEVEL_MARKERS,
+    "hybriddna": _BYTE_LEVEL_MARKERS,
+    "whitespace": _BYTE_LEVEL_MARKERS,
+    "gemma4": (
+        _Marker("add_bos_token", "bos_token_id", None, True),
+        _Marker("add_eos_token", "eos_token_id", None, False),
+    ),
+    "bert": (
+        _Marker("add_bos_token", "bos_token_id", 101, True),
+        _Marker("add_sep_token", "seperator_token_id", 102, True),  # spelled so in the format
+    ),
+    "t5": (
+        _Marker("add_bos_token", "bos_token_id", None, False),
+        _Marker("add_eos_token", "eos_token_id", 1, True),
+    ),
+}
 
 
 def check_vocabulary(metadata: Mapping[str, MetadataValue]) -> int:
     """Number of tokens, 0 when the file has no token list.
 
-    Raises InvalidModelFile when lists differ in length or type, a score is no number, or a token is no UTF-8,
-    occurs twice, or stands for a byte and is not written `<0xNN>`.
+    Raises InvalidModelFile when lists differ in length or type, a score is no number, a marker is missing,
+    or a token is no UTF-8, occurs twice, or stands for a byte and is not written `<0xNN>`.
     """
     tokens = _array(metadata, TOKENS_KEY, ValueType.STRING)
     _array(metadata, MERGES_KEY, ValueType.STRING)
@@ -49,6 +89,7 @@ def check_vocabulary(metadata: Mapping[str, MetadataValue]) -> int:
     if not 1 <= tokens.count <= TOKENS_MAX:
         raise InvalidModelFile(f"{TOKENS_KEY} has {tokens.count} tokens; 1 to {TOKENS_MAX} are possible")
     _check_scores(metadata, tokens.count)
+    _check_markers(metadata, tokens.count)
     byte_token_indices = _check_token_types(metadata, tokens.count)
     _check_texts(tokens, byte_token_indices, metadata.get(MODEL_KEY))
     return tokens.count
@@ -84,6 +125,18 @@ def _check_token_types(metadata: Mapping[str, MetadataValue], n_tokens: int) -> 
     return frozenset(index for index, number in enumerate(numbers) if number == _BYTE_TYPE)
 
 
+def _check_markers(metadata: Mapping[str, MetadataValue], n_tokens: int) -> None:
+    """A marker that is put around every prompt exists: the engine asserts it when the first prompt comes."""
+    tokenizer = metadata.get(MODEL_KEY)
+    for marker in _MARKERS.get(tokenizer, ()) if isinstance(tokenizer, str) else ():
+        declared = metadata.get(f"tokenizer.ggml.{marker.id_key}")
+        is_named = isinstance(declared, int) and 0 <= declared < n_tokens
+        has_default = marker.default_id is not None and marker.default_id < n_tokens
+        is_added = metadata.get(f"tokenizer.ggml.{marker.add_key}", marker.is_added_by_default)
+        if is_added and not (is_named or has_default):
+            raise InvalidModelFile(f"{marker.add_key} is set and {marker.id_key} names no token")
+
+
 def _check_count(key: str, values: GgufArray, n_tokens: int) -> None:
     if values.count != n_tokens:
         raise InvalidModelFile(f"{key} has {values.count} elements for {n_tokens} tokens")
@@ -93,6 +146,8 @@ def _check_texts(
     tokens: GgufArray, byte_token_indices: frozenset[int], tokenizer: MetadataValue | None
 ) -> None:
     _check_unique(tokens)
+    if byte_token_indices and tokenizer == _WORDPIECE:
+        raise InvalidModelFile("a vocabulary of word pieces has tokens that stand for bytes")
     read_byte = _BYTE_READERS.get(tokenizer) if isinstance(tokenizer, str) else None
     if not (byte_token_indices or read_byte):
         return

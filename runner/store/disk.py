@@ -126,13 +126,12 @@ class Disk:
                 if error.errno == errno.ELOOP:
                     raise StoreDamaged("a file of the store is a symbolic link") from None
                 raise
-        file = os.fdopen(descriptor, "rb", buffering=0)
         try:
             self._checked(os.fstat(descriptor))
         except BaseException:
-            file.close()
+            os.close(descriptor)
             raise
-        return file
+        return os.fdopen(descriptor, "rb", buffering=0)
 
     def read(self, path: Path, *, limit_bytes: int) -> bytes | None:
         """The content; None when it is not there. Raises StoreDamaged when it is longer than the limit."""
@@ -173,7 +172,7 @@ class Disk:
 
     def _checked(self, status: os.stat_result) -> FileFacts:
         if not stat.S_ISREG(status.st_mode):
-            raise StoreDamaged("a file of the store is a link, a pipe or a device")
+            raise StoreDamaged("a file of the store is a link, a pipe, a directory or a device")
         if status.st_uid != self._owner_uid:
             raise StoreDamaged("a file of the store belongs to another user")
         if status.st_nlink != 1:

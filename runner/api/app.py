@@ -1,15 +1,11 @@
-"""The Quart application: what routes are given, and how the dialects are put together.
+"""The Quart application: how the dialects are put together.
 
-Owns `AppContext`, the only thing routes know of the daemon, and the two probes. May import the dialects,
-actor handles and domain values. How requests get here: `runner.api.server`; what may enter:
-`runner.api.admission`.
+Owns the application and the two probes. May import the dialects; what they are given is
+`runner.api.context`. How requests get here: `runner.api.server`; what may enter: `runner.api.admission`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
-
-import attrs
 import trio
 from quart import ResponseReturnValue
 from quart.wrappers.base import BaseRequestWebsocket
@@ -19,46 +15,14 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.routing import MapAdapter
 
 from runner.api.body import RequestBody
+from runner.api.context import AppContext as AppContext
+from runner.api.context import DaemonControl as DaemonControl
+from runner.api.control import routes as control
 from runner.api.errors import install_error_handlers, leading_error, refusal_of, to_response
 from runner.api.middleware import install_middleware
+from runner.api.openai import routes as openai
 from runner.api.streaming import HttpConnection
-from runner.domain.status import DaemonStatus, VersionInfo
 from runner.errors import Draining
-
-if TYPE_CHECKING:
-    from actors.puller import PullerHandle
-    from actors.scheduler import SchedulerHandle
-    from actors.store import StoreHandle
-
-
-class DaemonControl(Protocol):
-    """What routes may ask of the daemon itself. Never waits."""
-
-    @property
-    def is_draining(self) -> bool: ...
-
-    def status(self) -> DaemonStatus: ...
-
-    def version(self) -> VersionInfo: ...
-
-    def request_shutdown(self) -> None:
-        """Begin the ordered shutdown, after the answer to this request has left."""
-        ...
-
-
-@attrs.frozen(kw_only=True)
-class AppContext:
-    """Everything a route may use. `allowed_origins`: web origins that may read answers, none by default.
-
-    `default_context_size` is what a sequence may have of a model whose package does not say, in tokens.
-    """
-
-    store: StoreHandle
-    puller: PullerHandle
-    scheduler: SchedulerHandle
-    daemon: DaemonControl
-    allowed_origins: frozenset[str] = frozenset()
-    default_context_size: int = 8192
 
 
 class RunnerRequest(TrioRequest):
@@ -101,10 +65,6 @@ class RunnerApp(QuartTrio):
 
 def build_app(context: AppContext) -> RunnerApp:
     """The application with every dialect and the two probes."""
-    # The dialects know AppContext, so they can only be imported once this module is.
-    from runner.api.control import routes as control
-    from runner.api.openai import routes as openai
-
     app = bare_app(context.allowed_origins)
     _add_probes(app, context.daemon)
     app.register_blueprint(control.blueprint(context))

@@ -8,7 +8,8 @@ import orjson
 from quart.typing import TestClientProtocol
 from quart.wrappers import Response
 
-from runner.api.app import AppContext, build_app
+from runner.api.app import build_app
+from runner.api.context import AppContext
 from tests.support.fake_handles import FakeParts
 
 

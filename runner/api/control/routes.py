@@ -17,7 +17,7 @@ from runner.oci.digest import Digest
 from runner.oci.reference import ModelName
 
 if TYPE_CHECKING:
-    from runner.api.app import AppContext
+    from runner.api.context import AppContext
 
 PREFIX: Final = "/control/v1"
 DIGEST_HEADER: Final = "X-Content-Digest"

@@ -26,7 +26,7 @@ from runner.errors import NotFound
 from runner.oci.reference import ModelName
 
 if TYPE_CHECKING:
-    from runner.api.app import AppContext
+    from runner.api.context import AppContext
 
 PREFIXES: Final = ("/v1", "/engines/v1", "/engines/llama.cpp/v1")
 _METHODS: Final = ["GET", "POST", "PUT", "PATCH", "DELETE"]

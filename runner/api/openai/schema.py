@@ -32,6 +32,7 @@ TOKEN_ID_MAX: Final = 2**31 - 1  # the engine's token type; the worker knows the
 PART_JOINT: Final = "\n"  # between text parts of one message, as llama-server and vLLM join them
 
 _OTHER_PARTS: Final = frozenset({"image_url", "input_audio", "audio_url", "video_url", "file", "refusal"})
+_OPTION_NOUNS: Final = {bool: "true or false", int: "an integer", str: "a string"}
 _SCHEMA: Final = Schema(forbid_unknown=False)
 
 StopText = Annotated[str, Text(1, STOP_BYTES_MAX)]
@@ -105,7 +106,7 @@ def _token_prompt(token_ids: list[int]) -> TokenPrompt:
     return TokenPrompt(tuple(token_ids))
 
 
-def read_template_options(value: Any) -> Mapping[str, str | bool]:
+def read_template_options(value: Any) -> Mapping[str, str | int | bool]:
     """What the request hands to the model's chat template: the names of G08, each of its type."""
     if type(value) is not dict:
         raise Fault("must be an object")
@@ -115,7 +116,7 @@ def read_template_options(value: Any) -> Mapping[str, str | bool]:
         if kind is None:
             faults.append((name[:64], Unsupported("is no option that a request may set")))
         elif type(option) is not kind:
-            faults.append((name, Fault("must be true or false" if kind is bool else "must be a string")))
+            faults.append((name, Fault(f"must be {_OPTION_NOUNS[kind]}")))
         elif isinstance(option, str) and len(option) > TEMPLATE_OPTION_CHARACTERS_MAX:
             faults.append((name, Fault(f"must have at most {TEMPLATE_OPTION_CHARACTERS_MAX} characters")))
     if faults:
@@ -174,7 +175,7 @@ class ChatRequest(GenerationFields):
 
     messages: Annotated[tuple[Message, ...], Length(1, MESSAGES_MAX)]
     max_completion_tokens: MaxTokens | None = None
-    chat_template_kwargs: Annotated[Mapping[str, str | bool], By(read_template_options)] | None = None
+    chat_template_kwargs: Annotated[Mapping[str, str | int | bool], By(read_template_options)] | None = None
 
 
 @attrs.frozen(kw_only=True)

@@ -1,0 +1,48 @@
+"""What routes know of the daemon: its handles and what may be asked of the daemon itself.
+
+Apart from `runner/api/app.py`, which puts the dialects together, so that a dialect can be imported without
+the others. Imports domain values and, for their types only, actor handles.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import attrs
+
+from runner.domain.status import DaemonStatus, VersionInfo
+
+if TYPE_CHECKING:
+    from actors.puller import PullerHandle
+    from actors.scheduler import SchedulerHandle
+    from actors.store import StoreHandle
+
+
+class DaemonControl(Protocol):
+    """What routes may ask of the daemon itself. Never waits."""
+
+    @property
+    def is_draining(self) -> bool: ...
+
+    def status(self) -> DaemonStatus: ...
+
+    def version(self) -> VersionInfo: ...
+
+    def request_shutdown(self) -> None:
+        """Begin the ordered shutdown, after the answer to this request has left."""
+        ...
+
+
+@attrs.frozen(kw_only=True)
+class AppContext:
+    """Everything a route may use. `allowed_origins`: web origins that may read answers, none by default.
+
+    `default_context_size` is what a sequence may have of a model whose package does not say, in tokens.
+    """
+
+    store: StoreHandle
+    puller: PullerHandle
+    scheduler: SchedulerHandle
+    daemon: DaemonControl
+    allowed_origins: frozenset[str] = frozenset()
+    default_context_size: int = 8192

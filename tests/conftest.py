@@ -37,6 +37,34 @@ def default_model_file() -> Path:
     return path
 
 
+@pytest.fixture(autouse=True)
+def no_leaks() -> Iterator[None]:
+    """No child process, no descriptor and no thread of ours outlives a test.
+
+    trio keeps worker threads for reuse for 10 s; they are its cache, not a leak.
+    """
+    descriptors_before = set(_open_descriptors())
+    children_before = _children()  # a daemon that several tests share belongs to its fixture
+    threads_before = {thread.ident for thread in threading.enumerate()}
+    yield
+    left_children = _children() - children_before
+    assert not left_children, f"processes left behind: {left_children}"
+    left_threads = [
+        thread
+        for thread in threading.enumerate()
+        if thread.ident not in threads_before and not thread.name.startswith("Trio thread")
+    ]
+    assert not left_threads, f"threads left behind: {left_threads}"
+    if _left_descriptors(descriptors_before):
+        gc.collect()  # only then, since it costs more than most tests: garbage may still hold some
+        left = _left_descriptors(descriptors_before)
+        assert not left, f"descriptors left behind: {left}"
+
+
+def _left_descriptors(before: set[int]) -> dict[int, str]:
+    return {fd: name for fd, name in _open_descriptors().items() if fd not in before and _is_ours(name)}
+
+
 def _children() -> set[psutil.Process]:
     return set(psutil.Process().children())
 
@@ -49,30 +77,6 @@ def _open_descriptors() -> dict[int, str]:
         except OSError:  # the descriptor of this very listing
             continue
     return found
-
-
-@pytest.fixture(autouse=True)
-def no_leaks() -> Iterator[None]:
-    """No child process, no descriptor and no thread of ours outlives a test.
-
-    trio keeps worker threads for reuse for 10 s; they are its cache, not a leak.
-    """
-    descriptors_before = set(_open_descriptors())
-    children_before = _children()  # a daemon that several tests share belongs to its fixture
-    threads_before = {thread.ident for thread in threading.enumerate()}
-    yield
-    gc.collect()
-    left_children = _children() - children_before
-    assert not left_children, f"processes left behind: {left_children}"
-    left_threads = [
-        thread
-        for thread in threading.enumerate()
-        if thread.ident not in threads_before and not thread.name.startswith("Trio thread")
-    ]
-    assert not left_threads, f"threads left behind: {left_threads}"
-    after = _open_descriptors()
-    left = {fd: name for fd, name in after.items() if fd not in descriptors_before and _is_ours(name)}
-    assert not left, f"descriptors left behind: {left}"
 
 
 def _is_ours(name: str) -> bool:

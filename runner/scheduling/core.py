@@ -47,6 +47,7 @@ class SchedulerCore:
         self._next_load_id = 1
         self._armed_at_s: float | None = None
         self._effects: list[effects.Effect] = []
+        self._latest_decisions: list[Decision] = []
         self._now_s = -math.inf
 
     # what the shell calls
@@ -54,6 +55,7 @@ class SchedulerCore:
     def handle(self, event: events.Event, now_s: float) -> tuple[effects.Effect, ...]:
         """Everything to do because of this event, in order. `now_s` is monotonic seconds."""
         self._now_s = max(now_s, self._now_s)
+        self._latest_decisions.clear()
         self._dispatch(event)
         self._settle()
         done = tuple(self._effects)
@@ -67,6 +69,11 @@ class SchedulerCore:
     def decisions(self, model_id: Digest | None = None) -> tuple[Decision, ...]:
         """The latest decisions about one model, or about all, oldest first."""
         return self._decisions.latest(model_id)
+
+    @property
+    def latest_decisions(self) -> tuple[Decision, ...]:
+        """Those of the last event."""
+        return tuple(self._latest_decisions)
 
     @property
     def budget_bytes(self) -> int:
@@ -332,7 +339,7 @@ class SchedulerCore:
         wanted = at_s if at_s < math.inf else None
         if wanted != self._armed_at_s:
             self._armed_at_s = wanted
-            self._emit(effects.ArmTimer(wanted))
+            self._effects.append(effects.ArmTimer(wanted))
 
     # steps of a load
 
@@ -351,7 +358,7 @@ class SchedulerCore:
         instance.load_id = self._next_load_id
         self._next_load_id += 1
         self._table.by_load[instance.load_id] = instance
-        self._emit(effects.SizeModel(instance.load_id, instance.model_id))
+        self._effects.append(effects.SizeModel(instance.load_id, instance.model_id))
 
     def _load(self, instance: Instance) -> None:
         free_bytes = self._ledger.free_bytes
@@ -366,7 +373,7 @@ class SchedulerCore:
             budget_bytes=self._ledger.budget_bytes,
             waiting=len(instance.line),
         )
-        self._emit(effects.StartWorker(instance.load_id))
+        self._effects.append(effects.StartWorker(instance.load_id))
 
     def _stop(self, instance: Instance, action: Action, why: str, **numbers: float) -> None:
         self._note(instance, action, why, **numbers)
@@ -374,7 +381,7 @@ class SchedulerCore:
 
     def _end_worker(self, instance: Instance) -> None:
         instance.move(Trigger.STOP_ASKED, self._now_s)
-        self._emit(effects.StopWorker(instance.load_id))
+        self._effects.append(effects.StopWorker(instance.load_id))
 
     def _cancel_if_unwanted(self, instance: Instance) -> None:
         """A load for which nobody waits any more is given up; what is in memory or ending is left alone."""
@@ -390,7 +397,7 @@ class SchedulerCore:
     def _drop_load(self, instance: Instance) -> None:
         """Give up an attempt that has no worker; there is none yet while the instance cools."""
         if self._table.by_load.pop(instance.load_id, None) is not None:
-            self._emit(effects.DropLoad(instance.load_id))
+            self._effects.append(effects.DropLoad(instance.load_id))
 
     def _forget_load(self, instance: Instance) -> None:
         """The attempt is over: begin the next one when somebody waits, else forget the instance."""
@@ -408,11 +415,11 @@ class SchedulerCore:
             instance.keep_alive_s = waiter.keep_alive_s
         if waiter.want is Want.PRELOAD:
             instance.idle_since_s = self._now_s
-            self._emit(effects.ConfirmPreload(waiter.ticket, instance.load_id))
+            self._effects.append(effects.ConfirmPreload(waiter.ticket, instance.load_id))
             return
         instance.leases[waiter.ticket] = self._now_s
         self._table.by_ticket[waiter.ticket] = instance
-        self._emit(effects.GrantLease(waiter.ticket, instance.load_id))
+        self._effects.append(effects.GrantLease(waiter.ticket, instance.load_id))
 
     def _grant_waiting(self, instance: Instance) -> None:
         while instance.state is InstanceState.READY and instance.has_free_lease:
@@ -423,7 +430,7 @@ class SchedulerCore:
 
     def _refuse(self, ticket: int, refusal: effects.Refusal) -> None:
         self._table.by_ticket.pop(ticket, None)
-        self._emit(effects.Refuse(ticket, refusal))
+        self._effects.append(effects.Refuse(ticket, refusal))
 
     def _refuse_all(self, waiters: Iterable[Waiter], refusal: effects.Refusal) -> None:
         for waiter in waiters:
@@ -467,11 +474,17 @@ class SchedulerCore:
 
     # small things
 
-    def _emit(self, effect: effects.Effect) -> None:
-        self._effects.append(effect)
-
     def _note(self, instance: Instance, action: Action, why: str, **numbers: float) -> None:
-        self._decisions.note(self._now_s, instance.model_id, instance.name, action, why, numbers)
+        decision = Decision(
+            at_s=self._now_s,
+            model_id=instance.model_id,
+            model=instance.name,
+            action=action,
+            why=why,
+            numbers=numbers,
+        )
+        self._decisions.add(decision)
+        self._latest_decisions.append(decision)
 
     def _note_queueing(self, instance: Instance, *, is_blocked: bool) -> None:
         """Once per wait, since every event looks at those who wait."""

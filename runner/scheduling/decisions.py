@@ -52,18 +52,8 @@ class DecisionLog:
     def __len__(self) -> int:
         return len(self._ring)
 
-    def note(
-        self,
-        at_s: float,
-        model_id: Digest,
-        model: str,
-        action: Action,
-        why: str,
-        numbers: Mapping[str, float],
-    ) -> None:
-        self._ring.append(
-            Decision(at_s=at_s, model_id=model_id, model=model, action=action, why=why, numbers=numbers)
-        )
+    def add(self, decision: Decision) -> None:
+        self._ring.append(decision)
 
     def latest(self, model_id: Digest | None = None) -> tuple[Decision, ...]:
         """Decisions about one model, or about all; oldest first."""

@@ -10,21 +10,22 @@ from runner.scheduling.decisions import Action, Decision, DecisionLog
 A, B = Digest.of(b"a"), Digest.of(b"b")
 
 
+def decision(model_id: Digest, at_s: float) -> Decision:
+    return Decision(at_s=at_s, model_id=model_id, model="m", action=Action.LOAD, why="it fits")
+
+
 def test_decisions_are_told_per_model_or_all_oldest_first() -> None:
     log = DecisionLog(10)
-    log.note(1.0, A, "a", Action.LOAD, "it fits", {"needed_bytes": 5})
-    log.note(2.0, B, "b", Action.EVICT, "idle", {})
-    first = Decision(
-        at_s=1.0, model_id=A, model="a", action=Action.LOAD, why="it fits", numbers={"needed_bytes": 5}
-    )
-    assert log.latest(A) == (first,)
-    assert [decision.model for decision in log.latest()] == ["a", "b"]
+    for one in (decision(A, 1.0), decision(B, 2.0), decision(A, 3.0)):
+        log.add(one)
+    assert log.latest(A) == (decision(A, 1.0), decision(A, 3.0))
+    assert [one.at_s for one in log.latest()] == [1.0, 2.0, 3.0]
 
 
-@pytest.mark.parametrize(("noted", "kept"), [(2, 2), (3, 3), (4, 3)])
-def test_O08_only_the_latest_decisions_are_kept(noted: int, kept: int) -> None:
+@pytest.mark.parametrize(("made", "kept"), [(2, 2), (3, 3), (4, 3)])
+def test_O08_only_the_latest_decisions_are_kept(made: int, kept: int) -> None:
     log = DecisionLog(3)
-    for number in range(noted):
-        log.note(float(number), A, "a", Action.READY, "", {})
+    for number in range(made):
+        log.add(decision(A, float(number)))
     assert len(log) == kept
-    assert log.latest()[-1].at_s == noted - 1
+    assert log.latest()[-1].at_s == made - 1

@@ -1,0 +1,201 @@
+"""One attempt to have a model in memory, as a task: hold its files, choose its sizes, wait for room, keep its
+worker, and tell when the process is gone.
+
+    lease the files ─> Measured ─> (may start) ─> keeper's news ─> files released ─> LoadOver
+                   └─> NotMeasured
+
+Cancelling is the only way to stop it, at every stage. `LoadOver` is told exactly once for every load that was
+allowed to start, after the files were released, so that a model whose unloading was reported can be removed.
+
+Imports the keeper's events and the store's lease. Read on in `actors/scheduler.py`, which runs these tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import attrs
+import trio
+
+from actors.budget import MeasureBudget
+from actors.leases import StoreLease
+from actors.worker import (
+    DeathReport,
+    KeeperEvent,
+    Launcher,
+    WorkerEnded,
+    WorkerLoadFailed,
+    WorkerLoadProgress,
+    WorkerReady,
+    WorkerSpec,
+)
+from runner.domain.engine import EngineOptions
+from runner.domain.model import ModelFiles
+from runner.errors import RunnerError
+from runner.memory.fit import DEFAULT_CONTEXT_SIZE, ContextPlan, choose_context
+from runner.oci.digest import Digest
+
+_PLANNED_SHARE = (95, 100)
+"""Pools of cells shrink to this part of the budget, so that the next measurement, a little lower, still holds
+the load that waits for room."""
+
+
+class StoreLeases(Protocol):
+    """What a load needs of the store."""
+
+    async def lease(self, model_id: Digest) -> StoreLease: ...
+
+
+@attrs.frozen(kw_only=True)
+class EngineSettings:
+    """What every load is given. `context_size` is for models that say nothing themselves, in tokens."""
+
+    name: str = "llama"
+    context_size: int = DEFAULT_CONTEXT_SIZE
+    max_sequences: int = 8
+    n_threads: int = 1
+
+
+# what a load tells
+
+
+@attrs.frozen(kw_only=True)
+class Measured:
+    """The files are held, and the sizes were chosen for `budget_bytes`."""
+
+    load_id: int
+    options: EngineOptions
+    footprint_bytes: int
+    budget_bytes: int
+
+
+@attrs.frozen
+class NotMeasured:
+    load_id: int
+    error: RunnerError
+
+
+@attrs.frozen
+class KeeperTold:
+    load_id: int
+    event: WorkerLoadProgress | WorkerReady | WorkerLoadFailed
+
+
+@attrs.frozen
+class LoadOver:
+    """Nothing is left of the worker. `cause` is a phrase that clients may see."""
+
+    load_id: int
+    cause: str
+
+
+LoadNews = Measured | NotMeasured | KeeperTold | LoadOver
+
+
+@attrs.frozen
+class LoadFault:
+    """An error of ours in the task of one load. It ended that load and nothing else."""
+
+    model_id: Digest
+    error: Exception
+
+
+# the task
+
+
+@attrs.frozen(kw_only=True)
+class Workshop:
+    """What all loads work with. `report` hears of deaths and faults as they happen."""
+
+    store: StoreLeases
+    launch: Launcher
+    measure_budget: MeasureBudget
+    engine: EngineSettings
+    tell: Callable[[LoadNews], None]
+    report: Callable[[DeathReport | LoadFault], None]
+
+
+@attrs.define(eq=False)
+class LoadTask:
+    load_id: int
+    model_id: Digest
+    _workshop: Workshop
+    _scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
+    _may_start: trio.Event = attrs.field(factory=trio.Event, init=False)
+    _cause: str = attrs.field(default="stopped before it was started", init=False)
+
+    def start_worker(self) -> None:
+        """Its memory is reserved: from here on `LoadOver` will be told."""
+        self._may_start.set()
+
+    def stop(self) -> None:
+        """Give up, whatever it is doing; harmless when it is over."""
+        self._scope.cancel()
+
+    async def run(self) -> None:
+        try:
+            with self._scope:
+                await self._hold_and_keep()
+        except Exception as error:  # one load must not take the workers of all others with it
+            self._fail(error)
+        finally:
+            if self._may_start.is_set():
+                self._workshop.tell(LoadOver(self.load_id, self._cause))
+
+    async def _hold_and_keep(self) -> None:
+        shop = self._workshop
+        try:
+            lease = await shop.store.lease(self.model_id)
+        except RunnerError as error:
+            shop.tell(NotMeasured(self.load_id, error))
+            return
+        with lease:
+            budget_bytes = await shop.measure_budget()
+            options, footprint_bytes = choose_sizes(lease.files, shop.engine, budget_bytes)
+            shop.tell(
+                Measured(
+                    load_id=self.load_id,
+                    options=options,
+                    footprint_bytes=footprint_bytes,
+                    budget_bytes=budget_bytes,
+                )
+            )
+            await self._may_start.wait()
+            spec = WorkerSpec(
+                model=lease.files.model, files=lease.files, options=options, engine=shop.engine.name
+            )
+            await shop.launch(spec, self._on_keeper_event)
+
+    def _on_keeper_event(self, event: KeeperEvent) -> None:
+        if isinstance(event, WorkerEnded):  # told on as LoadOver, when the files are released as well
+            self._cause = event.report.cause
+            self._workshop.report(event.report)
+        else:
+            self._workshop.tell(KeeperTold(self.load_id, event))
+
+    def _fail(self, error: Exception) -> None:
+        self._workshop.report(LoadFault(self.model_id, error))
+        self._cause = f"internal error: {type(error).__name__}"
+        if not self._may_start.is_set():
+            self._workshop.tell(NotMeasured(self.load_id, RunnerError(self._cause)))
+
+
+def choose_sizes(files: ModelFiles, engine: EngineSettings, budget_bytes: int) -> tuple[EngineOptions, int]:
+    """The sizes a model is loaded with under this budget, and its footprint in bytes, which may exceed it."""
+    share, whole = _PLANNED_SHARE
+    plan: ContextPlan = choose_context(
+        weights_bytes=files.weights_bytes,
+        kv_bytes_per_cell=files.kv_bytes_per_cell,
+        budget_bytes=budget_bytes * share // whole,
+        trained_context_size=files.model.trained_context_size,
+        packaged_context_size=files.model.context_size,
+        default_context_size=engine.context_size,
+    )
+    options = EngineOptions(
+        context_size=plan.context_size,
+        n_cells=plan.n_cells,
+        max_sequences=engine.max_sequences,
+        n_threads=engine.n_threads,
+    )
+    return options, plan.footprint.total_bytes

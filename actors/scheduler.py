@@ -1,0 +1,484 @@
+"""Which models are in memory, and who may use them: the shell of `runner/scheduling/core.py`.
+
+Messages, then the handle, then the actor. The loop waits for its mailbox only: it hands each event to the
+core and carries out what comes back. Everything slow is a task of the nursery, one per load
+(`actors/load.py`), and tells the mailbox its outcomes. So the end of this actor, for whatever reason, ends its
+workers, and the next start begins with none.
+
+Imports the core and the loads. Read on in `runner/scheduling/core.py`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable
+from functools import partial
+from types import TracebackType
+from typing import Any, Self, TypeVar, assert_never
+
+import attrs
+import trio
+
+from actors.actor import Address, Reply
+from actors.budget import MeasureBudget
+from actors.load import (
+    EngineSettings,
+    KeeperTold,
+    LoadFault,
+    LoadNews,
+    LoadOver,
+    LoadTask,
+    Measured,
+    NotMeasured,
+    StoreLeases,
+    Workshop,
+)
+from actors.refusals import error_of
+from actors.scheduler_status import Board, LoadView, Notice, Row
+from actors.worker import DeathReport, Launcher, WorkerLoadFailed, WorkerLoadProgress, WorkerReady
+from actors.worker_handle import WorkerHandle
+from runner.domain.model import Model
+from runner.domain.status import SchedulerStatus, UnloadReport, WorkerStatus
+from runner.errors import RunnerError, Unavailable
+from runner.oci.digest import Digest
+from runner.scheduling import effects, events
+from runner.scheduling.core import SchedulerCore
+from runner.scheduling.decisions import Decision
+from runner.scheduling.rules import SchedulingRules
+from runner.wire.messages import Loaded
+
+T = TypeVar("T")
+
+OPEN_ASKS_MAX = 4096  # the lines are shorter; this bounds them all together
+
+
+# messages
+
+
+@attrs.frozen(kw_only=True)
+class AcquireModel:
+    ticket: int
+    model: Model
+    keep_alive_s: float | None
+    reply: Reply[ModelLease]
+
+
+@attrs.frozen(kw_only=True)
+class StartModel:
+    ticket: int
+    model: Model
+    keep_alive_s: float | None
+    reply: Reply[WorkerStatus]
+
+
+@attrs.frozen(kw_only=True)
+class UnloadModels:
+    """`model_ids` None means all."""
+
+    ticket: int
+    model_ids: tuple[Digest, ...] | None
+    reply: Reply[UnloadReport]
+
+
+@attrs.frozen(kw_only=True)
+class DrainModels:
+    ticket: int
+    grace_s: float
+    reply: Reply[None]
+
+
+@attrs.frozen
+class ListDecisions:
+    model_id: Digest | None
+    reply: Reply[tuple[Decision, ...]]
+
+
+@attrs.frozen
+class Happened:
+    """Something that the core is told as it is."""
+
+    event: events.Event
+
+
+Ask = AcquireModel | StartModel | UnloadModels | DrainModels
+SchedulerMessage = Ask | ListDecisions | Happened | LoadNews
+
+
+# values
+
+
+@attrs.frozen(kw_only=True)
+class SchedulerSettings:
+    """One worker runs `engine.max_sequences` requests at once, so many leases are given; more wait in line.
+
+    `room_wait_s` bounds the wait for models in use to make room. The budget is measured before each load, and
+    every `budget_interval_s`.
+    """
+
+    queue_limit_per_model: int = 64
+    default_keep_alive_s: float = 300.0
+    room_wait_s: float = 120.0
+    budget_interval_s: float = 5.0
+    engine: EngineSettings = attrs.field(factory=EngineSettings)
+
+    def rules(self) -> SchedulingRules:
+        return SchedulingRules(
+            waiters_per_model=self.queue_limit_per_model,
+            leases_per_model=self.engine.max_sequences,
+            default_keep_alive_s=self.default_keep_alive_s,
+            room_wait_s=self.room_wait_s,
+        )
+
+
+SchedulerNotice = Decision | DeathReport | LoadFault
+"""What the actor's `report` hears as it happens, for the log."""
+
+
+# handle
+
+
+class ModelLease:
+    """The right to use one loaded model; it stays in memory until this is released.
+
+    When the worker dies the lease is void: `worker` refuses, and a new lease has to be acquired.
+    """
+
+    def __init__(self, worker: WorkerHandle, give_back: Callable[[], None]) -> None:
+        self.worker = worker
+        self._give_back: Callable[[], None] | None = give_back
+
+    @property
+    def loaded(self) -> Loaded:
+        return self.worker.loaded
+
+    def release(self) -> None:
+        """Give the model up; again, or after the end of the worker or the scheduler, it changes nothing."""
+        give_back, self._give_back = self._give_back, None
+        if give_back is not None:
+            give_back()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.release()
+
+    def __repr__(self) -> str:
+        return f"<ModelLease {self.worker!r} {'released' if self._give_back is None else 'held'}>"
+
+
+class SchedulerHandle:
+    """What others know of the scheduler, the same through its restarts.
+
+    Every method but `snapshot` raises Unavailable while it is not running. A caller who is cancelled leaves
+    nothing behind, at whatever moment.
+    """
+
+    def __init__(self) -> None:
+        self.address: Address[SchedulerMessage] = Address("scheduler", capacity=OPEN_ASKS_MAX)
+        self.board = Board()
+        self._tickets = itertools.count(
+            1
+        )  # never used twice, so that a lease of a former run releases nothing
+
+    async def acquire(self, model: Model, *, keep_alive_s: float | None = None) -> ModelLease:
+        """A lease of the model, which is loaded first when it is not in memory.
+
+        `keep_alive_s` is how long it stays in memory afterwards: None keeps what is set, 0 unloads it when
+        its last lease ends, infinite keeps it. Raises QueueFull, InsufficientMemory, LoadingFailed (or what
+        else kept it from loading: InvalidModelFile, LoadTimeout, ModelNotFound, StoreDamaged), Draining.
+        """
+        return await self._ask(
+            lambda ticket, reply: AcquireModel(
+                ticket=ticket, model=model, keep_alive_s=keep_alive_s, reply=reply
+            )
+        )
+
+    async def start(self, model: Model, *, keep_alive_s: float | None = None) -> WorkerStatus:
+        """Have the model in memory; its idle time begins now. Raises like `acquire`."""
+        return await self._ask(
+            lambda ticket, reply: StartModel(
+                ticket=ticket, model=model, keep_alive_s=keep_alive_s, reply=reply
+            )
+        )
+
+    async def unload(self, model_ids: tuple[Digest, ...] | None = None) -> UnloadReport:
+        """Unload these models, or all, except those in use; returns when their processes are gone."""
+        return await self._ask(
+            lambda ticket, reply: UnloadModels(ticket=ticket, model_ids=model_ids, reply=reply)
+        )
+
+    async def drain(self, *, grace_s: float = 0.0) -> None:
+        """Refuse all new work from now on, and stop all workers; returns when their processes are gone.
+
+        Those in use are stopped when their last lease ends, at the latest after `grace_s`.
+        """
+        await self._ask(lambda ticket, reply: DrainModels(ticket=ticket, grace_s=grace_s, reply=reply))
+
+    async def decisions(self, model_id: Digest | None = None) -> tuple[Decision, ...]:
+        """The latest decisions about one model, or about all, oldest first."""
+        return await self.address.ask(lambda reply: ListDecisions(model_id, reply))
+
+    def snapshot(self) -> SchedulerStatus:
+        """The state after the latest event with the numbers of this moment; empty while nothing runs."""
+        return self.board.status()
+
+    async def _ask(self, make_message: Callable[[int, Reply[T]], Ask]) -> T:
+        """Ask under a new ticket, and take everything back when the caller is cancelled.
+
+        The answer may have been given just before: then the core releases what it has granted.
+        """
+        ticket = next(self._tickets)
+        try:
+            return await self.address.ask(partial(make_message, ticket))
+        except trio.Cancelled:
+            self.address.tell(Happened(events.CallerLeft(ticket)))
+            raise
+
+
+# actor
+
+
+class SchedulerActor:
+    """Makes the scheduler behind a handle run. A supervisor makes a new one for every start."""
+
+    def __init__(
+        self,
+        handle: SchedulerHandle,
+        store: StoreLeases,
+        launch: Launcher,
+        measure_budget: MeasureBudget,
+        settings: SchedulerSettings,
+        *,
+        report: Callable[[SchedulerNotice], None] = lambda notice: None,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        """`launch` runs one worker until it is gone, and stops it when cancelled. `jitter` gives [0, 1)."""
+        self._handle = handle
+        self._store = store
+        self._launch = launch
+        self._measure_budget = measure_budget
+        self._settings = settings
+        self._report = report
+        self._jitter = jitter
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until cancelled; returns when all workers are gone."""
+        core = SchedulerCore(self._settings.rules(), budget_bytes=await self._measure_budget())
+        async with trio.open_nursery() as nursery:  # outermost: callers are answered before workers end
+            with self._handle.board.open(), self._handle.address.open() as mailbox:
+                run = _Run(core, self._handle, nursery, self._workshop(), self._report, self._jitter)
+                nursery.start_soon(self._sample_budget)
+                task_status.started()
+                async for message in mailbox:
+                    run.handle(message)
+
+    def _workshop(self) -> Workshop:
+        return Workshop(
+            store=self._store,
+            launch=self._launch,
+            measure_budget=self._measure_budget,
+            engine=self._settings.engine,
+            tell=self._handle.address.tell,
+            report=self._report,
+        )
+
+    async def _sample_budget(self) -> None:
+        while True:
+            await trio.sleep(self._settings.budget_interval_s)
+            budget_bytes = await self._measure_budget()
+            self._handle.address.tell(Happened(events.BudgetChanged(budget_bytes)))
+
+
+class _Run:
+    """What one run of the actor knows beside the core. No method waits."""
+
+    def __init__(
+        self,
+        core: SchedulerCore,
+        handle: SchedulerHandle,
+        nursery: trio.Nursery,
+        workshop: Workshop,
+        report: Callable[[SchedulerNotice], None],
+        jitter: Callable[[], float],
+    ) -> None:
+        self._core = core
+        self._tell = handle.address.tell
+        self._board = handle.board
+        self._nursery = nursery
+        self._workshop = workshop
+        self._report = report
+        self._jitter = jitter
+        self._replies: dict[int, Reply[Any]] = {}
+        self._tasks: dict[int, LoadTask] = {}
+        self._views: dict[int, LoadView] = {}
+        self._timer = trio.CancelScope()
+        self._publish()
+
+    # messages in
+
+    def handle(self, message: SchedulerMessage) -> None:
+        match message:
+            case ListDecisions():
+                message.reply.set(self._core.decisions(message.model_id))
+            case Happened():
+                self._happen(message.event)
+            case Measured() | NotMeasured() | KeeperTold() | LoadOver():
+                self._hear(message)
+            case _:
+                self._replies[message.ticket] = message.reply
+                self._happen(_event_of(message))
+
+    def _hear(self, news: LoadNews) -> None:
+        match news:
+            case Measured():
+                self._see(news.load_id, lambda seen: attrs.evolve(seen, options=news.options))
+                self._happen(events.BudgetChanged(news.budget_bytes))
+                self._happen(events.ModelSized(news.load_id, news.footprint_bytes))
+            case NotMeasured():
+                self._happen(events.SizingFailed(news.load_id, _failure_of(news.error)))
+            case KeeperTold():
+                self._hear_keeper(news.load_id, news.event)
+            case LoadOver():
+                self._happen(events.WorkerEnded(news.load_id, news.cause, self._jitter()))
+                self._forget(news.load_id)
+            case _:
+                assert_never(news)
+
+    def _hear_keeper(self, load_id: int, event: WorkerLoadProgress | WorkerReady | WorkerLoadFailed) -> None:
+        match event:
+            case WorkerLoadProgress():
+                self._see(load_id, lambda seen: attrs.evolve(seen, progress=event.fraction))
+                self._publish()
+            case WorkerReady():
+                self._see(load_id, lambda seen: seen.when_ready(event.handle, trio.current_time()))
+                self._happen(events.WorkerReady(load_id))
+            case WorkerLoadFailed():
+                self._happen(events.WorkerLoadFailed(load_id, _failure_of(event.error)))
+            case _:
+                assert_never(event)
+
+    def _happen(self, event: events.Event) -> None:
+        done = self._core.handle(event, trio.current_time())
+        self._publish()
+        for effect in done:
+            self._carry_out(effect)
+        if isinstance(event, events.CallerLeft):
+            self._answer(event.ticket, lambda reply: reply.fail(Unavailable("the caller left")))
+        for decision in self._core.latest_decisions:
+            self._report(decision)
+
+    # effects out
+
+    def _carry_out(self, effect: effects.Effect) -> None:
+        match effect:
+            case effects.SizeModel():
+                self._begin(effect.load_id, effect.model_id)
+            case effects.StartWorker():
+                self._tasks[effect.load_id].start_worker()
+                self._see(effect.load_id, lambda seen: attrs.evolve(seen, started_at_s=trio.current_time()))
+            case effects.StopWorker():
+                self._tasks[effect.load_id].stop()
+            case effects.DropLoad():
+                self._tasks[effect.load_id].stop()
+                self._forget(effect.load_id)
+            case effects.ArmTimer():
+                self._arm(effect.at_s)
+            case effects.GrantLease():
+                lease = self._lease(effect.ticket, effect.load_id)
+                self._answer(effect.ticket, lambda reply: reply.set(lease))
+            case effects.ConfirmPreload():
+                row = self._board.row(effect.load_id)
+                self._answer(effect.ticket, lambda reply: reply.set(row.status(trio.current_time())))
+            case effects.ReportUnloaded():
+                self._answer(effect.ticket, lambda reply: reply.set(effect.report))
+            case effects.ReportDrained():
+                self._answer(effect.ticket, lambda reply: reply.set(None))
+            case effects.Refuse():
+                self._answer(effect.ticket, lambda reply: reply.fail(error_of(effect.refusal)))
+            case _:
+                assert_never(effect)
+
+    def _begin(self, load_id: int, model_id: Digest) -> None:
+        task = LoadTask(load_id, model_id, self._workshop)
+        self._tasks[load_id] = task
+        self._views[load_id] = LoadView(engine=self._workshop.engine.name)
+        self._nursery.start_soon(task.run)
+
+    def _forget(self, load_id: int) -> None:
+        del self._tasks[load_id]
+        del self._views[load_id]
+        self._publish()
+
+    def _lease(self, ticket: int, load_id: int) -> ModelLease:
+        worker = self._views[load_id].handle
+        assert worker is not None, "a lease is granted of a worker that is not ready"
+        return ModelLease(worker, partial(self._tell, Happened(events.LeaseReleased(ticket))))
+
+    def _answer(self, ticket: int, give: Callable[[Reply[Any]], None]) -> None:
+        """Answer once; nobody waits when the caller has left."""
+        reply = self._replies.pop(ticket, None)
+        if reply is not None:
+            give(reply)
+
+    def _arm(self, at_s: float | None) -> None:
+        self._timer.cancel()
+        self._timer = trio.CancelScope()
+        if at_s is not None:
+            self._nursery.start_soon(self._tick, at_s, self._timer)
+
+    async def _tick(self, at_s: float, scope: trio.CancelScope) -> None:
+        with scope:
+            await trio.sleep_until(at_s)
+            self._tell(Happened(events.Ticked()))
+
+    # what others see
+
+    def _see(self, load_id: int, change: Callable[[LoadView], LoadView]) -> None:
+        """Note news of a load; of one that was dropped meanwhile there is nothing to show."""
+        if load_id in self._views:
+            self._views[load_id] = change(self._views[load_id])
+
+    def _publish(self) -> None:
+        self._board.show(
+            Notice(
+                rows=tuple(Row(view, self._views.get(view.load_id)) for view in self._core.views()),
+                budget_bytes=self._core.budget_bytes,
+                reserved_bytes=self._core.reserved_bytes,
+                is_draining=self._core.is_draining,
+            )
+        )
+
+
+def _event_of(ask: Ask) -> events.Event:
+    match ask:
+        case AcquireModel():
+            return events.LeaseRequested(
+                ticket=ask.ticket,
+                model_id=ask.model.id,
+                name=ask.model.name,
+                keep_alive_s=ask.keep_alive_s,
+            )
+        case StartModel():
+            return events.PreloadRequested(
+                ticket=ask.ticket,
+                model_id=ask.model.id,
+                name=ask.model.name,
+                keep_alive_s=ask.keep_alive_s,
+            )
+        case UnloadModels():
+            return events.UnloadRequested(ask.ticket, ask.model_ids)
+        case DrainModels():
+            return events.DrainRequested(ask.ticket, ask.grace_s)
+        case _:
+            assert_never(ask)
+
+
+def _failure_of(error: RunnerError) -> events.Failure:
+    return events.Failure(error.code, str(error))

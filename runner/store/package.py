@@ -112,7 +112,7 @@ class BuiltPackage:
 
 def check_weights(metadata: GgufMetadata) -> None:
     """Raise InvalidModelFile unless the file alone is a language model."""
-    if metadata.context_length is None:
+    if metadata.context_length is None or metadata.kind != "model":
         raise InvalidModelFile(f"the file holds no language model ({metadata.architecture}, {metadata.kind})")
     if metadata.text_map.get("split.count", "1") not in ("0", "1"):
         raise InvalidModelFile("the file is one part of several; only models in one file can be packaged")

@@ -164,6 +164,8 @@ def test_only_a_whole_language_model_is_weights():
         check_weights(attrs.evolve(METADATA, text_map={"split.count": "2"}))
     with pytest.raises(InvalidModelFile, match="no language model"):
         check_weights(attrs.evolve(METADATA, architecture="clip", context_length=None))
+    with pytest.raises(InvalidModelFile, match="no language model"):
+        check_weights(attrs.evolve(METADATA, kind="adapter"))
 
 
 @pytest.mark.parametrize(("beyond", "is_good"), [(-1, True), (0, True), (1, False)])

@@ -19,21 +19,23 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.metadata import version as package_version
 from typing import Any, Protocol, assert_never
 
-import attrs
 import structlog
 import trio
 
 from actors.actor import Address
 from actors.budget import fixed, share_of_free_memory
 from actors.leases import Pins
+from actors.load import EngineSettings, LoadFault
+from actors.process import remove_stale_directories
 from actors.puller import PullerActor, PullerHandle, PullerMessage
-from actors.scheduler import LoadFault, SchedulerActor, SchedulerHandle, SchedulerNotice, SchedulerSettings
+from actors.scheduler import SchedulerActor, SchedulerHandle, SchedulerNotice, SchedulerSettings
 from actors.store import StoreActor, StoreHandle, StoreMessage, StoreNotice
 from actors.supervisor import ChildCrashed, ChildSpec, ChildStatistics, RestartLimitReached, Run, Supervisor
-from actors.worker import DeathReport, run_keeper
+from actors.worker import DeathReport, KeeperSettings, run_keeper
 from runner.api.app import AppContext, build_app
 from runner.api.server import Server, ServerSettings
 from runner.config import Settings
@@ -49,6 +51,8 @@ LAST_WORDS_S = 6.0
 """Beyond the drain: error events for what is left, and the connections' ends."""
 WORKERS_END_S = 15.0
 """A worker that ignores everything but SIGKILL has ended by then."""
+AT_ONCE_S = 3.0
+"""After a second signal workers may end in order for so long."""
 _API_VERSION = "v1"
 
 
@@ -94,10 +98,13 @@ class Daemon:
         self._http_scope = trio.CancelScope()
         self.exit_status = 0
         self._addresses: dict[str, Address[Any]] = {}
+        self._worker_directory = settings.socket.parent / "workers"
         self._build()
 
     async def run(self) -> None:
         """Serve until a signal, a command or idleness ends it. Raises what a first start raises."""
+        self._worker_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        remove_stale_directories(self._worker_directory)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._obey_signals)
             await nursery.start(self._supervisor_until_end, nursery.cancel_scope)
@@ -189,21 +196,21 @@ class Daemon:
         )
 
     def _new_scheduler(self, store: StoreHandle) -> SchedulerActor:
-        settings = self._settings
+        settings, budget_bytes = self._settings, self._settings.memory_budget_bytes
         return SchedulerActor(
             self._scheduler,
             store,
-            run_keeper,
-            share_of_free_memory
-            if settings.memory_budget_bytes is None
-            else fixed(settings.memory_budget_bytes),
+            partial(run_keeper, settings=KeeperSettings(directory=self._worker_directory)),
+            share_of_free_memory if budget_bytes is None else fixed(budget_bytes),
             SchedulerSettings(
                 queue_limit_per_model=settings.queue_limit,
                 default_keep_alive_s=settings.keep_alive_s,
-                default_context_size=settings.context_size,
-                max_sequences=settings.max_sequences,
-                n_threads=settings.threads or compute_threads(),
-                engine=settings.engine,
+                engine=EngineSettings(
+                    name=settings.engine,
+                    context_size=settings.context_size,
+                    max_sequences=settings.max_sequences,
+                    n_threads=settings.threads or compute_threads(),
+                ),
             ),
             report=_log_scheduler,
         )
@@ -230,9 +237,11 @@ class Daemon:
                     log.warning("ending at once", signal=signal.Signals(number).name)
                     self.exit_status = 128 + number
                     self._http_scope.cancel()
-                else:
-                    log.info("ending; running requests may finish", signal=signal.Signals(number).name)
-                    self.request_shutdown()
+                    break
+                log.info("ending; running requests may finish", signal=signal.Signals(number).name)
+                self.request_shutdown()
+        await trio.sleep(AT_ONCE_S)
+        os._exit(self.exit_status)  # workers end with us, and the next start recognises what is left behind
 
     async def _end_when_idle(self) -> None:
         while True:
@@ -321,7 +330,7 @@ def _log_scheduler(notice: SchedulerNotice) -> None:
                 "a load failed by a fault of ours", model_id=str(notice.model_id), exc_info=notice.error
             )
         case Decision():
-            log.info("decision", **attrs.asdict(notice, recurse=False))
+            log.info(f"{notice.action.value} {notice.model}: {notice.why}", **notice.numbers)
         case _:
             assert_never(notice)
 

@@ -28,7 +28,10 @@ WINDOW_MAX = 2**31 - 1
 ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 
 _ARCHITECTURE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-_PROJECTOR = "clip"  # carries keys of its own kind, and no layers or tokenizer of a language model
+_PROJECTOR = "clip"
+"""The architecture of projectors, which have keys of their own kind; the engine refuses one for a model.
+Nothing else is let off: `general.type` says more, but the engine does not read it."""
+
 _EPSILONS = ("layer_norm_epsilon", "layer_norm_rms_epsilon", "group_norm_epsilon")
 _NOT_FOR_ARITHMETIC = frozenset({"I8", "I16", "I32", "I64", "F64"})
 _LOOKUP_TABLE = "tid2eid.weight"  # token to expert (DeepSeek V4), read by row and never multiplied
@@ -43,7 +46,7 @@ class Fields:
         if not isinstance(architecture, str) or _ARCHITECTURE.fullmatch(architecture) is None:
             raise InvalidModelFile("general.architecture is missing or no plain name")
         self.architecture = architecture
-        self.is_language_model = architecture != _PROJECTOR and self.text("general.type") in (None, "model")
+        self.is_language_model = architecture != _PROJECTOR
 
     def text(self, key: str) -> str | None:
         value = self._values.get(key)
@@ -111,9 +114,8 @@ class Attention:
         heads = fields.per_layer("attention.head_count", n_layers, HEADS_MAX) or (0,) * n_layers
         heads_kv = fields.per_layer("attention.head_count_kv", n_layers, HEADS_MAX) or heads
         _check_heads(heads, heads_kv)
-        default_length = (embedding_length or 0) // (heads[0] if heads and heads[0] else 1)
-        if not any(heads):
-            default_length = 0
+        first_heads = next((number for number in heads if number), 0)
+        default_length = (embedding_length or 0) // first_heads if first_heads else 0
         key_length = _head_length(fields, "attention.key_length", default_length)
         value_length = _head_length(fields, "attention.value_length", default_length)
         return cls(

@@ -54,14 +54,16 @@ _SIZE_UNITS = (
 class GgufMetadata:
     """A model as its header describes it.
 
-    `parameters` ("134.52M") and `size` ("93.34MiB") are written as in model configs; `quantization` is the
-    long file-type name ("MOSTLY_Q4_1") or "Unknown". Head counts are per layer. `key_length` and
-    `value_length` are elements per head; `kv_layers` are the layers that keep keys and values of their own.
-    Numbers that a file need not tell are None. `text_map` holds every key but long arrays, as text; nothing
-    here keeps the header itself alive.
+    `is_language_model` is False for projectors alone, which have no layers and cannot be loaded by
+    themselves; `kind` is what the file calls itself (`general.type`, "model" by default). `parameters`
+    ("134.52M") and `size` ("92.10MiB") are written as in model configs; `quantization` is the long file-type
+    name ("MOSTLY_Q4_1") or "Unknown". Head counts are per layer; `key_length` and `value_length` are elements
+    of one head. Numbers that a file need not tell are None. `text_map` holds every key but long arrays, as
+    text; nothing here keeps the header itself alive.
     """
 
     architecture: str
+    is_language_model: bool
     name: str | None
     kind: str
     parameters: str
@@ -97,6 +99,7 @@ class GgufMetadata:
         tensor_bytes = sum(tensor.size_bytes for tensor in header.tensors)
         return cls(
             architecture=fields.architecture,
+            is_language_model=fields.is_language_model,
             name=fields.text("general.name"),
             kind=fields.text("general.type") or "model",
             parameters=_scaled(n_parameters, _COUNT_UNITS),

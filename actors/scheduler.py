@@ -2,8 +2,8 @@
 
 Messages, then the handle, then the actor. The loop waits for its mailbox only: it hands each event to the
 core and carries out what comes back. Everything slow is a task of the nursery, one per load
-(`actors/load.py`), and tells the mailbox its outcomes. So the end of this actor, for whatever reason, ends its
-workers, and the next start begins with none.
+(`actors/load.py`), and tells the mailbox its outcomes. So the end of this actor, for whatever reason, ends
+its workers, and the next start begins with none.
 
 Imports the core and the loads. Read on in `runner/scheduling/core.py`.
 """

@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from actors.load import EngineSettings, LoadFault
-from actors.scheduler import AcquireModel, Happened, ModelLease, SchedulerHandle, SchedulerSettings
+from actors.scheduler import AcquireModel, Happened, SchedulerHandle, SchedulerSettings
 from actors.worker import DeathReport
 from runner.domain.status import UnloadReport
 from runner.errors import (
@@ -27,9 +27,11 @@ from runner.scheduling.events import CallerLeft
 from tests.support.scheduler_bench import (
     FOOTPRINT,
     Bench,
+    Caller,
     CountingStore,
     FakeKeepers,
     assert_nothing_left,
+    crowd,
     new_bench,
     running,
     settle,
@@ -44,29 +46,6 @@ NARROW = SchedulerSettings(queue_limit_per_model=2, engine=EngineSettings(max_se
 @pytest.fixture
 def bench(virtual_clock: trio.testing.MockClock) -> Bench:
     return new_bench()
-
-
-class Caller:
-    """Acquires in a task of its own; holds the lease until the test releases it."""
-
-    def __init__(self) -> None:
-        self.lease: ModelLease | None = None
-        self.error: RunnerError | None = None
-        self.scope = trio.CancelScope()
-
-    async def acquire(self, bench: Bench, name: str, keep_alive_s: float | None = None) -> None:
-        with self.scope:
-            try:
-                self.lease = await bench.handle.acquire(bench.model(name), keep_alive_s=keep_alive_s)
-            except RunnerError as error:
-                self.error = error
-
-
-def crowd(bench: Bench, nursery: trio.Nursery, name: str, count: int) -> list[Caller]:
-    callers = [Caller() for _ in range(count)]
-    for caller in callers:
-        nursery.start_soon(caller.acquire, bench, name)
-    return callers
 
 
 # acquire, release, idle
@@ -484,32 +463,7 @@ async def _run_until_crash(bench: Bench, *, task_status: trio.TaskStatus[None]) 
         await bench.actor(SchedulerSettings()).run(task_status=task_status)
 
 
-# what others see
-
-
-async def test_a_snapshot_tells_states_progress_memory_and_times(bench: Bench) -> None:
-    async with running(bench) as nursery:
-        [caller] = crowd(bench, nursery, "a", 1)
-        await trio.sleep(1.5)
-        loading = bench.row("a")
-        assert (loading.state, loading.load_progress, loading.waiting, loading.pid) == (
-            "loading",
-            0.5,
-            1,
-            None,
-        )
-        assert (loading.reserved_bytes, loading.context_size, loading.n_cells) == (FOOTPRINT, 2048, 4096)
-        await trio.sleep(1)
-        ready = bench.row("a")
-        assert (ready.state, ready.leases, ready.pid, ready.resident_bytes) == ("ready", 1, 4711, 123)
-        assert ready.expires_in_s is None and ready.loaded_for_s == pytest.approx(0.5)
-        assert caller.lease is not None
-        caller.lease.release()
-        await trio.sleep(100)
-        assert bench.row("a").expires_in_s == pytest.approx(200)
-        [budget] = bench.handle.snapshot().budgets
-        assert (budget.budget_bytes, budget.reserved_bytes) == (3 * FOOTPRINT, FOOTPRINT)
-    assert bench.handle.snapshot().budgets == ()
+# why
 
 
 async def test_decisions_can_be_asked_for_and_are_reported_as_they_are_made(bench: Bench) -> None:

@@ -10,7 +10,7 @@ import attrs
 import trio
 
 from actors.leases import Pins, StoreLease
-from actors.scheduler import SchedulerActor, SchedulerHandle, SchedulerNotice, SchedulerSettings
+from actors.scheduler import ModelLease, SchedulerActor, SchedulerHandle, SchedulerNotice, SchedulerSettings
 from actors.worker import (
     DeathReport,
     KeeperEvent,
@@ -195,6 +195,29 @@ def assert_nothing_left(bench: Bench) -> None:
     statistics = bench.handle.address.statistics()
     assert (statistics.queued, statistics.open_asks) == (0, 0)
     assert bench.handle.snapshot().workers == ()
+
+
+class Caller:
+    """Acquires in a task of its own; holds the lease until the test releases it."""
+
+    def __init__(self) -> None:
+        self.lease: ModelLease | None = None
+        self.error: RunnerError | None = None
+        self.scope = trio.CancelScope()
+
+    async def acquire(self, bench: Bench, name: str, keep_alive_s: float | None = None) -> None:
+        with self.scope:
+            try:
+                self.lease = await bench.handle.acquire(bench.model(name), keep_alive_s=keep_alive_s)
+            except RunnerError as error:
+                self.error = error
+
+
+def crowd(bench: Bench, nursery: trio.Nursery, name: str, count: int) -> list[Caller]:
+    callers = [Caller() for _ in range(count)]
+    for caller in callers:
+        nursery.start_soon(caller.acquire, bench, name)
+    return callers
 
 
 async def settle() -> None:

@@ -1,5 +1,8 @@
-"""A world for the scheduler's core: it plays the shell, the workers and the callers, and objects to every effect
-that a sound scheduler must not ask for."""
+"""A world for the scheduler's core: it plays the shell, the workers and the callers.
+
+It objects to every effect that a sound scheduler must not ask for, and checks what must hold after every
+event.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Random histories of the core: safe at every step, and nobody forgotten while work is possible.
 
-Safety is checked by the world after every event: bytes within the budget, no leased victim, one worker per model,
-every caller answered exactly once. Liveness is checked at the end of each history: when callers finish, workers do
-what they are told and time passes, every question is answered.
+Safety is checked by the world after every event: bytes within the budget, no leased victim, one worker per
+model, every caller answered exactly once. Liveness is checked at the end of each history: when callers
+finish, workers do what they are told and time passes, every question is answered.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""How much memory a function takes, seen from outside: the peak of a process of its own."""
+"""What a function costs, seen from outside: CPU time and peak memory of a process of its own.
+
+In the test's own process, coverage and other instruments would be measured with it.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,28 @@ import subprocess
 import sys
 from pathlib import Path
 
+import attrs
+
 _PROGRAM = """
-import importlib, resource, sys
+import importlib, resource, sys, time
 module, name, path = sys.argv[1:]
 function = getattr(importlib.import_module(module), name)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-try:
-    function(path)
-except Exception as error:
-    print(type(error).__name__, file=sys.stderr)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+function(path)
+print(time.process_time() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
-def peak_growth_bytes(module: str, function: str, path: Path) -> int:
-    """Growth of the peak resident memory of a process while it calls `module.function(path)`."""
+@attrs.frozen
+class Cost:
+    """CPU seconds, so that a busy machine does not count, and growth of the peak resident memory in bytes."""
+
+    cpu_s: float
+    peak_growth_bytes: int
+
+
+def cost_of(module: str, function: str, path: Path) -> Cost:
+    """Cost of `module.function(path)`, which must not raise."""
     result = subprocess.run(
         [sys.executable, "-c", _PROGRAM, module, function, str(path)],
         capture_output=True,
@@ -28,4 +38,5 @@ def peak_growth_bytes(module: str, function: str, path: Path) -> int:
         timeout=60,
         check=True,
     )
-    return int(result.stdout) * 1024  # Linux counts in KiB
+    cpu_s, growth_kib = result.stdout.split()
+    return Cost(float(cpu_s), int(growth_kib) * 1024)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from runner.errors import InvalidModelFile
 from runner.gguf.format import LIMITS, SCALAR_CODES, TENSOR_TYPES, HeaderLimits, ValueType
 from runner.gguf.reader import GgufArray, GgufHeader, read_header
-from tests.support.footprint import peak_growth_bytes
+from tests.support.footprint import cost_of
 from tests.support.gguf_writer import (
     Keys,
     Raw,
@@ -118,6 +118,19 @@ def test_arrays_are_decoded_when_asked() -> None:
     assert list(_array(header, "a.flags").numbers()) == [1, 0]
     assert list(_array(header, "a.none").strings()) == []
     assert repr(_array(header, "a.texts")) == "<GgufArray of 3 string>"
+
+
+def test_numbers_are_little_endian_on_every_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = _array(read(gguf_bytes({"a": numbers(ValueType.UINT16, [1, 0x0203])})), "a")
+    monkeypatch.setattr("sys.byteorder", "big")
+    assert list(values.numbers()) == [0x0100, 0x0302]  # swapped, since this machine is not what it says
+
+
+def test_strings_are_stepped_over_while_the_file_is_still_being_read() -> None:
+    texts = [bytes([byte]) * 700_000 for byte in b"abc"]  # the last one ends beyond what has been read
+    header = read(gguf_bytes({"a": strings(texts), "b": u32(7)}))
+    assert [text[:1] for text in _array(header, "a").strings()] == [b"a", b"b", b"c"]
+    assert header.metadata["b"] == 7
 
 
 def test_numbers_are_no_strings_and_strings_no_numbers() -> None:
@@ -277,10 +290,10 @@ def test_G01_a_hundred_million_strings_in_a_sparse_file_are_refused_at_once(tmp_
     path.write_bytes(gguf_bytes({"a": array_of(ValueType.STRING, 10**8, b"")}))
     with path.open("r+b") as file:
         file.truncate(2 * 10**9)
-    began_s = time.thread_time()
+    began_s = time.perf_counter()
     with pytest.raises(InvalidModelFile, match="100000000 strings"):
         read_header(path)
-    assert time.thread_time() - began_s < 0.1
+    assert time.perf_counter() - began_s < 1.0
 
 
 def _filled(kind: str) -> bytes:
@@ -311,19 +324,13 @@ def _filled(kind: str) -> bytes:
 @pytest.mark.parametrize(
     "kind", ["empty strings", "short strings", "long strings", "truth values", "keys", "tensors"]
 )
-def test_G01_a_header_at_its_limits_is_read_within_two_seconds(kind: str) -> None:
-    data = _filled(kind)
-    assert len(data) <= LIMITS.header_bytes + LIMITS.tensors * 32
-    began_s = time.thread_time()
-    read(data)
-    assert time.thread_time() - began_s < 2.0
-
-
-def test_G01_a_header_at_its_limits_is_read_within_64_MiB(tmp_path: Path) -> None:
-    for kind in ("short strings", "long strings", "tensors"):
-        path = tmp_path / kind
-        path.write_bytes(_filled(kind))
-        assert peak_growth_bytes("runner.gguf.reader", "read_header", path) < 64 * MIB
+def test_G01_a_header_at_its_limits_is_read_within_two_seconds_and_64_MiB(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "full.gguf"
+    path.write_bytes(_filled(kind))
+    assert path.stat().st_size <= LIMITS.header_bytes + LIMITS.tensors * 32
+    cost = cost_of("runner.gguf.reader", "read_header", path)
+    assert cost.cpu_s < 2.0
+    assert cost.peak_growth_bytes < 64 * MIB
 
 
 def _at(limit: int) -> tuple[tuple[int, bool], ...]:

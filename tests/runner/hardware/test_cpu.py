@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import psutil
@@ -122,6 +123,12 @@ def test_a_group_beyond_its_limit_has_nothing_free(paths: SystemPaths) -> None:
     assert _memory(paths) == (GIB, 0, "cgroup")
 
 
+def test_a_hierarchy_that_is_not_mounted_does_not_limit(paths: SystemPaths) -> None:
+    _write(paths.proc / "self", cgroup="5:cpu,cpuacct:/box\n4:memory:/box")
+    assert _memory(paths) == (16 * GIB, 10 * GIB, "physical")
+    assert read_cores(paths, frozenset({0, 1})).usable == 2
+
+
 def test_files_of_nonsense_do_not_limit(paths: SystemPaths) -> None:
     _write(paths.proc / "self", cgroup="nonsense\n0::/\n4:memory:/")
     _write(paths.cgroup, cgroup__controllers="", memory__max="lots", memory__current="", cpu__max="max 0")
@@ -146,6 +153,16 @@ def test_siblings_share_a_core(paths: SystemPaths, name: str) -> None:
 def test_only_cores_of_the_affinity_mask_count(paths: SystemPaths) -> None:
     _topology(paths, "0-1", "0-1", "2-3", "2-3")
     assert read_cores(paths, frozenset({2, 3})) == CpuCores(logical=2, physical=1, usable=2)
+
+
+def test_a_system_without_affinity_masks_offers_all_processors(
+    paths: SystemPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    assert read_cores(paths).logical == 3
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert read_cores(paths).logical == 1
 
 
 def test_without_topology_there_are_no_more_cores_than_processors(

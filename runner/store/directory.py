@@ -11,7 +11,7 @@ from pathlib import Path
 
 import attrs
 
-from runner.errors import BlobNotFound, InvalidManifest, StoreDamaged, StoreError
+from runner.errors import BlobNotFound, InvalidManifest, StoreError
 from runner.oci import media_types
 from runner.oci.digest import Digest
 from runner.oci.manifest import INDEX_BYTES_MAX, MANIFEST_BYTES_MAX, Descriptor, Manifest
@@ -78,7 +78,7 @@ class StoreDirectory:
             config = ModelConfig.parse(self.blobs.read(manifest.config.digest, limit_bytes=CONFIG_BYTES_MAX))
             for layer in manifest.layers:
                 self.blobs.check(layer)
-        except (InvalidManifest, StoreDamaged) as error:
+        except (InvalidManifest, StoreError) as error:  # one bad sector must not cost the other models
             return Fault(reason=str(error), manifest=manifest)
         return StoredModel.of(descriptor, manifest, config)
 
@@ -170,7 +170,7 @@ class StoreDirectory:
                     continue
                 content = self.blobs.read(digest, limit_bytes=MANIFEST_BYTES_MAX)
                 manifest = Manifest.parse(content)
-            except (InvalidManifest, StoreDamaged):  # some other content, or nothing of ours
+            except (InvalidManifest, StoreError):  # some other content, or nothing that can be read
                 continue
             if manifest.config.media_type in media_types.READABLE_CONFIGS:
                 found.append(Descriptor.of(content, media_types.IMAGE_MANIFEST))

@@ -67,10 +67,6 @@ class PackageSpec:
         """The layers as a manifest lists them: weights, licences, template."""
         return tuple(layer for kind in _KINDS_IN_ORDER for layer in self.layers if layer.kind == kind)
 
-    def weights(self) -> PackageLayer:
-        """The one GGUF layer of a spec that passed `check`."""
-        return self.in_order()[0]
-
     def _target_faults(self) -> list[FieldFault]:
         if self.target.tag is None or self.target.digest is not None:
             return [FieldFault("target", "must be a name with a tag and without a digest")]
@@ -112,7 +108,7 @@ class BuiltPackage:
 
 def check_weights(metadata: GgufMetadata) -> None:
     """Raise InvalidModelFile unless the file alone is a language model."""
-    if metadata.context_length is None or metadata.kind != "model":
+    if not metadata.is_language_model:
         raise InvalidModelFile(f"the file holds no language model ({metadata.architecture}, {metadata.kind})")
     if metadata.text_map.get("split.count", "1") not in ("0", "1"):
         raise InvalidModelFile("the file is one part of several; only models in one file can be packaged")

@@ -99,7 +99,6 @@ async def test_a_part_that_was_never_uploaded_is_named(tmp_path):
         WEIGHTS[:-1],
         gguf_bytes(model_keys({"llama.context_length": None})),
         gguf_bytes(model_keys({"general.architecture": text("clip")})),
-        gguf_bytes(model_keys({"general.type": text("adapter")})),
     ],
 )
 async def test_G02_a_file_that_is_no_sound_model_is_refused_and_nothing_is_named(tmp_path, weights):

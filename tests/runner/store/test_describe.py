@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 
 from runner.errors import StoreDamaged
@@ -35,6 +36,15 @@ def test_a_report_has_layers_licences_and_metadata(store):
     assert report.metadata["llama.context_length"] == "4096"
     assert all(isinstance(value, str) for value in report.metadata.values())
     assert (report.model.architecture, report.model.trained_context_size) == ("llama", 4096)
+
+
+def test_a_config_that_became_something_else_is_not_shown(store):
+    stored = store.catalog.resolve(models.name("a:1"))
+    digest = store.directory.blobs.put(b"[]")
+    config = attrs.evolve(stored.manifest.config, digest=digest)
+    broken = attrs.evolve(stored, manifest=attrs.evolve(stored.manifest, config=config))
+    with pytest.raises(StoreDamaged, match="format"):
+        report_of(broken, store.directory.blobs)
 
 
 def test_a_part_that_changed_on_disk_is_not_shown(store):

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import errno
 
+import attrs
 import pytest
 
 from runner.errors import DiskFull, StoreDamaged, StoreError
+from runner.oci import media_types
 from runner.oci.digest import Digest
+from runner.oci.manifest import Descriptor
+from runner.store.disk import Disk
 from runner.store.index import StoreIndex
 from tests.support import models
 from tests.support.cut_disk import CountingDisk, Killed, cut_at, fail_at
-from tests.support.models import name
+from tests.support.models import name, reference
 
 WEIGHTS, OTHER_WEIGHTS = models.tiny_gguf(), models.tiny_gguf("Other")
 
@@ -124,6 +128,21 @@ def test_a_model_with_a_missing_or_changed_part_is_not_usable_and_the_others_are
     assert set(shown(root)) == {"ai/b:1"}
 
 
+def test_a_model_whose_manifest_the_disk_cannot_read_does_not_cost_the_others(root):
+    class BadSector(Disk):
+        def read(self, path, *, limit_bytes):
+            if path.name == bad.hex:
+                raise StoreError("reading a file of the store failed: Input/output error")
+            return super().read(path, limit_bytes=limit_bytes)
+
+    with models.opened(root) as store:
+        bad = store.catalog.find(name("b:1"))
+    with models.opened(root, disk=BadSector()) as store:
+        assert [model.name for model in store.catalog.models()] == ["ai/a:1"]
+        with pytest.raises(StoreDamaged, match="Input/output error"):
+            store.catalog.resolve(name("b:1"))
+
+
 @pytest.mark.parametrize("operation", ["create", "write", "sync", "close", "rename"])
 def test_S19_an_index_that_could_not_be_written_is_the_old_one(root, operation):
     disk = CountingDisk()
@@ -164,3 +183,35 @@ def test_S23_an_index_for_which_there_is_no_room_is_told_as_such(root):
         disk.arm(lambda number, reached: None)
         models.tag(store, "a:1", "c")
     assert "ai/c" in shown(root)
+
+
+def test_a_model_of_a_kind_that_this_version_does_not_read_is_not_usable(root):
+    with models.opened(root) as store:
+        stored = store.catalog.resolve(name("b:1"))
+        config = attrs.evolve(stored.manifest.config, media_type="application/vnd.example.config.v9+json")
+        content = attrs.evolve(stored.manifest, config=config).encode()
+        store.directory.blobs.put(content)
+        descriptor = Descriptor.of(content, media_types.IMAGE_MANIFEST)
+        index = store.catalog.index.with_model(descriptor, reference("later:1"))
+        store.directory.commit(index)
+    with models.opened(root) as store:
+        with pytest.raises(StoreDamaged, match="this version does not read"):
+            store.catalog.resolve(name("later:1"))
+        assert store.catalog.resolve(name("b:1")).model == stored.model
+    (root / "index.json").write_bytes(b"{")
+    with models.opened(root) as store:
+        assert {model.name for model in store.catalog.models()} == {"ai/a:1", "ai/b:1"}
+
+
+def test_what_fails_first_is_told_when_cleaning_up_fails_too(root):
+    disk = CountingDisk()
+    with models.opened(root, disk=disk) as store:
+        disk.arm(fail_at(lambda number, reached: reached in ("sync", "unlink")))
+        with pytest.raises(StoreError, match="sync"):
+            models.tag(store, "a:1", "c")
+        with pytest.raises(StoreError, match="sync"):
+            models.put_blob(store, b"content")
+        disk.arm(lambda number, reached: None)
+        assert len(list((root / "partial").iterdir())) == 2
+    with models.opened(root):
+        assert not any((root / "partial").iterdir())

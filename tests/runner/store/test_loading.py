@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 import pytest
 
-from runner.errors import InvalidModelFile, StoreDamaged
+from runner.errors import InvalidModelFile, StoreDamaged, StoreError
 from runner.oci import media_types
 from runner.oci.digest import Digest
 from runner.store import loading
@@ -65,6 +65,24 @@ def test_a_header_is_read_once_for_one_file(store, stored, monkeypatch):
     store.directory.blobs.put(WEIGHTS)  # the same content in another file
     assert loader.files_of(stored) == first
     assert len(read) == 2
+
+
+def test_only_so_many_headers_are_remembered(store, stored, monkeypatch):
+    monkeypatch.setattr(loading, "_REMEMBERED_MAX", 2)
+    loader = ModelLoader(store.directory.blobs)
+    for _ in range(5):
+        store.directory.blobs.put(WEIGHTS)
+        loader.files_of(stored)
+    assert len(loader._cell_bytes) <= 2
+
+
+def test_a_disk_that_fails_while_the_header_is_read_is_told_as_such(store, stored, monkeypatch):
+    def fail(file):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(loading, "read_metadata", fail)
+    with pytest.raises(StoreError, match="Input/output error"):
+        ModelLoader(store.directory.blobs).files_of(stored)
 
 
 def test_a_missing_or_shortened_part_is_named(store, stored):

@@ -444,9 +444,11 @@ class _Run:
                 )
                 return self._index_work(change.reply, planned, self._settle_published)
             case TagModel():
-                return self._index_work(change.reply, plan_tag(catalog, change.source, change.target), _model)
+                return self._index_work(
+                    change.reply, plan_tag(catalog, change.source, change.target), Change.model
+                )
             case UntagModel():
-                return self._index_work(change.reply, plan_untag(catalog, change.target), _model)
+                return self._index_work(change.reply, plan_untag(catalog, change.target), Change.model)
             case RemoveModel():
                 return self._plan_removal(change)
             case _:
@@ -463,7 +465,7 @@ class _Run:
     def _settle_published(self, done: Change) -> Model:
         for layer in done.required:
             self._kept.discard(layer.digest)
-        return _model(done)
+        return done.model()
 
     def _plan_removal(self, change: RemoveModel) -> Work:
         is_pinned, kept = self._pins.is_pinned, self._kept.digests()
@@ -495,7 +497,3 @@ def _answer(reply: Reply[T], find: Callable[[], T]) -> None:
         reply.set(find())
     except RunnerError as error:
         reply.fail(error)
-
-
-def _model(done: Change) -> Model:
-    return done.catalog.usable(done.model_id).model

@@ -12,6 +12,7 @@ from collections.abc import Callable, Set
 
 import attrs
 
+from runner.domain.model import Model
 from runner.domain.status import Removal
 from runner.errors import Conflict, InvalidReference, ModelInUse, ModelNotFound
 from runner.oci import media_types
@@ -38,6 +39,10 @@ class Change:
     documents: tuple[bytes, ...] = ()
     unneeded: tuple[Digest, ...] = ()
     removals: tuple[Removal, ...] = ()
+
+    def model(self) -> Model:
+        """The model as it is afterwards; not for one that goes."""
+        return self.catalog.usable(self.model_id).model
 
 
 def plan_publish(

@@ -167,7 +167,8 @@ class HeaderLimits:
     header_bytes: everything before the tensors; a 262k vocabulary with 515k merges takes 17 MB.
     keys, key_bytes: models carry 20 to 60 keys of at most 60 bytes.
     tensors: the largest single files have about 1,100.
-    string_bytes: the longest real strings are chat templates of some 30 KB.
+    string_bytes: the longest real strings are chat templates of some 30 KB. text_bytes: all strings together
+    but those of arrays, which are the ones that get decoded.
     array_elements: per array of numbers. string_elements: per file, over all arrays of strings, since each
     string is a step of the scan and so a part of the time.
     """
@@ -177,6 +178,7 @@ class HeaderLimits:
     key_bytes: int = 1024
     tensors: int = 16_384
     string_bytes: int = 1024**2
+    text_bytes: int = 2 * 1024**2
     array_elements: int = 4 * 1024**2
     string_elements: int = 2 * 1024**2
 

@@ -15,6 +15,7 @@ from typing import BinaryIO, Self
 
 import attrs
 
+from runner.errors import InvalidModelFile
 from runner.gguf.architecture import (
     CONTEXT_MAX,
     WINDOW_MAX,
@@ -38,6 +39,8 @@ UNKNOWN = "Unknown"
 F16_BYTES = 2
 TEXT_ARRAY_MAX = 50
 """Longer arrays are left out of the text map: they are the tokenizer."""
+TEXT_MAP_MAX = 1024**2
+"""Characters of the text map without its keys. No model config may be larger (THREATS S03)."""
 
 _COUNT_UNITS = (("Q", 1000**5), ("T", 1000**4), ("B", 1000**3), ("M", 1000**2), ("K", 1000), ("", 1))
 _SIZE_UNITS = (
@@ -169,11 +172,22 @@ def _scaled(value: int, units: tuple[tuple[str, int], ...]) -> str:
 
 
 def _text_map(values: Mapping[str, MetadataValue]) -> dict[str, str]:
-    return {
-        key: _array_text(value) if isinstance(value, GgufArray) else _text(value)
-        for key, value in values.items()
-        if not isinstance(value, GgufArray) or value.count <= TEXT_ARRAY_MAX
-    }
+    """Every key but long arrays. Raises InvalidModelFile before the text gets too long, since a few numbers
+    with hundreds of digits, or letters that take four bytes, make more of it than the file has."""
+    texts: dict[str, str] = {}
+    left = TEXT_MAP_MAX
+    for key, value in values.items():
+        if isinstance(value, GgufArray):
+            if value.count > TEXT_ARRAY_MAX:
+                continue
+            text = _array_text(value) if value.size_bytes <= left else None
+        else:
+            text = _text(value)
+        if text is None or len(text) > left:
+            raise InvalidModelFile(f"the metadata has more than {TEXT_MAP_MAX} characters")
+        texts[key] = text
+        left -= len(text)
+    return texts
 
 
 def _text(value: str | int | float) -> str:

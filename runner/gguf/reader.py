@@ -65,6 +65,11 @@ class GgufArray:
     def is_text(self) -> bool:
         return self.element_type is ValueType.STRING
 
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the elements in the file."""
+        return self._end - self._start
+
     def numbers(self) -> array[Any]:
         """All elements as a typed array; booleans are 0 and 1. ValueError for an array of strings."""
         values = array(_scalar_code(self.element_type))
@@ -183,6 +188,7 @@ class _HeaderReader:
         self._window = window
         self._limits = limits
         self._strings_left = limits.string_elements
+        self._text_left_bytes = limits.text_bytes
 
     def read(self) -> GgufHeader:
         version = self._read_version()
@@ -249,6 +255,9 @@ class _HeaderReader:
         length = self._window.u64()
         if length > self._limits.string_bytes:
             raise InvalidModelFile(f"{key} has {length} bytes; the limit is {self._limits.string_bytes}")
+        if length > self._text_left_bytes:
+            raise InvalidModelFile(f"the header has more than {self._limits.text_bytes} bytes of text")
+        self._text_left_bytes -= length
         try:
             return self._read_bytes(length).decode("utf-8")
         except UnicodeDecodeError:

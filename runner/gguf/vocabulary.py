@@ -31,11 +31,12 @@ CHARSMAP_KEY = "tokenizer.ggml.precompiled_charsmap"
 
 _TOKEN_TYPES = range(7)  # LLAMA_TOKEN_TYPE_UNDEFINED .. LLAMA_TOKEN_TYPE_BYTE
 _BYTE_TYPE = 6
+_BYTE_TOKENS_MAX = 22 * 22  # ways to write `<0xNN>`, in large and small letters
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _ESCAPED_BYTE = re.compile(r"\\x[0-9a-f]{2}")
 _BYTE_TEXT_LENGTH_MAX = 6
 _WORDPIECE = "bert"
-_HASH_PARTS = 4  # a quarter of the hashes at a time keeps the peak of memory below that of the header
+_HASH_PARTS = 8  # an eighth of the hashes at a time keeps the peak of memory below that of the header
 
 
 @attrs.frozen
@@ -122,6 +123,8 @@ def _check_token_types(metadata: Mapping[str, MetadataValue], n_tokens: int) -> 
     numbers = types.numbers()
     if min(numbers) not in _TOKEN_TYPES or max(numbers) not in _TOKEN_TYPES:
         raise InvalidModelFile(f"{TOKEN_TYPES_KEY} holds types outside of 0 to {_TOKEN_TYPES[-1]}")
+    if numbers.count(_BYTE_TYPE) > _BYTE_TOKENS_MAX:
+        raise InvalidModelFile(f"{TOKEN_TYPES_KEY} names more than {_BYTE_TOKENS_MAX} tokens for bytes")
     return frozenset(index for index, number in enumerate(numbers) if number == _BYTE_TYPE)
 
 

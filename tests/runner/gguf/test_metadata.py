@@ -9,7 +9,7 @@ import pytest
 
 from runner.errors import InvalidModelFile
 from runner.gguf.format import ValueType
-from runner.gguf.metadata import GgufMetadata, read_metadata
+from runner.gguf.metadata import TEXT_MAP_MAX, GgufMetadata, read_metadata
 from tests.support.gguf_writer import (
     Raw,
     Tensor,
@@ -179,6 +179,25 @@ def test_the_text_map_has_everything_but_the_tokenizer() -> None:
         "a.none": "",
         "a.fifty": ", ".join(["1"] * 50),
     }
+
+
+@pytest.mark.parametrize(("extra", "is_accepted"), [(-1, True), (0, True), (1, False)])
+def test_G01_the_text_map_is_no_longer_than_a_config_may_be(extra: int, is_accepted: bool) -> None:
+    others = sum(len(value) for value in describe({}).as_text_map().values())
+    for make in (text, lambda content: strings([content])):
+        room = TEXT_MAP_MAX - others + extra
+        changes = {"a": text("x" * 600_000), "b": make("x" * (room - 600_000))}
+        if is_accepted and make is text:
+            assert sum(map(len, describe(changes).as_text_map().values())) == TEXT_MAP_MAX + extra
+        elif not is_accepted:
+            with pytest.raises(InvalidModelFile, match="1048576 characters"):
+                describe(changes)
+
+
+def test_G01_numbers_of_many_digits_do_not_swell_the_text_map() -> None:
+    numbers_of_300_digits = numbers(ValueType.FLOAT64, [1e300] * 50)
+    with pytest.raises(InvalidModelFile, match="1048576 characters"):
+        describe({f"a{index}": numbers_of_300_digits for index in range(100)})
 
 
 def test_the_default_model_is_described(default_model_file: Path) -> None:

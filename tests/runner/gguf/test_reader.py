@@ -376,6 +376,12 @@ def test_G01_string_length_at_below_and_above_the_limit(length: int, is_accepted
     assert _accepts(gguf_bytes({"a": strings(["", "x" * length])}), limits) is is_accepted
 
 
+@pytest.mark.parametrize(("size", "is_accepted"), _at(100))
+def test_G01_text_of_all_keys_at_below_and_above_the_limit(size: int, is_accepted: bool) -> None:
+    data = gguf_bytes({"a": text("x" * 60), "b": text("x" * (size - 60)), "c": strings(["x" * 500])})
+    assert _accepts(data, limited(text_bytes=100)) is is_accepted
+
+
 @pytest.mark.parametrize(("count", "is_accepted"), _at(64))
 def test_G01_array_elements_at_below_and_above_the_limit(count: int, is_accepted: bool) -> None:
     data = gguf_bytes({"a": numbers(ValueType.UINT8, [0] * count)})

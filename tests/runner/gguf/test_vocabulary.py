@@ -10,13 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runner.errors import InvalidModelFile
-from runner.gguf.format import ValueType
+from runner.gguf.format import LIMITS, ValueType
 from runner.gguf.reader import read_header
 from runner.gguf.vocabulary import TOKENS_MAX, check_vocabulary
 from tests.support.footprint import cost_of
 from tests.support.gguf_writer import (
     BYTE_TOKENS,
     Raw,
+    Tensor,
     array_of,
     boolean,
     gguf_bytes,
@@ -136,6 +137,12 @@ def test_G03_token_types_are_within_their_range(kind: int, is_sound: bool) -> No
 def test_G03_a_token_that_stands_for_a_byte_is_written_so(token: str, is_sound: bool) -> None:
     keys = byte_level("a", token, **{TYPES: numbers(ValueType.INT32, [1, 6])})
     assert (check(keys) == 2) if is_sound else "not written <0xNN>" in refusal(keys)
+
+
+@pytest.mark.parametrize(("n_tokens", "message"), [(484, "not written"), (485, "more than 484")])
+def test_G03_there_are_no_more_byte_tokens_than_ways_to_write_them(n_tokens: int, message: str) -> None:
+    texts = [f"t{index}" for index in range(n_tokens)]
+    assert message in refusal(byte_level(*texts, **{TYPES: numbers(ValueType.INT32, [6] * n_tokens)}))
 
 
 def test_G03_word_pieces_never_stand_for_bytes() -> None:
@@ -272,6 +279,23 @@ def test_G01_vocabularies_of_Gemma_and_at_the_limit_are_checked_in_time_and_64_M
     path.write_bytes(gguf_bytes({**model_keys(), **_large(n_tokens)}))
     cost = cost_of("runner.gguf.metadata", "read_metadata", path)
     assert cost.cpu_s < limit_s
+    assert cost.peak_growth_bytes < 64 * 1024**2
+
+
+def test_G01_everything_at_its_limit_at_once_is_within_two_seconds_and_64_MiB(tmp_path: Path) -> None:
+    keys = {**model_keys(), **_large(TOKENS_MAX)}
+    keys["a.emoji"] = text("\U0001f600" + "x" * 900_000)
+    keys |= {f"b{index}": u32(index) for index in range(LIMITS.keys - len(keys) - 1)}
+    tensors = [Tensor(f"blk.{index:05d}.{'x' * 45}.weight", (1,), 0) for index in range(LIMITS.tensors)]
+    largest = sum(len(name) + 12 + len(value.payload) for name, value in keys.items()) + 110 * len(tensors)
+    strings_left = LIMITS.string_elements - TOKENS_MAX
+    filler = (LIMITS.header_bytes - largest) // strings_left - 8
+    merges = strings([b"x" * filler]).payload[12:] * strings_left
+    keys["tokenizer.ggml.merges"] = array_of(ValueType.STRING, strings_left, merges)
+    path = tmp_path / "all.gguf"
+    path.write_bytes(gguf_bytes(keys, tensors))
+    cost = cost_of("runner.gguf.metadata", "read_metadata", path)
+    assert cost.cpu_s < 2.0
     assert cost.peak_growth_bytes < 64 * 1024**2
 
 

@@ -52,6 +52,11 @@ class Target:
     port: int = 12434
     is_explicit: bool = False
 
+    @property
+    def is_local(self) -> bool:
+        """The daemon runs on this machine."""
+        return self.socket_path is not None or self.host in ("localhost", "127.0.0.1", "::1")
+
     def __str__(self) -> str:
         if self.socket_path is not None:
             return f"unix:{self.socket_path}"

@@ -11,7 +11,7 @@ import click
 
 from runner.cli.connect import connect, host_option, json_option
 from runner.cli.output import harmless, message, print_json, print_table
-from runner.client import ApiError, Client, DaemonUnreachable
+from runner.client import Client, DaemonUnreachable
 from runner.units import format_bytes, format_duration
 
 _SHUTDOWN_DEADLINE_S = 45.0
@@ -85,23 +85,32 @@ def version(as_json: bool, host: str | None) -> None:
 def shutdown(host: str | None) -> None:
     """Stop the daemon: it finishes running requests for up to 30 s; returns when it has ended."""
     client = connect(host)
+    pid = client.get("/control/v1/status")["pid"]
     client.post("/control/v1/shutdown")
-    _wait_until_gone(client)
+    _wait_until_gone(client, pid if client.target.is_local else None)
     message("the daemon has ended")
 
 
-def _wait_until_gone(client: Client) -> None:
+def _wait_until_gone(client: Client, pid: int | None) -> None:
+    """Until the process is gone, or, where it is out of sight, until nothing listens any more."""
     deadline = time.monotonic() + _SHUTDOWN_DEADLINE_S
     while time.monotonic() < deadline:
-        try:
-            client.get("/health")
-        except DaemonUnreachable:
+        if not client.is_reachable() and (pid is None or not _is_alive(pid)):
             return
-        except ApiError:
-            pass
         time.sleep(0.05)
     message("the daemon is still finishing requests")
     raise SystemExit(1)
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether the process runs; one that ended and was not reaped yet does not."""
+    import psutil
+
+    try:
+        status: str = psutil.Process(pid).status()
+    except psutil.NoSuchProcess:
+        return False
+    return status != psutil.STATUS_ZOMBIE
 
 
 _RC_FILES = {"bash": "~/.bashrc", "zsh": "~/.zshrc", "fish": "~/.config/fish/completions/runner.fish"}

@@ -31,7 +31,7 @@ import attrs
 from runner.domain.engine import EngineOptions
 from runner.domain.events import Accepted, Failed
 from runner.engine.backend import Backend, load_backend
-from runner.engine.engine import Engine
+from runner.engine.engine import Engine, EngineStatistics
 from runner.errors import LoadingFailed, ProtocolFault, QueueFull, RunnerError
 from runner.wire.messages import (
     PROTOCOL_VERSION,
@@ -96,6 +96,7 @@ class Worker:
         self._is_stopping = threading.Event()
         self._events: list[tuple[str, StepEvent]] = []
         """Of requests that were accepted or refused since the last frame."""
+        self._told: EngineStatistics | None = None
         self._progress_due_s = 0.0
         self._preparation = Preparation(
             self._inbox.put, on_fault=lambda: self._end(EXIT_PREPARATION), clock=clock
@@ -265,16 +266,17 @@ class Worker:
         self._events.append((request.request_id, event))
 
     def _advance(self, engine: Engine) -> None:
-        """One step, if there is work, and one frame, if anything happened."""
+        """One step, if there is work, and one frame, if anything happened, a cancel included."""
         events, self._events = self._events, []
         prefill_tokens = decode_tokens = 0
         if engine.has_work:
             output = engine.step()
             events += output.events
             prefill_tokens, decode_tokens = output.prefill_tokens, output.decode_tokens
-        elif not events:
-            return
         statistics = engine.statistics()
+        if not events and statistics == self._told:
+            return
+        self._told = statistics
         self._channel.send(
             Step(
                 step_index=statistics.step_index,

@@ -167,8 +167,8 @@ def test_L01_a_worker_that_dies_before_the_first_byte_is_tried_once_more_then_50
 ) -> None:
     with pytest.raises(urllib.error.HTTPError) as failed:
         own_daemon.post("/v1/chat/completions", chat("[[crash segv]]"))
-    assert failed.value.code == 502
-    assert json.loads(failed.value.read())["error"]["code"] == "worker_crashed"
+    error = json.loads(failed.value.read())["error"]
+    assert (failed.value.code, error["code"]) == (502, "worker_crashed"), error
     assert (
         own_daemon.post("/v1/chat/completions", chat("alive"))["choices"][0]["message"]["content"] == "alive"
     )

@@ -18,7 +18,6 @@ class Stream:
     connection: socket.socket
     head: bytes = b""
     _rest: bytes = b""
-    _is_at_end: bool = False
 
     @property
     def status(self) -> int:
@@ -26,29 +25,44 @@ class Stream:
 
     def read_head(self) -> None:
         while b"\r\n\r\n" not in self._rest:
-            data = self.connection.recv(65536)
-            if not data:
-                raise ConnectionError("the connection ended within the head")
-            self._rest += data
+            self._receive()
         self.head, _, self._rest = self._rest.partition(b"\r\n\r\n")
 
     def events(self) -> Iterator[Any]:
         """Events until the server ends the answer or the connection."""
-        while True:
-            while b"\n\n" in self._rest:
-                block, _, self._rest = self._rest.partition(b"\n\n")
-                for line in block.split(b"\n"):
-                    if line.startswith(b"data: "):
-                        text = line[6:].strip()
-                        yield "[DONE]" if text == b"[DONE]" else json.loads(text)
-            data = self.connection.recv(65536)
-            if not data:
-                return
-            self._rest += data
-            if self._rest.endswith(b"\r\n0\r\n\r\n") or self._rest == b"0\r\n\r\n":
-                self._is_at_end = True
-            if self._is_at_end and b"\n\n" not in self._rest:
-                return
+        body = b""
+        for chunk in self._chunks():
+            *blocks, body = (body + chunk).split(b"\n\n")
+            for line in b"\n".join(blocks).split(b"\n"):
+                if line.startswith(b"data: "):
+                    text = line[6:].strip()
+                    yield "[DONE]" if text == b"[DONE]" else json.loads(text)
+
+    def _chunks(self) -> Iterator[bytes]:
+        try:
+            while size := int(self._take_line(), 16):
+                yield self._take(size)
+                self._take(2)
+        except ConnectionError:
+            return
+
+    def _take_line(self) -> bytes:
+        while b"\r\n" not in self._rest:
+            self._receive()
+        line, _, self._rest = self._rest.partition(b"\r\n")
+        return line
+
+    def _take(self, size: int) -> bytes:
+        while len(self._rest) < size:
+            self._receive()
+        taken, self._rest = self._rest[:size], self._rest[size:]
+        return taken
+
+    def _receive(self) -> None:
+        data = self.connection.recv(65536)
+        if not data:
+            raise ConnectionError("the connection ended")
+        self._rest += data
 
     def text_deltas(self) -> Iterator[str]:
         for event in self.events():

@@ -25,6 +25,7 @@ from actors.worker import (
     KeeperEvent,
     Launcher,
     WorkerEnded,
+    WorkerFailing,
     WorkerLoadFailed,
     WorkerLoadProgress,
     WorkerReady,
@@ -79,15 +80,19 @@ class NotMeasured:
 @attrs.frozen
 class KeeperTold:
     load_id: int
-    event: WorkerLoadProgress | WorkerReady | WorkerLoadFailed
+    event: WorkerLoadProgress | WorkerReady | WorkerFailing | WorkerLoadFailed
 
 
 @attrs.frozen
 class LoadOver:
-    """Nothing is left of the worker. `cause` is a phrase that clients may see."""
+    """Nothing is left of the worker. `cause` is a phrase that clients may see.
+
+    `is_crash`: neither asked to end, nor ended in order after it could not load the model.
+    """
 
     load_id: int
     cause: str
+    is_crash: bool
 
 
 LoadNews = Measured | NotMeasured | KeeperTold | LoadOver
@@ -124,6 +129,7 @@ class LoadTask:
     _scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
     _may_start: trio.Event = attrs.field(factory=trio.Event, init=False)
     _cause: str = attrs.field(default="stopped before it was started", init=False)
+    _is_crash: bool = attrs.field(default=False, init=False)
 
     def start_worker(self) -> None:
         """Its memory is reserved: from here on `LoadOver` will be told."""
@@ -141,7 +147,7 @@ class LoadTask:
             self._fail(error)
         finally:
             if self._may_start.is_set():
-                self._workshop.tell(LoadOver(self.load_id, self._cause))
+                self._workshop.tell(LoadOver(self.load_id, self._cause, self._is_crash))
 
     async def _hold_and_keep(self) -> None:
         shop = self._workshop
@@ -170,6 +176,7 @@ class LoadTask:
     def _on_keeper_event(self, event: KeeperEvent) -> None:
         if isinstance(event, WorkerEnded):  # told on as LoadOver, when the files are released as well
             self._cause = event.report.cause
+            self._is_crash = not event.report.was_requested and event.report.exit_code != 0
             self._workshop.report(event.report)
         else:
             self._workshop.tell(KeeperTold(self.load_id, event))
@@ -177,6 +184,7 @@ class LoadTask:
     def _fail(self, error: Exception) -> None:
         self._workshop.report(LoadFault(self.model_id, error))
         self._cause = f"internal error: {type(error).__name__}"
+        self._is_crash = True
         if not self._may_start.is_set():
             self._workshop.tell(NotMeasured(self.load_id, RunnerError(self._cause)))
 

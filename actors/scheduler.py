@@ -36,7 +36,14 @@ from actors.load import (
 )
 from actors.refusals import error_of
 from actors.scheduler_status import Board, LoadView, Notice, Row
-from actors.worker import DeathReport, Launcher, WorkerLoadFailed, WorkerLoadProgress, WorkerReady
+from actors.worker import (
+    DeathReport,
+    Launcher,
+    WorkerFailing,
+    WorkerLoadFailed,
+    WorkerLoadProgress,
+    WorkerReady,
+)
 from actors.worker_handle import WorkerHandle
 from runner.domain.model import Model
 from runner.domain.status import SchedulerStatus, UnloadReport, WorkerStatus
@@ -346,12 +353,17 @@ class _Run:
             case KeeperTold():
                 self._hear_keeper(news.load_id, news.event)
             case LoadOver():
-                self._happen(events.WorkerEnded(news.load_id, news.cause, self._jitter()))
+                ended = events.WorkerEnded(
+                    load_id=news.load_id, cause=news.cause, is_crash=news.is_crash, jitter=self._jitter()
+                )
+                self._happen(ended)
                 self._forget(news.load_id)
             case _:
                 assert_never(news)
 
-    def _hear_keeper(self, load_id: int, event: WorkerLoadProgress | WorkerReady | WorkerLoadFailed) -> None:
+    def _hear_keeper(
+        self, load_id: int, event: WorkerLoadProgress | WorkerReady | WorkerFailing | WorkerLoadFailed
+    ) -> None:
         match event:
             case WorkerLoadProgress():
                 self._see(load_id, lambda seen: attrs.evolve(seen, progress=event.fraction))
@@ -359,6 +371,8 @@ class _Run:
             case WorkerReady():
                 self._see(load_id, lambda seen: seen.when_ready(event.handle, trio.current_time()))
                 self._happen(events.WorkerReady(load_id))
+            case WorkerFailing():
+                self._happen(events.WorkerFailing(load_id))
             case WorkerLoadFailed():
                 self._happen(events.WorkerLoadFailed(load_id, _failure_of(event.error)))
             case _:

@@ -3,7 +3,7 @@
 The scheduler runs one `run_keeper` per worker in its nursery. Cancelling it stops the worker; it returns only
 when the process is gone. What it has to tell arrives through `report`, in this order:
 
-    WorkerLoadProgress*, (WorkerReady | WorkerLoadFailed), WorkerEnded
+    WorkerLoadProgress*, (WorkerReady, WorkerFailing? | WorkerLoadFailed), WorkerEnded
 
 `WorkerEnded` comes last and exactly once, also on cancellation and when nothing could be started; before it
 the worker's memory counts as used. Tokens pass through here and nowhere else in the daemon: one task reads
@@ -115,13 +115,23 @@ class WorkerLoadFailed:
 
 
 @attrs.frozen
+class WorkerFailing:
+    """A worker that was ready is going: its handle refuses already, and its process still has to end.
+
+    Not told when asked to stop.
+    """
+
+    cause: str
+
+
+@attrs.frozen
 class WorkerEnded:
     """The process and its group are gone and reaped."""
 
     report: DeathReport
 
 
-KeeperEvent = WorkerLoadProgress | WorkerReady | WorkerLoadFailed | WorkerEnded
+KeeperEvent = WorkerLoadProgress | WorkerReady | WorkerFailing | WorkerLoadFailed | WorkerEnded
 
 Launcher = Callable[[WorkerSpec, Callable[[KeeperEvent], None]], Awaitable[None]]
 """What the scheduler starts workers with: `functools.partial(run_keeper, settings=…)`, or a fake."""
@@ -370,6 +380,8 @@ class _Keeper:
             crashed = WorkerCrashed(model=self._model, cause=cause)
             stopped = Unavailable(f"{self._model} was stopped")
             self._handle.fail(stopped if ending.was_requested else crashed)
+            if not ending.was_requested:
+                self._report(WorkerFailing(cause))
         elif not ending.was_requested:
             died = LoadingFailed(f"the worker of {self._model} ended before it was ready ({cause})")
             self._report(WorkerLoadFailed(ending.load_error or died))

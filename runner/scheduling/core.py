@@ -25,7 +25,7 @@ from runner.scheduling.eviction import plan_room
 from runner.scheduling.instances import Instance, InstanceTable, InstanceView
 from runner.scheduling.ledger import Ledger
 from runner.scheduling.lifecycle import HOLDING_MEMORY, InstanceState, Trigger
-from runner.scheduling.queues import Rates, Waiter, Want, retry_after_s
+from runner.scheduling.queues import Rates, Waiter, Want
 from runner.scheduling.rules import SchedulingRules
 
 
@@ -47,7 +47,7 @@ class SchedulerCore:
         self._next_load_id = 1
         self._armed_at_s: float | None = None
         self._effects: list[effects.Effect] = []
-        self._latest_decisions: list[Decision] = []
+        self._latest_decisions: tuple[Decision, ...] = ()
         self._now_s = -math.inf
 
     # what the shell calls
@@ -55,12 +55,11 @@ class SchedulerCore:
     def handle(self, event: events.Event, now_s: float) -> tuple[effects.Effect, ...]:
         """Everything to do because of this event, in order. `now_s` is monotonic seconds."""
         self._now_s = max(now_s, self._now_s)
-        self._latest_decisions.clear()
         self._dispatch(event)
         self._settle()
-        done = tuple(self._effects)
-        self._effects.clear()
-        return done
+        self._latest_decisions = self._decisions.take_fresh()
+        done, self._effects = self._effects, []
+        return tuple(done)
 
     def views(self) -> tuple[InstanceView, ...]:
         """All instances at this moment, in the order they were first wanted."""
@@ -73,7 +72,7 @@ class SchedulerCore:
     @property
     def latest_decisions(self) -> tuple[Decision, ...]:
         """Those of the last event."""
-        return tuple(self._latest_decisions)
+        return self._latest_decisions
 
     @property
     def budget_bytes(self) -> int:
@@ -116,6 +115,8 @@ class SchedulerCore:
                 self._on_worker_ready(event)
             case events.WorkerLoadFailed():
                 self._on_worker_load_failed(event)
+            case events.WorkerFailing():
+                self._on_worker_failing(event)
             case events.WorkerEnded():
                 self._on_worker_ended(event)
             case events.BudgetChanged():
@@ -229,12 +230,19 @@ class SchedulerCore:
         self._end_worker(instance)
         self._fail_waiting(instance, event.failure)
 
+    def _on_worker_failing(self, event: events.WorkerFailing) -> None:
+        """Nobody is granted this worker any more; who comes now waits for the next one."""
+        instance = self._table.by_load.get(event.load_id)
+        if instance is not None and instance.state is not InstanceState.STOPPING:
+            instance.move(Trigger.FAILING, self._now_s)
+            self._void_leases(instance)
+
     def _on_worker_ended(self, event: events.WorkerEnded) -> None:
         """The memory is free, and leases of the worker are void.
 
         1. It was told to end: nothing was lost.
-        2. It crashed in use: callers who still wait get the next worker, after a delay.
-        3. It crashed while it loaded: all who wait get that error.
+        2. It crashed: callers who still wait get the next worker, after a delay.
+        3. It ended while it loaded: all who wait get that error.
         """
         instance = self._table.by_load.get(event.load_id)
         if instance is None:
@@ -242,10 +250,8 @@ class SchedulerCore:
         former = instance.state
         instance.move(Trigger.GONE, self._now_s)
         self._ledger.give_back(event.load_id)
-        for ticket in instance.leases:
-            del self._table.by_ticket[ticket]
-        instance.leases.clear()
-        if former is not InstanceState.STOPPING:  # 2, 3
+        self._void_leases(instance)
+        if event.is_crash or former is not InstanceState.STOPPING:  # 2, 3
             record = self._crashes.add(instance.model_id, self._now_s, event.jitter)
             delay_s = record.not_before_s - self._now_s
             self._note(instance, Action.CRASH, event.cause, crashes=record.crashes, delay_s=delay_s)
@@ -383,6 +389,11 @@ class SchedulerCore:
         instance.move(Trigger.STOP_ASKED, self._now_s)
         self._effects.append(effects.StopWorker(instance.load_id))
 
+    def _void_leases(self, instance: Instance) -> None:
+        for ticket in instance.leases:
+            del self._table.by_ticket[ticket]
+        instance.leases.clear()
+
     def _cancel_if_unwanted(self, instance: Instance) -> None:
         """A load for which nobody waits any more is given up; what is in memory or ending is left alone."""
         if instance.is_wanted:
@@ -437,16 +448,14 @@ class SchedulerCore:
             self._refuse(waiter.ticket, refusal)
 
     def _refuse_overflow(self, instance: Instance, ticket: int) -> None:
-        if instance.state is InstanceState.READY:
-            expected_s = self._rates.lease_s / self._rules.leases_per_model
-        else:
-            expected_s = self._rates.load_s
-        waiting = len(instance.line)
-        self._note(instance, Action.REFUSE, "its line is full", waiting=waiting)
-        self._refuse(
-            ticket,
-            effects.LineFull(model=instance.name, waiting=waiting, retry_after_s=retry_after_s(expected_s)),
+        is_loaded = instance.state is InstanceState.READY
+        refusal = effects.LineFull(
+            model=instance.name,
+            waiting=len(instance.line),
+            retry_after_s=self._rates.retry_after_s(instance.leases_limit if is_loaded else None),
         )
+        self._note(instance, Action.REFUSE, "its line is full", waiting=refusal.waiting)
+        self._refuse(ticket, refusal)
 
     def _refuse_for_room(self, instance: Instance, waiters: tuple[Waiter, ...], why: str) -> None:
         in_use_bytes = self._table.in_use_bytes()
@@ -472,19 +481,9 @@ class SchedulerCore:
         self._note(instance, Action.FAIL, failure.message, waiting=len(waiters))
         self._refuse_all(waiters, effects.CannotLoad(model=instance.name, failure=failure))
 
-    # small things
-
     def _note(self, instance: Instance, action: Action, why: str, **numbers: float) -> None:
-        decision = Decision(
-            at_s=self._now_s,
-            model_id=instance.model_id,
-            model=instance.name,
-            action=action,
-            why=why,
-            numbers=numbers,
-        )
-        self._decisions.add(decision)
-        self._latest_decisions.append(decision)
+        about = instance.model_id, instance.name
+        self._decisions.add(Decision(self._now_s, *about, action=action, why=why, numbers=numbers))
 
     def _note_queueing(self, instance: Instance, *, is_blocked: bool) -> None:
         """Once per wait, since every event looks at those who wait."""

@@ -27,16 +27,16 @@ class Action(enum.Enum):
     FAIL = "fail"
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen
 class Decision:
     """One decision about one model. `numbers` carry their unit in the name; `at_s` is the core's clock."""
 
     at_s: float
     model_id: Digest
     model: str
-    action: Action
-    why: str
-    numbers: Mapping[str, float] = attrs.field(factory=dict)
+    action: Action = attrs.field(kw_only=True)
+    why: str = attrs.field(kw_only=True)
+    numbers: Mapping[str, float] = attrs.field(factory=dict, kw_only=True)
 
 
 @attrs.define
@@ -45,6 +45,7 @@ class DecisionLog:
 
     limit: int
     _ring: deque[Decision] = attrs.field(init=False)
+    _fresh: list[Decision] = attrs.field(factory=list, init=False)
 
     def __attrs_post_init__(self) -> None:
         self._ring = deque(maxlen=self.limit)
@@ -54,6 +55,13 @@ class DecisionLog:
 
     def add(self, decision: Decision) -> None:
         self._ring.append(decision)
+        self._fresh.append(decision)
+
+    def take_fresh(self) -> tuple[Decision, ...]:
+        """Those added since this was called last."""
+        fresh = tuple(self._fresh)
+        self._fresh.clear()
+        return fresh
 
     def latest(self, model_id: Digest | None = None) -> tuple[Decision, ...]:
         """Decisions about one model, or about all; oldest first."""

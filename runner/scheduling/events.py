@@ -107,11 +107,19 @@ class WorkerLoadFailed:
 
 
 @attrs.frozen
+class WorkerFailing:
+    """A ready worker serves nobody any more, and its leases are void. Its process still has to end."""
+
+    load_id: int
+
+
+@attrs.frozen(kw_only=True)
 class WorkerEnded:
-    """The process is gone, asked or not. `jitter` is drawn from [0, 1) by the shell."""
+    """The process is gone. `is_crash`: it was not asked to. `jitter` is drawn from [0, 1) by the shell."""
 
     load_id: int
     cause: str
+    is_crash: bool
     jitter: float
 
 
@@ -141,6 +149,7 @@ Event = (
     | SizingFailed
     | WorkerReady
     | WorkerLoadFailed
+    | WorkerFailing
     | WorkerEnded
     | BudgetChanged
     | Ticked

@@ -30,7 +30,7 @@ class InstanceState(enum.Enum):
     READY = "ready"
     """Leases are granted."""
     STOPPING = "stopping"
-    """The worker was told to end; its bytes count until the process is gone."""
+    """The worker was told to end, or ends by itself; its bytes count until the process is gone."""
 
 
 class Trigger(enum.Enum):
@@ -45,6 +45,7 @@ class Trigger(enum.Enum):
     LOADED = "the worker is ready"
     NOT_WANTED = "refused, failed, or nobody waits any more"
     STOP_ASKED = "idle, evicted, unloaded, failed, draining, or nobody waits any more"
+    FAILING = "the worker serves nobody any more"
     GONE = "the process is gone"
 
 
@@ -57,7 +58,7 @@ TRANSITIONS: Mapping[InstanceState, Mapping[Trigger, InstanceState]] = MappingPr
         _S.SIZING: {_T.SIZED: _S.QUEUED, _T.NOT_WANTED: _S.UNLOADED},
         _S.QUEUED: {_T.ROOM_RESERVED: _S.LOADING, _T.RESIZED: _S.SIZING, _T.NOT_WANTED: _S.UNLOADED},
         _S.LOADING: {_T.LOADED: _S.READY, _T.STOP_ASKED: _S.STOPPING, _T.GONE: _S.UNLOADED},
-        _S.READY: {_T.STOP_ASKED: _S.STOPPING, _T.GONE: _S.UNLOADED},
+        _S.READY: {_T.STOP_ASKED: _S.STOPPING, _T.FAILING: _S.STOPPING, _T.GONE: _S.UNLOADED},
         _S.STOPPING: {_T.GONE: _S.UNLOADED},
     }
 )

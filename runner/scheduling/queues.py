@@ -97,7 +97,10 @@ class Rates:
     def lease_ended(self, took_s: float) -> None:
         self.lease_s += (took_s - self.lease_s) / 4
 
+    def retry_after_s(self, leases: int | None) -> float:
+        """When a place in a full line may be expected, within bounds.
 
-def retry_after_s(expected_s: float) -> float:
-    """Seconds a refused client should wait when a place is expected in `expected_s`, kept within bounds."""
-    return min(max(expected_s, RETRY_AFTER_MIN_S), RETRY_AFTER_MAX_S)
+        `leases` use the model side by side; None: it is not loaded, and the whole line is served when it is.
+        """
+        expected_s = self.load_s if leases is None else self.lease_s / leases
+        return min(max(expected_s, RETRY_AFTER_MIN_S), RETRY_AFTER_MAX_S)

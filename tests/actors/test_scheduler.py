@@ -9,7 +9,6 @@ import trio
 
 from actors.load import EngineSettings, LoadFault
 from actors.scheduler import AcquireModel, Happened, SchedulerHandle, SchedulerSettings
-from actors.worker import DeathReport
 from runner.domain.status import UnloadReport
 from runner.errors import (
     Draining,
@@ -340,48 +339,6 @@ async def test_start_loads_without_a_lease_and_tells_how_it_went(bench: Bench) -
         assert row.load_s == pytest.approx(2.0) and row.expires_in_s == 60.0
         await trio.sleep(62)
         assert bench.states() == {}
-
-
-# crashes
-
-
-async def test_L03_after_a_crash_the_next_request_gets_a_new_worker_after_a_delay(bench: Bench) -> None:
-    async with running(bench):
-        lease = await bench.handle.acquire(bench.model("a"))
-        other = await bench.handle.acquire(bench.model("b"))
-        bench.keepers.running["ai/a"].kill()
-        await trio.sleep(1)
-        await settle()
-        assert bench.states() == {"b": "ready"}
-        before_s = trio.current_time()
-        fresh = await bench.handle.acquire(bench.model("a"))
-        assert trio.current_time() - before_s == pytest.approx(0.25 + 2.0)
-        assert fresh.worker is not lease.worker
-        lease.release()  # void: takes nothing from the new worker
-        await settle()
-        assert bench.row("a").leases == 1
-        assert other.worker is bench.keepers.running["ai/b"].handle
-
-
-async def test_L02_a_death_is_reported_with_its_cause(bench: Bench) -> None:
-    async with running(bench):
-        await bench.handle.acquire(bench.model("a"))
-        bench.keepers.running["ai/a"].kill("signal SIGSEGV")
-        await trio.sleep(2)
-    deaths = [notice for notice in bench.notices if isinstance(notice, DeathReport)]
-    assert [(death.model, death.cause, death.was_requested) for death in deaths] == [
-        ("ai/a", "signal SIGSEGV", False)
-    ]
-
-
-async def test_a_worker_that_dies_while_it_loads_fails_all_who_wait(bench: Bench) -> None:
-    async with running(bench) as nursery:
-        callers = crowd(bench, nursery, "a", 3)
-        await trio.sleep(0.5)
-        bench.keepers.running["ai/a"].kill("exit code 3")
-        await trio.sleep(2)
-        assert {type(caller.error) for caller in callers} == {LoadingFailed}
-        assert "exit code 3" in str(callers[0].error)
 
 
 # drain, end, restart

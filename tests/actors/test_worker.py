@@ -16,6 +16,7 @@ from actors.process import ExitStatus, StopTimes
 from actors.worker import (
     KeeperEvent,
     WorkerEnded,
+    WorkerFailing,
     WorkerLoadFailed,
     WorkerLoadProgress,
     WorkerReady,
@@ -248,6 +249,19 @@ async def test_L01_a_death_before_the_first_event_is_an_error() -> None:
         received, error = await crash_of(kept, "early exit 3")
     assert received == []
     assert isinstance(error, WorkerCrashed)
+
+
+async def test_L01_a_death_is_told_with_the_error_of_its_streams_and_a_stop_is_not() -> None:
+    async with kept_worker() as kept:
+        await crash_of(kept, "die SIGKILL")
+        assert WorkerFailing("signal SIGKILL, out of memory?") in kept.events
+        await kept.death()
+    assert [type(event) for event in kept.events[-2:]] == [WorkerFailing, WorkerEnded]
+    async with kept_worker() as kept:
+        await kept.handle()
+        kept.scope.cancel()
+        await kept.death()
+    assert not any(isinstance(event, WorkerFailing) for event in kept.events)
 
 
 async def test_L01_everything_that_was_sent_before_a_death_is_delivered() -> None:

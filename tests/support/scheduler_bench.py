@@ -15,6 +15,7 @@ from actors.worker import (
     DeathReport,
     KeeperEvent,
     WorkerEnded,
+    WorkerFailing,
     WorkerLoadFailed,
     WorkerLoadProgress,
     WorkerReady,
@@ -23,7 +24,7 @@ from actors.worker import (
 from actors.worker_handle import Outbox, WorkerHandle
 from runner.domain.model import Model, ModelFiles
 from runner.domain.status import WorkerStatus
-from runner.errors import RunnerError
+from runner.errors import LoadingFailed, RunnerError
 from runner.memory.footprint import OVERHEAD_BYTES
 from runner.oci.digest import Digest
 from runner.oci.reference import Reference
@@ -110,27 +111,28 @@ class FakeKeepers:
         was_requested = True
         try:
             await self._live(worker, report)
-            was_requested = worker._cause == "stopped"
+            was_requested = False
         finally:
+            worker.handle.fail(RunnerError(worker._cause))
             with trio.CancelScope(shield=True):
                 await trio.sleep(self.stop_s)
-            worker.handle.fail(RunnerError(worker._cause))
             del self.running[name]
             report(WorkerEnded(_death_of(spec, worker._cause, was_requested)))
 
     async def _live(self, worker: FakeWorker, report: Callable[[KeeperEvent], None]) -> None:
         with trio.move_on_after(self.load_s / 2):
             await worker._death.wait()
+            report(WorkerLoadFailed(LoadingFailed(f"the worker ended ({worker._cause})")))
             return
         report(WorkerLoadProgress(0.5))
-        with trio.move_on_after(self.load_s / 2):
-            await worker._death.wait()
-            return
+        await trio.sleep(self.load_s / 2)
         if self.load_error is not None:
             report(WorkerLoadFailed(self.load_error))
             return
         report(WorkerReady(worker.handle, worker.handle.loaded))
         await worker._death.wait()
+        worker.handle.fail(RunnerError(worker._cause))
+        report(WorkerFailing(worker._cause))
 
 
 @attrs.define
@@ -247,7 +249,7 @@ def _death_of(spec: WorkerSpec, cause: str, was_requested: bool) -> DeathReport:
         engine_version="scripted",
         pid=4711,
         cause=cause,
-        exit_code=None,
+        exit_code=0 if cause == "stopped" else None,
         signal=None,
         stderr_tail="",
         request_ids=(),

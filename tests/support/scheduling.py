@@ -119,17 +119,33 @@ class World:
     def fail_load(self, name: str, failure: events.Failure) -> tuple[effects.Effect, ...]:
         return self.send(events.WorkerLoadFailed(self.load_id(name), failure))
 
-    def end(
+    def fail_worker(self, name: str) -> tuple[effects.Effect, ...]:
+        return self.fail_worker_of(self.load_id(name))
+
+    def fail_worker_of(self, load_id: int) -> tuple[effects.Effect, ...]:
+        """The worker serves nobody any more; leases of it are void."""
+        self.workers[load_id] = STOPPING
+        self._void(load_id)
+        return self.send(events.WorkerFailing(load_id))
+
+    def end(self, name: str) -> tuple[effects.Effect, ...]:
+        """The process is gone, as it was told."""
+        return self.end_load(self.load_id(name))
+
+    def crash(
         self, name: str, cause: str = "signal SIGSEGV", jitter: float = 0.0
     ) -> tuple[effects.Effect, ...]:
-        return self.end_load(self.load_id(name), cause, jitter)
+        return self.end_load(self.load_id(name), cause=cause, is_crash=True, jitter=jitter)
 
-    def end_load(self, load_id: int, cause: str = "", jitter: float = 0.0) -> tuple[effects.Effect, ...]:
+    def end_load(
+        self, load_id: int, *, cause: str = "stopped", is_crash: bool = False, jitter: float = 0.0
+    ) -> tuple[effects.Effect, ...]:
         """The process is gone; leases of it are void."""
         del self.workers[load_id]
         del self.footprints[load_id]
-        self.leases = {ticket: held for ticket, held in self.leases.items() if held != load_id}
-        return self.send(events.WorkerEnded(load_id, cause, jitter))
+        self._void(load_id)
+        ended = events.WorkerEnded(load_id=load_id, cause=cause, is_crash=is_crash, jitter=jitter)
+        return self.send(ended)
 
     def set_budget(self, budget: int) -> tuple[effects.Effect, ...]:
         self.budget = budget
@@ -178,6 +194,9 @@ class World:
         return sum(self.footprints.values())
 
     # the shell's side
+
+    def _void(self, load_id: int) -> None:
+        self.leases = {ticket: held for ticket, held in self.leases.items() if held != load_id}
 
     def _new_ticket(self) -> int:
         ticket = next(self._tickets)

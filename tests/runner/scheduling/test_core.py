@@ -106,7 +106,8 @@ def test_news_of_a_load_that_was_given_up_is_ignored() -> None:
     world.leave(ticket)
     assert world.core.handle(events.ModelSized(1, 60), world.now_s) == ()
     assert world.core.handle(events.SizingFailed(1, BROKEN), world.now_s) == ()
-    assert world.core.handle(events.WorkerEnded(1, "", 0.0), world.now_s) == ()
+    ended = events.WorkerEnded(load_id=1, cause="stopped", is_crash=False, jitter=0.0)
+    assert world.core.handle(ended, world.now_s) == ()
 
 
 def test_a_worker_that_is_ready_just_after_it_was_told_to_stop_is_not_used() -> None:

@@ -167,7 +167,7 @@ def test_L03_a_crash_voids_leases_and_the_next_request_gets_a_new_worker_after_a
     world = World()
     lease = world.load("a", 60)
     former = world.load_id("a")
-    world.end("a", "signal SIGKILL", jitter=0.5)
+    world.crash("a", "signal SIGKILL", jitter=0.5)
     assert world.state("a") is S.UNLOADED and world.reserved == 0
     assert world.release(lease) == ()
     ticket = world.want("a")
@@ -185,7 +185,7 @@ def test_L03_a_crash_leaves_other_models_alone_and_gives_its_room_to_those_who_w
     world.load("b", 40)
     world.want("c")
     world.size("c", 50)
-    world.end("a")
+    world.crash("a")
     assert (world.state("b"), world.state("c")) == (S.READY, S.LOADING)
     assert len(world.leases) == 1
 
@@ -194,7 +194,7 @@ def test_L03_those_who_wait_at_a_crash_are_served_by_the_next_worker() -> None:
     world = World(leases_per_model=1)
     world.load("a", 60)
     ticket = world.want("a")
-    world.end("a")
+    world.crash("a")
     assert world.state("a") is S.COOLING
     world.advance(1)
     world.size("a", 60)
@@ -205,7 +205,7 @@ def test_L03_those_who_wait_at_a_crash_are_served_by_the_next_worker() -> None:
 def test_whoever_waits_out_a_delay_and_leaves_starts_nothing() -> None:
     world = World()
     world.load("a", 60)
-    world.end("a")
+    world.crash("a")
     ticket = world.want("a")
     assert world.leave(ticket) == (effects.ArmTimer(None),)
     assert world.state("a") is S.UNLOADED
@@ -215,13 +215,43 @@ def test_a_worker_that_ends_while_it_loads_fails_all_who_wait() -> None:
     world = World()
     ticket = world.want("a")
     world.size("a", 60)
-    world.end("a", "signal SIGSEGV")
+    world.crash("a", "signal SIGSEGV")
     refusal = world.refusal(ticket)
     assert isinstance(refusal, effects.CannotLoad)
     assert refusal.failure.code == "loading_failed"
     assert "signal SIGSEGV" in refusal.failure.message
     world.want("a")
     assert world.state("a") is S.COOLING
+
+
+def test_L01_who_comes_between_the_fault_of_a_worker_and_its_end_gets_the_next_one() -> None:
+    world = World(leases_per_model=2)
+    lease = world.load("a", 60)
+    former = world.load_id("a")
+    assert world.fail_worker("a") == ()
+    ticket = world.want("a")
+    assert ticket not in world.answers and world.reserved == 60
+    assert world.release(lease) == ()
+    assert world.fail_worker("a") == (), "told twice, it changes nothing"
+    world.crash("a")
+    assert world.state("a") is S.COOLING
+    world.advance(1)
+    world.size("a", 60)
+    world.ready("a")
+    assert world.leases[ticket] != former
+
+
+def test_a_load_that_failed_by_a_crash_is_delayed_and_one_that_failed_in_order_is_not() -> None:
+    world = World()
+    failure = events.Failure("loading_failed", "the worker ended")
+    for is_crash, state in ((False, S.SIZING), (True, S.COOLING)):
+        world.want("a")
+        world.size("a", 60)
+        world.fail_load("a", failure)
+        world.end_load(world.load_id("a"), is_crash=is_crash)
+        ticket = world.want("a")
+        assert world.state("a") is state
+        world.leave(ticket)
 
 
 # drain

@@ -83,7 +83,8 @@ class Histories(RuleBasedStateMachine):
             load_id = self.pick(which, over)
             self.world.send(events.ModelSized(load_id, 10))
             self.world.send(events.WorkerReady(load_id))
-            self.world.send(events.WorkerEnded(load_id, "", 0.0))
+            self.world.send(events.WorkerFailing(load_id))
+            self.world.send(events.WorkerEnded(load_id=load_id, cause="", is_crash=True, jitter=0.0))
 
     # workers
 
@@ -110,7 +111,12 @@ class Histories(RuleBasedStateMachine):
     @precondition(lambda self: self.world.workers)
     @rule(which=choice, jitter=st.floats(0, 1, exclude_max=True))
     def crash(self, which: int, jitter: float) -> None:
-        self.world.end_load(self.pick(which, self.world.workers), "signal SIGKILL", jitter)
+        self.world.end_load(self.pick(which, self.world.workers), is_crash=True, jitter=jitter)
+
+    @precondition(lambda self: self.in_state(READY))
+    @rule(which=choice)
+    def fail_worker(self, which: int) -> None:
+        self.world.fail_worker_of(self.pick(which, self.in_state(READY)))
 
     @precondition(lambda self: self.in_state(STOPPING))
     @rule(which=choice)

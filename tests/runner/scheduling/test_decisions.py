@@ -22,6 +22,14 @@ def test_decisions_are_told_per_model_or_all_oldest_first() -> None:
     assert [one.at_s for one in log.latest()] == [1.0, 2.0, 3.0]
 
 
+def test_fresh_decisions_are_taken_once() -> None:
+    log = DecisionLog(1)
+    log.add(decision(A, 1.0))
+    log.add(decision(B, 2.0))
+    assert log.take_fresh() == (decision(A, 1.0), decision(B, 2.0))
+    assert log.take_fresh() == ()
+
+
 @pytest.mark.parametrize(("made", "kept"), [(2, 2), (3, 3), (4, 3)])
 def test_O08_only_the_latest_decisions_are_kept(made: int, kept: int) -> None:
     log = DecisionLog(3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from runner.scheduling.queues import Rates, Waiter, WaitingLine, Want, retry_after_s
+from runner.scheduling.queues import Rates, Waiter, WaitingLine, Want
 
 
 def waiter(ticket: int, want: Want = Want.LEASE, since_s: float = 0.0) -> Waiter:
@@ -61,5 +61,6 @@ def test_rates_follow_what_is_measured() -> None:
 @pytest.mark.parametrize(
     ("expected", "told"), [(0.0, 1.0), (1.0, 1.0), (2.5, 2.5), (60.0, 60.0), (61.0, 60.0)]
 )
-def test_a_refused_client_is_told_a_time_within_bounds(expected: float, told: float) -> None:
-    assert retry_after_s(expected) == told
+def test_O04_a_refused_client_is_told_a_time_within_bounds(expected: float, told: float) -> None:
+    assert Rates(load_s=expected).retry_after_s(None) == told
+    assert Rates(lease_s=8 * expected).retry_after_s(8) == told

@@ -1,0 +1,86 @@
+"""Workers that die under the scheduler: who notices, and what the next request gets."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from actors.worker import DeathReport
+from runner.errors import LoadingFailed
+from tests.support.scheduler_bench import Bench, crowd, new_bench, running, settle
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def bench(virtual_clock: trio.testing.MockClock) -> Bench:
+    return new_bench()
+
+
+async def test_L03_after_a_crash_the_next_request_gets_a_new_worker_after_a_delay(bench: Bench) -> None:
+    async with running(bench):
+        lease = await bench.handle.acquire(bench.model("a"))
+        other = await bench.handle.acquire(bench.model("b"))
+        bench.keepers.running["ai/a"].kill()
+        await trio.sleep(1)
+        await settle()
+        assert bench.states() == {"b": "ready"}
+        before_s = trio.current_time()
+        fresh = await bench.handle.acquire(bench.model("a"))
+        assert trio.current_time() - before_s == pytest.approx(0.25 + 2.0)
+        assert fresh.worker is not lease.worker
+        lease.release()  # void: takes nothing from the new worker
+        await settle()
+        assert bench.row("a").leases == 1
+        assert other.worker is bench.keepers.running["ai/b"].handle
+
+
+async def test_L02_a_death_is_reported_with_its_cause(bench: Bench) -> None:
+    async with running(bench):
+        await bench.handle.acquire(bench.model("a"))
+        bench.keepers.running["ai/a"].kill("signal SIGSEGV")
+        await trio.sleep(2)
+    deaths = [notice for notice in bench.notices if isinstance(notice, DeathReport)]
+    assert [(death.model, death.cause, death.was_requested) for death in deaths] == [
+        ("ai/a", "signal SIGSEGV", False)
+    ]
+
+
+async def test_a_worker_that_dies_while_it_loads_fails_all_who_wait(bench: Bench) -> None:
+    async with running(bench) as nursery:
+        callers = crowd(bench, nursery, "a", 3)
+        await trio.sleep(0.5)
+        bench.keepers.running["ai/a"].kill("exit code 3")
+        await trio.sleep(2)
+        assert {type(caller.error) for caller in callers} == {LoadingFailed}
+        assert "exit code 3" in str(callers[0].error)
+
+
+async def test_L01_who_asks_while_a_worker_is_dying_gets_the_next_one(bench: Bench) -> None:
+    bench.keepers.stop_s = 4.0
+    async with running(bench):
+        lease = await bench.handle.acquire(bench.model("a"))
+        bench.keepers.running["ai/a"].kill()
+        await settle()
+        assert bench.states() == {"a": "stopping"}
+        fresh = await bench.handle.acquire(bench.model("a"))
+        assert fresh.worker is not lease.worker
+
+
+async def test_L03_a_load_that_ends_in_a_crash_delays_the_next_and_one_that_fails_in_order_does_not(
+    bench: Bench,
+) -> None:
+    async with running(bench) as nursery:
+        bench.keepers.load_error = LoadingFailed("no such tensor")
+        for _ in range(2):
+            with pytest.raises(LoadingFailed, match="no such tensor"):
+                await bench.handle.acquire(bench.model("a"))
+            await trio.sleep(1.5)
+        bench.keepers.load_error = None
+        crowd(bench, nursery, "a", 1)
+        await trio.sleep(0.5)
+        bench.keepers.running["ai/a"].kill()
+        await trio.sleep(1.1)
+        crowd(bench, nursery, "a", 1)
+        await settle()
+        assert bench.states() == {"a": "cooling"}

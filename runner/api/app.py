@@ -6,6 +6,8 @@ Owns the application and the two probes. May import the dialects; what they are 
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import trio
 from quart import ResponseReturnValue
 from quart.wrappers.base import BaseRequestWebsocket
@@ -49,10 +51,12 @@ class RunnerApp(QuartTrio):
             query_args=request.query_string.decode("ascii"),
         )
 
-    async def handle_user_exception(
-        self, error: Exception | BaseExceptionGroup[BaseException]
-    ) -> HTTPException | ResponseReturnValue:
-        """The handler of the one error that decides. A cancelled request is not answered at all."""
+    async def handle_user_exception(self, *args: Any) -> HTTPException | ResponseReturnValue:
+        """The handler of the one error that decides. A cancelled request is not answered at all.
+
+        The error is the last argument: since 0.23 Quart passes its context first.
+        """
+        *context, error = args
         if isinstance(error, BaseExceptionGroup):
             cancelled, _ = error.split(trio.Cancelled)
             if cancelled is not None:
@@ -60,7 +64,8 @@ class RunnerApp(QuartTrio):
         decisive = leading_error(error)
         if not isinstance(decisive, Exception):
             raise decisive
-        return await super().handle_user_exception(decisive)
+        handle: Any = super().handle_user_exception
+        return cast(ResponseReturnValue, await handle(*context, decisive))
 
 
 def build_app(context: AppContext) -> RunnerApp:
@@ -80,7 +85,6 @@ def bare_app(allowed_origins: frozenset[str] = frozenset()) -> RunnerApp:
         MAX_CONTENT_LENGTH=None,  # the serving layer counts while bytes arrive
         BODY_TIMEOUT=None,  # it also demands progress, which suits a slow but honest upload
         RESPONSE_TIMEOUT=None,  # would cut streams off in silence
-        BACKGROUND_TASK_SHUTDOWN_TIMEOUT=1,  # of what no request waits for any more
     )
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False  # a redirect would repair `//` in a model name

@@ -3,7 +3,8 @@
 Owns how many connections there are and how all of them end: stop accepting, close the idle ones, wait for
 the running ones, give the rest a last word, cut off what is left. An exception of one connection is logged
 and ends that connection only. May import trio and the rest of the serving layer: `runner.api.listeners`,
-`runner.api.connection`, `runner.api.protocol`. What it serves is any ASGI app; ours is `runner.api.app`.
+`runner.api.connection`, `runner.api.protocol`. It serves any ASGI app that needs no lifespan; ours is
+`runner.api.app`, whose parts begin and end in the daemon.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from runner.api.admission import AdmissionPolicy
 from runner.api.connection import Connection, Deadlines
 from runner.api.errors import Refusal
 from runner.api.head import HeadLimits
-from runner.api.lifespan import lifespan
 from runner.api.listeners import Listener, listen_tcp, listen_unix
 from runner.api.middleware import choose_request_id
 from runner.api.protocol import ProtocolSettings, hypercorn_config, raw_answer
@@ -90,7 +90,7 @@ class Server:
         self._note_answer()
         with contextlib.ExitStack() as listening:
             listeners = await self._listen(listening)
-            async with lifespan(self._app), trio.open_nursery() as connections:
+            async with trio.open_nursery() as connections:
                 async with trio.open_nursery() as accepting:
                     for listener in listeners:
                         accepting.start_soon(self._accept, listener, connections)

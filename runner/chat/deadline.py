@@ -32,22 +32,58 @@ def call_before(deadline_s: float, function: Callable[[], T]) -> T:
 
     `function` may be cut anywhere, also in its `finally`: give it nothing to own that outlives the call.
     """
-    watch = threading.Timer(deadline_s, _interrupt, (threading.get_ident(),))
-    watch.daemon = True
+    watch = _Watch(deadline_s)
+    watch.start()
     try:
-        watch.start()
         try:
+            watch.begin()
             return function()
         finally:
-            # Once the watch has ended nothing new can come; what came late and is still pending is taken
-            # back.
-            watch.cancel()
-            watch.join()
-            _set_async_exc(threading.get_ident(), ctypes.py_object())
+            watch.settle()
     except _Interruption:
-        watch.join()  # the interruption may have hit the join above; there is no second one
+        watch.settle()  # the interruption, of which there is one at most, may have hit the call above
         raise DeadlinePassed(f"not done after {deadline_s:g} s") from None
+    finally:
+        watch.join()
 
 
-def _interrupt(thread_id: int) -> None:
-    _set_async_exc(thread_id, _Interruption)
+class _Watch(threading.Thread):
+    """Interrupts the thread that made it, once, unless that thread settles in time after it began.
+
+    `settle` may itself be interrupted at any bytecode, and is then called again. So it uses bare locks, each
+    operation of which is one native call, and can be repeated from wherever it was cut: Events and joins hold
+    locks of their own across bytecodes, which an interruption can leave locked.
+    """
+
+    def __init__(self, deadline_s: float) -> None:
+        super().__init__(name="deadline", daemon=True)
+        self._deadline_s = deadline_s
+        self._watched_id = threading.get_ident()
+        self._begun = threading.Lock()
+        self._begun.acquire()
+        self._settled = threading.Lock()
+        self._settled.acquire()
+        self._over = threading.Lock()
+        self._over.acquire()
+        self._is_over = False
+
+    def begin(self) -> None:
+        """Time counts from here. Not from `start`, which must not be interrupted either."""
+        self._begun.release()
+
+    def run(self) -> None:
+        self._begun.acquire()
+        if not self._settled.acquire(timeout=self._deadline_s):
+            _set_async_exc(self._watched_id, _Interruption)
+        self._is_over = True
+        self._over.release()
+
+    def settle(self) -> None:
+        """Afterwards no interruption comes, and one that came too late to be delivered never is."""
+        try:
+            self._settled.release()
+        except RuntimeError:
+            pass  # released before
+        if not self._is_over:  # nobody can have taken the lock before it was released
+            self._over.acquire()
+        _set_async_exc(self._watched_id, ctypes.py_object())

@@ -64,15 +64,18 @@ def text_of(value: Any) -> str:
 
 
 def measure(value: Any) -> None:
-    """Raise TooMuch when printing `value` (as text or JSON) would exceed the ceiling of a text."""
-    budget = TEXT_MAX
+    """Raise TooMuch when printing `value` (as text or JSON) would exceed the ceilings of a text or of a
+    list."""
+    n_items = n_characters = 0
     rest: list[Any] = [value]
     while rest:
         item = rest.pop()
-        budget -= 2 + (len(item) if type(item) is str else 0)
-        if budget < 0:
-            raise TooMuch(f"a printed value of more than {TEXT_MAX} characters")
-        if isinstance(item, dict):
+        n_items += 1
+        check_items(n_items)
+        if isinstance(item, str):
+            n_characters += len(item)
+            check_text(n_characters)
+        elif isinstance(item, dict):
             rest += item
             rest += item.values()
         elif isinstance(item, _CONTAINERS):

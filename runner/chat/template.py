@@ -38,7 +38,7 @@ DEADLINE_S = 2.0
 T = TypeVar("T")
 
 _MESSAGE_MAX = 300
-_KINDS = {bool: "true or false", int: "a whole number", str: "text"}
+_KINDS = {bool: "true or false", str: "text"}
 _FORMAT_MAX = 200
 _WIDE_DIRECTIVE = re.compile(r"%[^a-zA-Z%]*[0-9]")  # glibc pads `%1000000000Y` as it is told
 

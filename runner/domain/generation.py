@@ -12,14 +12,13 @@ import attrs
 
 from runner.domain.sampling import SamplingParams
 
-TEMPLATE_OPTIONS: Mapping[str, type[str] | type[int] | type[bool]] = MappingProxyType(
+TEMPLATE_OPTIONS: Mapping[str, type[str] | type[bool]] = MappingProxyType(
     {
         "enable_thinking": bool,  # Qwen 3, GLM
         "thinking": bool,  # DeepSeek
         "preserve_thinking": bool,  # Qwen 3.6
         "clear_thinking": bool,  # GLM
         "keep_past_thinking": bool,  # LFM 2.5
-        "thinking_budget": int,  # Seed-OSS
         "thinking_effort": str,  # Kimi
         "thinking_mode": str,  # MiniMax
         "reasoning_effort": str,  # gpt-oss

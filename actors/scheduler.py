@@ -55,7 +55,7 @@ from runner.scheduling.decisions import Decision
 from runner.scheduling.rules import SchedulingRules
 from runner.wire.messages import Loaded
 
-T = TypeVar("T")
+W = TypeVar("W", events.LeaseRequested, events.PreloadRequested)
 
 OPEN_ASKS_MAX = 4096  # the lines are shorter; this bounds them all together
 
@@ -63,36 +63,15 @@ OPEN_ASKS_MAX = 4096  # the lines are shorter; this bounds them all together
 # messages
 
 
-@attrs.frozen(kw_only=True)
-class AcquireModel:
-    ticket: int
-    model: Model
-    keep_alive_s: float | None
-    reply: Reply[ModelLease]
+Question = events.LeaseRequested | events.PreloadRequested | events.UnloadRequested | events.DrainRequested
 
 
-@attrs.frozen(kw_only=True)
-class StartModel:
-    ticket: int
-    model: Model
-    keep_alive_s: float | None
-    reply: Reply[WorkerStatus]
+@attrs.frozen
+class Asked:
+    """Somebody waits for the answer to this event."""
 
-
-@attrs.frozen(kw_only=True)
-class UnloadModels:
-    """`model_ids` None means all."""
-
-    ticket: int
-    model_ids: tuple[Digest, ...] | None
-    reply: Reply[UnloadReport]
-
-
-@attrs.frozen(kw_only=True)
-class DrainModels:
-    ticket: int
-    grace_s: float
-    reply: Reply[None]
+    event: Question
+    reply: Reply[Any]
 
 
 @attrs.frozen
@@ -108,8 +87,7 @@ class Happened:
     event: events.Event
 
 
-Ask = AcquireModel | StartModel | UnloadModels | DrainModels
-SchedulerMessage = Ask | ListDecisions | Happened | LoadNews
+SchedulerMessage = Asked | ListDecisions | Happened | LoadNews
 
 
 # values
@@ -190,9 +168,7 @@ class SchedulerHandle:
     def __init__(self) -> None:
         self.address: Address[SchedulerMessage] = Address("scheduler", capacity=OPEN_ASKS_MAX)
         self.board = Board()
-        self._tickets = itertools.count(
-            1
-        )  # never used twice, so that a lease of a former run releases nothing
+        self._tickets = itertools.count(1)  # never used twice, also not after a restart
 
     async def acquire(self, model: Model, *, keep_alive_s: float | None = None) -> ModelLease:
         """A lease of the model, which is loaded first when it is not in memory.
@@ -201,32 +177,25 @@ class SchedulerHandle:
         its last lease ends, infinite keeps it. Raises QueueFull, InsufficientMemory, LoadingFailed (or what
         else kept it from loading: InvalidModelFile, LoadTimeout, ModelNotFound, StoreDamaged), Draining.
         """
-        return await self._ask(
-            lambda ticket, reply: AcquireModel(
-                ticket=ticket, model=model, keep_alive_s=keep_alive_s, reply=reply
-            )
-        )
+        lease: ModelLease = await self._ask(self._wanted(events.LeaseRequested, model, keep_alive_s))
+        return lease
 
     async def start(self, model: Model, *, keep_alive_s: float | None = None) -> WorkerStatus:
         """Have the model in memory; its idle time begins now. Raises like `acquire`."""
-        return await self._ask(
-            lambda ticket, reply: StartModel(
-                ticket=ticket, model=model, keep_alive_s=keep_alive_s, reply=reply
-            )
-        )
+        row: WorkerStatus = await self._ask(self._wanted(events.PreloadRequested, model, keep_alive_s))
+        return row
 
     async def unload(self, model_ids: tuple[Digest, ...] | None = None) -> UnloadReport:
         """Unload these models, or all, except those in use; returns when their processes are gone."""
-        return await self._ask(
-            lambda ticket, reply: UnloadModels(ticket=ticket, model_ids=model_ids, reply=reply)
-        )
+        report: UnloadReport = await self._ask(events.UnloadRequested(next(self._tickets), model_ids))
+        return report
 
     async def drain(self, *, grace_s: float = 0.0) -> None:
         """Refuse all new work from now on, and stop all workers; returns when their processes are gone.
 
         Those in use are stopped when their last lease ends, at the latest after `grace_s`.
         """
-        await self._ask(lambda ticket, reply: DrainModels(ticket=ticket, grace_s=grace_s, reply=reply))
+        await self._ask(events.DrainRequested(next(self._tickets), grace_s))
 
     async def decisions(self, model_id: Digest | None = None) -> tuple[Decision, ...]:
         """The latest decisions about one model, or about all, oldest first."""
@@ -236,16 +205,22 @@ class SchedulerHandle:
         """The state after the latest event with the numbers of this moment; empty while nothing runs."""
         return self.board.status()
 
-    async def _ask(self, make_message: Callable[[int, Reply[T]], Ask]) -> T:
-        """Ask under a new ticket, and take everything back when the caller is cancelled.
+    def _wanted(self, kind: type[W], model: Model, keep_alive_s: float | None) -> W:
+        """ValueError for a time that no timer could keep; dialects have refused it before."""
+        if keep_alive_s is not None and not keep_alive_s >= 0:
+            raise ValueError(f"{keep_alive_s} is no time to keep a model")
+        ticket = next(self._tickets)
+        return kind(ticket=ticket, model_id=model.id, name=model.name, keep_alive_s=keep_alive_s)
+
+    async def _ask(self, event: Question) -> Any:
+        """The answer; when the caller is cancelled, everything is taken back.
 
         The answer may have been given just before: then the core releases what it has granted.
         """
-        ticket = next(self._tickets)
         try:
-            return await self.address.ask(partial(make_message, ticket))
+            return await self.address.ask(lambda reply: Asked(event, reply))
         except trio.Cancelled:
-            self.address.tell(Happened(events.CallerLeft(ticket)))
+            self.address.tell(Happened(events.CallerLeft(event.ticket)))
             raise
 
 
@@ -338,9 +313,11 @@ class _Run:
                 self._happen(message.event)
             case Measured() | NotMeasured() | KeeperTold() | LoadOver():
                 self._hear(message)
+            case Asked():
+                self._replies[message.event.ticket] = message.reply
+                self._happen(message.event)
             case _:
-                self._replies[message.ticket] = message.reply
-                self._happen(_event_of(message))
+                assert_never(message)
 
     def _hear(self, news: LoadNews) -> None:
         match news:
@@ -468,30 +445,6 @@ class _Run:
                 is_draining=self._core.is_draining,
             )
         )
-
-
-def _event_of(ask: Ask) -> events.Event:
-    match ask:
-        case AcquireModel():
-            return events.LeaseRequested(
-                ticket=ask.ticket,
-                model_id=ask.model.id,
-                name=ask.model.name,
-                keep_alive_s=ask.keep_alive_s,
-            )
-        case StartModel():
-            return events.PreloadRequested(
-                ticket=ask.ticket,
-                model_id=ask.model.id,
-                name=ask.model.name,
-                keep_alive_s=ask.keep_alive_s,
-            )
-        case UnloadModels():
-            return events.UnloadRequested(ask.ticket, ask.model_ids)
-        case DrainModels():
-            return events.DrainRequested(ask.ticket, ask.grace_s)
-        case _:
-            assert_never(ask)
 
 
 def _failure_of(error: RunnerError) -> events.Failure:

@@ -14,6 +14,7 @@ from runner.errors import (
     LoadTimeout,
     ModelNotFound,
     QueueFull,
+    RunnerError,
     StoreDamaged,
     TemplateFailed,
     Unavailable,
@@ -42,9 +43,8 @@ def test_a_drain_is_told() -> None:
     "kind",
     [DiskFull, InvalidModelFile, LoadTimeout, LoadingFailed, StoreDamaged, TemplateFailed, Unavailable],
 )
-def test_a_failure_keeps_its_kind_and_its_sentence(kind: type[Exception]) -> None:
-    failure = Failure(kind.code, "why")  # type: ignore[attr-defined]  # all of them are of our tree
-    error = error_of(CannotLoad(model="m", failure=failure))
+def test_a_failure_keeps_its_kind_and_its_sentence(kind: type[RunnerError]) -> None:
+    error = error_of(CannotLoad(model="m", failure=Failure(kind.code, "why")))
     assert type(error) is kind and str(error) == "why"
 
 

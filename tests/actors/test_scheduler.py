@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from actors.load import EngineSettings, LoadFault
-from actors.scheduler import AcquireModel, Happened, SchedulerHandle, SchedulerSettings
+from actors.scheduler import Asked, Happened, SchedulerHandle, SchedulerSettings
 from runner.domain.status import UnloadReport
 from runner.errors import (
     Draining,
@@ -93,6 +93,17 @@ async def test_keep_alive_zero_ends_with_the_last_lease_and_infinite_never(bench
         assert bench.states() == {"b": "ready"}
 
 
+@pytest.mark.parametrize("keep_alive_s", [-1.0, math.nan])
+async def test_a_keep_alive_that_is_no_time_is_refused_before_it_is_asked(
+    bench: Bench, keep_alive_s: float
+) -> None:
+    async with running(bench):
+        for ask in (bench.handle.acquire, bench.handle.start):
+            with pytest.raises(ValueError, match="no time to keep"):
+                await ask(bench.model("a"), keep_alive_s=keep_alive_s)
+        assert bench.states() == {}
+
+
 # single flight
 
 
@@ -166,10 +177,10 @@ async def test_a_caller_who_is_cancelled_just_before_the_answer_takes_back_what_
         with handle.address.open() as mailbox:
             nursery.start_soon(caller.acquire, Bench(handle, CountingStore(), FakeKeepers()), "a")
             asked = await anext(mailbox)
-            assert isinstance(asked, AcquireModel)
+            assert isinstance(asked, Asked)
             caller.scope.cancel()
             asked.reply.fail(Draining())  # any answer; its task has not run yet
-            assert await anext(mailbox) == Happened(CallerLeft(asked.ticket))
+            assert await anext(mailbox) == Happened(CallerLeft(asked.event.ticket))
     assert caller.lease is None and caller.error is None
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 from runner.oci.digest import Digest
 from runner.scheduling import effects, events
@@ -26,8 +27,8 @@ def model_id(name: str) -> Digest:
 class World:
     """`budget` and footprints are plain bytes. Time stands still unless a test moves it."""
 
-    def __init__(self, budget: int = 100, **rules: object) -> None:
-        self.rules = SchedulingRules(**rules)  # type: ignore[arg-type]  # tests name the rules they mean
+    def __init__(self, budget: int = 100, **rules: Any) -> None:
+        self.rules = SchedulingRules(**rules)
         self.core = SchedulerCore(self.rules, budget_bytes=budget)
         self.now_s = 1000.0
         self.budget = budget

@@ -8,6 +8,7 @@ finish, workers do what they are told and time passes, every question is answere
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -183,9 +184,9 @@ class Histories(RuleBasedStateMachine):
         return [load_id for load_id, one in self.world.workers.items() if one is state]
 
     @staticmethod
-    def pick(which: int, among: object) -> int:
-        options = list(among)  # type: ignore[call-overload]  # any collection of numbers
-        return int(options[which % len(options)])
+    def pick(which: int, among: Iterable[int]) -> int:
+        options = list(among)
+        return options[which % len(options)]
 
 
 TestHistories = Histories.TestCase

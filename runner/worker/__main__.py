@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import traceback
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _SWITCH_INTERVAL_S = 0.0005
@@ -16,7 +17,7 @@ _CORE_LIMIT_BYTES = 1
 """Less than any dump to a file; and unlike 0 it also keeps Linux from piping one to a program."""
 _USAGE = "usage: python -m runner.worker --channel-fd N --parent-pid P\n"
 _EXIT_USAGE = 2
-_EXIT_ORPHAN = 1
+_EXIT_ERROR = 1
 
 
 def main(arguments: list[str]) -> int:
@@ -63,7 +64,7 @@ def _tie_to(parent_pid: int) -> None:
 
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent_pid:
-        os._exit(_EXIT_ORPHAN)
+        os._exit(_EXIT_ERROR)
 
 
 def _settle_process() -> None:
@@ -96,8 +97,12 @@ def _settle_descriptors() -> None:
 
 
 if __name__ == "__main__":
-    code = main(sys.argv[1:])
+    code = _EXIT_ERROR
+    try:
+        code = main(sys.argv[1:])
+    except BaseException:  # the keeper reads the last lines of this log
+        traceback.print_exc()
     sys.stderr.flush()
-    # Not through the interpreter's shutdown: a preparation that is still busy would be cut in the middle of
-    # it.
+    # Not through the interpreter's shutdown, which would stop a busy preparation in the middle of native
+    # code.
     os._exit(code)

@@ -167,7 +167,8 @@ def test_G08_allowed_options_reach_the_template() -> None:
     "name",
     [
         "messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token",
-        "raise_exception", "strftime_now", "range", "namespace", "self", "loop", "chat_template", "unheard_of", "",
+        "raise_exception", "strftime_now", "range", "namespace", "self", "loop", "chat_template",
+        "unheard_of", "",
     ],
 )  # fmt: skip
 def test_G08_an_option_outside_the_allowlist_is_refused_by_name(name: str) -> None:

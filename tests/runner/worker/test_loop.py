@@ -319,6 +319,12 @@ def test_more_requests_than_the_queue_holds_are_refused_at_once(weights: Path) -
     assert all(isinstance(events[-1], Finished) for events in served.values())
 
 
+@pytest.mark.parametrize("marker", ["<__media__>", "<image>", "<|image_pad|>", "[img-1]"])
+def test_G10_a_media_marker_without_its_media_is_text(loaded: WorkerThread, marker: str) -> None:
+    loaded.send(chat("marker", marker))
+    assert text_of(loaded.outcome("marker")) == marker
+
+
 def test_deltas_carry_whole_characters(loaded: WorkerThread) -> None:
     loaded.send(chat("smile", "[[say naïve 😀 end]]"))
     events = loaded.outcome("smile")

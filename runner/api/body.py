@@ -25,8 +25,7 @@ class RequestBody:
     def __init__(
         self, expected_content_length: int | None = None, max_content_length: int | None = None
     ) -> None:
-        self._pieces: list[bytes] = []
-        self._size_bytes = 0
+        self._data = bytearray()  # not a list of pieces: a body may arrive in pieces of one byte
         self._is_wanted_whole = False
         self._complete = trio.Event()
         self._arrival = trio.Event()
@@ -37,12 +36,12 @@ class RequestBody:
 
     async def __anext__(self) -> bytes:
         """Whatever has arrived since the last piece, at most a little more than READ_AHEAD_BYTES."""
-        while not self._pieces:
+        while not self._data:
             if self._complete.is_set():
                 raise StopAsyncIteration
             self._arrival = trio.Event()
             await self._arrival.wait()
-        data = b"".join(self._pieces)
+        data = bytes(self._data)
         self.clear()
         return data
 
@@ -53,18 +52,17 @@ class RequestBody:
         self._is_wanted_whole = True
         self._room.set()
         await self._complete.wait()
-        return b"".join(self._pieces)
+        return bytes(self._data)
 
     async def wait_for_room(self) -> None:
         """Returns when the reader may bring more."""
-        while self._size_bytes > READ_AHEAD_BYTES and not self._is_wanted_whole:
+        while len(self._data) > READ_AHEAD_BYTES and not self._is_wanted_whole:
             self._room = trio.Event()
             await self._room.wait()
 
     def append(self, data: bytes) -> None:
         if data:
-            self._pieces.append(data)
-            self._size_bytes += len(data)
+            self._data += data
             self._arrival.set()
 
     def set_complete(self) -> None:
@@ -76,6 +74,5 @@ class RequestBody:
         self.set_complete()
 
     def clear(self) -> None:
-        self._pieces.clear()
-        self._size_bytes = 0
+        self._data.clear()
         self._room.set()

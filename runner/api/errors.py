@@ -15,7 +15,7 @@ from http import HTTPStatus
 
 import attrs
 import orjson
-from quart import Quart
+from quart import Quart, g
 from quart_trio.wrappers import TrioResponse
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
@@ -201,5 +201,5 @@ def install_error_handlers(app: Quart) -> None:
     @app.errorhandler(Exception)
     async def on_exception(error: Exception) -> TrioResponse:
         if not isinstance(error, RunnerError):
-            log.error("a request failed", exc_info=error)
+            log.error("request %s failed", g.get("request_id", "-"), exc_info=error)
         return to_response(refusal_of(error))

@@ -47,6 +47,7 @@ EARLY_BYTES_MAX = 64 * 1024
 """How much of the next requests is read while one is answered, so that a client that leaves is noticed."""
 
 _BODY_QUEUE = 4  # pieces of at most one read each between the reader and the app
+_EVENTS_UNTIL_YIELD = 256  # one read may hold ten thousand chunks of one byte, at some 10 µs each
 _CHUNK_LINE_BYTES = 16 * 1024  # a chunk header or the trailers; h11 refuses more
 _CLOSE = (b"connection", b"close")
 _ANSWER_PENDING = frozenset({h11.IDLE, h11.SEND_RESPONSE})
@@ -199,24 +200,39 @@ class Http1Protocol(H11Protocol):
         await self._pass_body()
 
     async def _pass_body(self) -> None:
+        """Hand the app what has arrived, in one piece however it was cut into chunks."""
         stream = cast(HTTPStream, self.stream)
-        while self.phase is Phase.BODY:
-            try:
-                event = self.connection.next_event()
-            except h11.RemoteProtocolError:
-                await self.refuse(_bad_request("the body is malformed"))
-                return
-            if isinstance(event, h11.Data):
-                self.body_bytes += len(event.data)
-                if self._body_limit_bytes is not None and self.body_bytes > self._body_limit_bytes:
-                    await self.refuse(too_large(self._body_limit_bytes))
-                    return
-                await stream.handle(Body(stream_id=STREAM_ID, data=event.data))
-            elif isinstance(event, h11.EndOfMessage):
-                self.phase = Phase.ANSWER
-                await stream.handle(EndBody(stream_id=STREAM_ID))
-            else:
-                return
+        data, n_events = bytearray(), 0
+        event = self._next_body_event()
+        while isinstance(event, h11.Data):
+            data += event.data
+            n_events += 1
+            if n_events % _EVENTS_UNTIL_YIELD == 0:
+                await trio.lowlevel.checkpoint()
+            event = self._next_body_event()
+        if self.phase is not Phase.BODY:  # the app has ended meanwhile
+            return
+        self.body_bytes += len(data)
+        if self._body_limit_bytes is not None and self.body_bytes > self._body_limit_bytes:
+            await self.refuse(too_large(self._body_limit_bytes))
+            return
+        if event is None:
+            await self.refuse(_bad_request("the body is malformed"))
+            return
+        is_complete = isinstance(event, h11.EndOfMessage)
+        if is_complete:
+            self.phase = Phase.ANSWER
+        if data:
+            await stream.handle(Body(stream_id=STREAM_ID, data=bytes(data)))
+        if is_complete:
+            await stream.handle(EndBody(stream_id=STREAM_ID))
+
+    def _next_body_event(self) -> object | None:
+        """None: malformed."""
+        try:
+            return self.connection.next_event()
+        except h11.RemoteProtocolError:
+            return None
 
     async def time_out(self) -> None:
         """The client took too long. One that has sent nothing of a request is left without an answer."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 from typing import Any
 
 import pytest
@@ -239,6 +240,27 @@ async def test_N09_an_endless_chunk_header_is_refused() -> None:
         assert (await client.answer()).status == 400
 
 
+async def test_O06_a_body_in_chunks_of_one_byte_leaves_others_their_turn() -> None:
+    async with serving(Site().app) as server:
+        client, other = await server.connect(), await server.connect()
+        size_bytes = 100_000
+        async with trio.open_nursery() as nursery:
+            head = f"POST /body HTTP/1.1\r\n{HOST}Transfer-Encoding: chunked\r\n\r\n"
+            nursery.start_soon(client.send, head + "1\r\nx\r\n" * size_bytes + "0\r\n\r\n")
+            answered = 0
+
+            async def ask_meanwhile() -> None:
+                nonlocal answered
+                while True:
+                    assert (await other.request("GET", "/json")).status == 200
+                    answered += 1
+
+            nursery.start_soon(ask_meanwhile)
+            assert (await client.answer()).json() == {"bytes": size_bytes}
+            nursery.cancel_scope.cancel()
+        assert answered > 10
+
+
 async def test_a_body_is_asked_for_when_the_client_waits_for_that() -> None:
     async with serving(Site().app) as server:
         client = await server.connect()
@@ -431,6 +453,42 @@ async def test_N25_an_upgrade_with_bytes_behind_it_is_refused_and_harms_nobody(
         ):
             client = await server.connect()
             assert (await exchange(client, data)).startswith(b"HTTP/1.1 %d " % status)
+        assert (await server.get("/json")).status == 200
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+async def test_whatever_arrives_the_server_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    """Requests with random damage, in random pieces, by clients that leave at random."""
+    chance = random.Random(7)
+    intact = [
+        f"GET /json HTTP/1.1\r\n{HOST}\r\n",
+        f"POST /body HTTP/1.1\r\n{HOST}Content-Length: 5\r\n\r\nhello",
+        f"POST /body HTTP/1.1\r\n{HOST}Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+        f"POST /body HTTP/1.1\r\n{HOST}Expect: 100-continue\r\nContent-Length: 5\r\n\r\nhello",
+        f"GET /json HTTP/1.1\r\n{HOST}Connection: Upgrade\r\nUpgrade: websocket\r\n\r\nx",
+    ]
+
+    def damaged() -> bytes:
+        data = bytearray("".join(chance.choices(intact, k=2)).encode())
+        for _ in range(chance.randrange(3)):
+            data[chance.randrange(len(data))] = chance.choice(b"\0\r\n :,x0\xff")
+        return bytes(data)
+
+    async with serving(Site().app) as server:
+        for _ in range(150):
+            client = await server.connect()
+            data = damaged()
+            cut = chance.randrange(len(data))
+            await client.send(data[:cut])
+            if chance.random() < 0.5:
+                await trio.testing.wait_all_tasks_blocked()
+            try:
+                await client.stream.send_all(data[cut:])
+                await trio.testing.wait_all_tasks_blocked()
+            except trio.BrokenResourceError:
+                pass
+            await client.aclose()
+        await server.until(connections=0)
         assert (await server.get("/json")).status == 200
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 

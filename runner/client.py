@@ -1,61 +1,64 @@
 """HTTP client of the daemon for the commands: http.client over TCP or the unix socket.
 
-Imports little, since every command pays for it. Where the daemon is: `--host`, `RUNNER_HOST`,
-`MODEL_RUNNER_HOST`, then the unix socket, then the default port.
+Imports little, since every command pays for it: no attrs, and `runner.config` only where settings say
+something about the address. Read on in `runner/cli/connect.py`.
 """
 
 from __future__ import annotations
 
+import errno
 import http.client
 import json
 import os
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-import attrs
-
 from runner.errors import RunnerError
+from runner.places import config_file, default_socket
 
+DEFAULT_PORT = 12434
 _CONNECT_TIMEOUT_S = 5.0
+_PROBE_TIMEOUT_S = 5.0
+_JSON = {"Content-Type": "application/json"}
+_ABSENT = frozenset({errno.ECONNREFUSED, errno.ENOENT})
 
 
 class DaemonUnreachable(RunnerError):
-    """Nothing answers where the daemon should be."""
+    """Nothing answers where the daemon should be. `is_absent`: nobody listens there; one may be started."""
 
     code = "daemon_unreachable"
 
-    def __init__(self, target: Target, reason: str) -> None:
+    def __init__(self, target: Target, reason: str, *, is_absent: bool = False) -> None:
         super().__init__(f"no daemon answers at {target} ({reason})")
         self.target = target
+        self.is_absent = is_absent
 
 
 class ApiError(RunnerError):
-    """The daemon refused. `code` is the API's; `faults` pairs field paths with what is wrong."""
+    """The daemon refused, or broke off. `error_code` is the API's, `status` HTTP's."""
 
-    def __init__(self, status: int, code: str, message: str, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self, status: int, error_code: str, message: str, retry_after_s: float | None = None
+    ) -> None:
         super().__init__(message)
         self.status = status
-        self.error_code = code
+        self.error_code = error_code
         self.retry_after_s = retry_after_s
 
 
-@attrs.frozen
+@dataclass(frozen=True)
 class Target:
     """Where a daemon is: a unix socket, or host and port. `is_explicit` when somebody named it."""
 
     socket_path: Path | None
     host: str = "127.0.0.1"
-    port: int = 12434
+    port: int = DEFAULT_PORT
     is_explicit: bool = False
-
-    @property
-    def is_local(self) -> bool:
-        """The daemon runs on this machine."""
-        return self.socket_path is not None or self.host in ("localhost", "127.0.0.1", "::1")
 
     def __str__(self) -> str:
         if self.socket_path is not None:
@@ -71,20 +74,47 @@ def parse_target(text: str) -> Target:
         if not path.startswith("/"):
             raise ValueError(f"{text!r}: a unix socket is named by its absolute path")
         return Target(Path(path), is_explicit=True)
-    parts = urlsplit(text if "://" in text else f"http://{text}")
-    if parts.scheme != "http" or not parts.hostname or parts.path.strip("/") or parts.query or parts.username:
+    try:
+        parts = urlsplit(text if "://" in text else f"http://{text}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+    if (
+        not host
+        or parts.scheme != "http"
+        or parts.path.strip("/")
+        or parts.query
+        or parts.username is not None
+    ):
         raise ValueError(f"{text!r} is not an address; write host:port, http://host:port or unix:/path")
-    return Target(None, parts.hostname, parts.port or 12434, is_explicit=True)
+    return Target(None, host, DEFAULT_PORT if port is None else port, is_explicit=True)
 
 
-def find_target(host: str | None, socket_path: Path, environment: Mapping[str, str] = os.environ) -> Target:
-    """The first of `host`, `RUNNER_HOST`, `MODEL_RUNNER_HOST`, an existing socket, the default port."""
+def find_target(host: str | None, environment: Mapping[str, str] = os.environ) -> Target:
+    """The first of `host`, `RUNNER_HOST`, `MODEL_RUNNER_HOST`, the daemon's socket when it exists, its port.
+
+    Raises ValueError when a name is no address, and `StartRefused` when the settings are not usable.
+    """
     named = host or environment.get("RUNNER_HOST") or environment.get("MODEL_RUNNER_HOST")
     if named:
         return parse_target(named)
-    if socket_path.is_socket():
-        return Target(socket_path)
-    return Target(None, port=int(environment.get("RUNNER_PORT", "12434")))
+    path, target = _listening_at(environment)
+    if path.is_socket() or target.port == 0:  # on any free port it can only be found by its socket
+        return Target(path)
+    return target
+
+
+def _listening_at(environment: Mapping[str, str]) -> tuple[Path, Target]:
+    """Socket and TCP address of a daemon with these settings; reads them only where they can differ."""
+    if not any(environment.get(name) for name in ("RUNNER_PORT", "RUNNER_LISTEN_HOST")) and not (
+        config_file().exists()
+    ):
+        named = environment.get("RUNNER_SOCKET")
+        return Path(named).expanduser().absolute() if named else default_socket(), Target(None)
+    from runner.config import resolve
+
+    settings = resolve({}, environment).settings
+    return settings.socket, Target(None, settings.host, settings.port)
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -99,13 +129,17 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 class Client:
-    """One daemon. A connection per call: commands make one or two."""
+    """One daemon. A connection per call: commands make one or two. May be used by several threads.
+
+    Every call raises `DaemonUnreachable` when nobody answers and `ApiError` when the answer is an error.
+    Answers may take minutes (loads, generations) and are waited for, unless a call takes `timeout_s`.
+    """
 
     def __init__(self, target: Target) -> None:
         self.target = target
 
-    def get(self, path: str) -> Any:
-        return self._json("GET", path)
+    def get(self, path: str, *, timeout_s: float | None = None) -> Any:
+        return self._json("GET", path, timeout_s=timeout_s)
 
     def post(self, path: str, body: Any = None) -> Any:
         return self._json("POST", path, body)
@@ -114,51 +148,53 @@ class Client:
         return self._json("DELETE", path)
 
     def is_reachable(self) -> bool:
+        """Whether a daemon answers. Raises `DaemonUnreachable` when something is there and says nothing."""
         try:
-            self.get("/health")
-        except (DaemonUnreachable, ApiError):  # nobody, or somebody else's server
+            self.get("/health", timeout_s=_PROBE_TIMEOUT_S)
+        except DaemonUnreachable as error:
+            if error.is_absent:
+                return False
+            raise
+        except ApiError:  # somebody else's server
             return False
         return True
 
-    def upload(self, path: str, chunks: Iterable[bytes], size_bytes: int, headers: Mapping[str, str]) -> Any:
-        """POST content of known size as it is read."""
-        sent = {"Content-Type": "application/octet-stream", "Content-Length": str(size_bytes), **headers}
+    def upload(self, path: str, chunks: Iterable[bytes], size_bytes: int) -> Any:
+        """POST content as it is read. Raises ValueError when `chunks` do not hold just `size_bytes`."""
+        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size_bytes)}
         with closing(self._connect()) as connection:
-            return _decoded(self._exchange(connection, "POST", path, chunks, sent))
+            return _decoded(self._exchange(connection, "POST", path, _exactly(chunks, size_bytes), headers))
 
-    def stream(self, path: str, body: Any) -> Iterator[str]:
-        """POST, then the data of each server-sent event as it arrives.
+    def stream(self, path: str, body: Any) -> Generator[dict[str, Any], None, None]:
+        """POST, then the chunks of the answer as they arrive.
 
-        Raises `ApiError` when the answer is an error, and when the stream ends without `[DONE]`, so that
-        nobody takes half an answer for a whole one. Closing the generator closes the connection, which
-        cancels the generation.
+        Raises `ApiError` when the answer is an error, when a chunk is one, and when the stream ends without
+        `[DONE]`, so that nobody takes half an answer for a whole one. Closing the generator closes the
+        connection, which cancels the generation.
         """
         with closing(self._connect()) as connection:
             response = self._exchange(connection, "POST", path, json.dumps(body).encode(), _JSON)
-            if response.status >= 400:
-                _decoded(response)
+            if response.status != 200:
+                raise _error_of(response, _content(response))
             try:
-                for line in response:
-                    text = line.decode("utf-8").rstrip("\r\n")
-                    if text == "data: [DONE]":
+                for data in event_data(response):
+                    if data == "[DONE]":
                         return
-                    if text.startswith("data: "):
-                        yield text[len("data: ") :]
-            except (http.client.HTTPException, OSError) as error:
-                reason = str(error) or type(error).__name__
-                raise ApiError(502, "incomplete", f"the answer broke off: {reason}") from error
-            raise ApiError(502, "incomplete", "the answer broke off")
+                    yield _chunk(data)
+            except (http.client.HTTPException, OSError, ValueError) as error:
+                raise _broken_off(str(error) or type(error).__name__) from error
+            raise _broken_off("the connection ended")
 
-    def _json(self, method: str, path: str, body: Any = None) -> Any:
+    def _json(self, method: str, path: str, body: Any = None, *, timeout_s: float | None = None) -> Any:
         content = None if body is None else json.dumps(body).encode()
         with closing(self._connect()) as connection:
+            connection.sock.settimeout(timeout_s)
             return _decoded(self._exchange(connection, method, path, content, {} if body is None else _JSON))
 
     def _connect(self) -> http.client.HTTPConnection:
+        connection: http.client.HTTPConnection
         if self.target.socket_path is not None:
-            connection: http.client.HTTPConnection = _UnixConnection(
-                self.target.socket_path, _CONNECT_TIMEOUT_S
-            )
+            connection = _UnixConnection(self.target.socket_path, _CONNECT_TIMEOUT_S)
         else:
             connection = http.client.HTTPConnection(
                 self.target.host, self.target.port, timeout=_CONNECT_TIMEOUT_S
@@ -167,8 +203,10 @@ class Client:
             connection.connect()
         except OSError as error:
             connection.close()
-            raise DaemonUnreachable(self.target, error.strerror or str(error)) from error
-        connection.sock.settimeout(None)  # generations and loads may take minutes; the user has Ctrl-C
+            raise DaemonUnreachable(
+                self.target, error.strerror or str(error), is_absent=error.errno in _ABSENT
+            ) from error
+        connection.sock.settimeout(None)
         return connection
 
     def _exchange(
@@ -179,41 +217,93 @@ class Client:
         body: bytes | Iterable[bytes] | None,
         headers: Mapping[str, str],
     ) -> http.client.HTTPResponse:
-        with suppress(
-            BrokenPipeError, ConnectionResetError
-        ):  # refused before the body was read: the answer tells
+        # Refused before the whole body was sent: the answer, which is there already, tells why.
+        with suppress(BrokenPipeError, ConnectionResetError):
             connection.request(method, path, body=body, headers=dict(headers))
         try:
             return connection.getresponse()
+        except TimeoutError as error:
+            raise DaemonUnreachable(self.target, "something is there but gives no answer") from error
         except (http.client.HTTPException, OSError) as error:
             raise DaemonUnreachable(
                 self.target, f"it closed the connection: {type(error).__name__}"
             ) from error
 
 
-_JSON = {"Content-Type": "application/json"}
-
-
 def model_path(name: str) -> str:
     """A model name inside a path: slashes, colons and `@` stay as they are, all else is escaped."""
-    return quote(name, safe="/:@")
+    return quote(name, safe="/:@", errors="surrogateescape")
+
+
+def event_data(lines: Iterable[bytes]) -> Iterator[str]:
+    """The data of each event of an event stream; its lines are joined, comments and other fields left out.
+
+    https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation; an event
+    without its final empty line is dropped. Raises UnicodeDecodeError.
+    """
+    data: list[str] = []
+    for line in lines:
+        text = line.decode("utf-8").rstrip("\r\n")
+        if text.startswith("data:"):
+            data.append(text[len("data:") :].removeprefix(" "))
+        elif not text and data:
+            yield "\n".join(data)
+            data = []
+
+
+def _chunk(data: str) -> dict[str, Any]:
+    chunk = json.loads(data)
+    if not isinstance(chunk, dict):
+        raise ValueError("a chunk is not an object")
+    error = chunk.get("error")
+    if isinstance(error, dict):
+        raise ApiError(502, str(error.get("code") or "unknown"), str(error.get("message") or "unknown error"))
+    return chunk
+
+
+def _broken_off(reason: str) -> ApiError:
+    return ApiError(502, "incomplete", f"the answer broke off: {reason}")
+
+
+def _exactly(chunks: Iterable[bytes], size_bytes: int) -> Iterator[bytes]:
+    """Raises ValueError when there is more or less: the daemon would wait for the rest for ever."""
+    left = size_bytes
+    for chunk in chunks:
+        left -= len(chunk)
+        if left < 0:
+            break
+        yield chunk
+    if left != 0:
+        raise ValueError("the file changed while it was read")
+
+
+def _content(response: http.client.HTTPResponse) -> bytes:
+    try:
+        return response.read()
+    except (http.client.HTTPException, OSError) as error:
+        raise _broken_off(str(error) or type(error).__name__) from error
 
 
 def _decoded(response: http.client.HTTPResponse) -> Any:
-    content = response.read()
+    content = _content(response)
+    if 200 <= response.status < 300:
+        try:
+            return json.loads(content)
+        except ValueError:
+            pass  # somebody else's server
+    raise _error_of(response, content)
+
+
+def _error_of(response: http.client.HTTPResponse, content: bytes) -> ApiError:
     try:
-        document = json.loads(content) if content else None
-    except ValueError:
-        document = None
-    if response.status < 400:
-        return document
-    error = document.get("error") if isinstance(document, dict) else None
-    if not isinstance(error, dict):
-        raise ApiError(response.status, "unknown", f"the daemon answered {response.status} {response.reason}")
+        error = json.loads(content)["error"]
+        code, message = str(error["code"] or "unknown"), str(error["message"])
+    except (ValueError, TypeError, KeyError):
+        return ApiError(
+            response.status,
+            "unknown",
+            f"the answer is not that of a daemon: {response.status} {response.reason}",
+        )
     retry_after = response.getheader("Retry-After")
-    raise ApiError(
-        response.status,
-        str(error.get("code") or "unknown"),
-        str(error.get("message") or response.reason),
-        float(retry_after) if retry_after and retry_after.isdigit() else None,
-    )
+    is_number = retry_after is not None and retry_after.isdecimal()
+    return ApiError(response.status, code, message, float(retry_after or 0) if is_number else None)

@@ -1,7 +1,8 @@
 """Settings from flags, environment and file, resolved once, with every fault reported together.
 
 Order: flag, then `RUNNER_…` in the environment, then `config.toml` in the user's config directory, then the
-default. Below `runner/daemon.py` nobody knows settings: constructors take values. Imports units and errors.
+default. An empty variable counts as absent. Below `runner/daemon.py` nobody knows settings: constructors take
+values. Imports places, units and errors.
 """
 
 from __future__ import annotations
@@ -9,19 +10,21 @@ from __future__ import annotations
 import enum
 import ipaddress
 import os
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
-import platformdirs
 
 from runner.errors import StartRefused
+from runner.places import config_file, default_socket, default_store
 from runner.units import parse_bytes, parse_duration
 
 CONFIG_VERSION = 1
 DEFAULT_PORT = 12434
+SOCKET_PATH_BYTES_MAX = 107  # sun_path of Linux, less its final zero
 LOG_LEVELS = ("debug", "info", "warning", "error")
 ENGINES = ("llama", "scripted")
 
@@ -74,27 +77,6 @@ class Option:
     toml_types: tuple[type, ...] = (str,)
 
 
-def config_directory() -> Path:
-    return platformdirs.user_config_path("runner", appauthor=False)
-
-
-def state_directory() -> Path:
-    """Log files and, without a runtime directory, the socket."""
-    return platformdirs.user_state_path("runner", appauthor=False)
-
-
-def default_store() -> Path:
-    return platformdirs.user_data_path("runner", appauthor=False) / "store"
-
-
-def default_socket() -> Path:
-    """In the user's runtime directory when the system made one, else under the state directory."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    if runtime and Path(runtime).is_dir():
-        return Path(runtime) / "runner" / "runner.sock"
-    return state_directory() / "run" / "runner.sock"
-
-
 def _one_of(choices: tuple[str, ...]) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text not in choices:
@@ -119,8 +101,21 @@ def _integer(low: int, high: int) -> Callable[[str], int]:
 
 def _path(text: str) -> Path:
     if not text or "\0" in text:
-        raise ValueError("an empty path")
-    return Path(text).expanduser().absolute()
+        raise ValueError(f"{text!r} is not a path")
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError as error:  # `~name` of a user who does not exist
+        raise ValueError(f"{text!r}: {error}") from None
+
+
+def _socket(text: str) -> Path:
+    path = _path(text)
+    size_bytes = len(os.fsencode(path))
+    if size_bytes > SOCKET_PATH_BYTES_MAX:
+        raise ValueError(
+            f"the path has {size_bytes} bytes, a socket's at most {SOCKET_PATH_BYTES_MAX}; use a shorter one"
+        )
+    return path
 
 
 def _host(text: str) -> str:
@@ -144,14 +139,35 @@ def _duration(text: str) -> float:
     return value
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+def _list(parse_one: Callable[[str], str]) -> Callable[[str], tuple[str, ...]]:
+    """Values between commas; empty ones are left out."""
+    return lambda text: tuple(parse_one(part.strip()) for part in text.split(",") if part.strip())
+
+
+def _host_name(text: str) -> str:
+    """What a Host header may say; `box` also allows `box:PORT` with our own port."""
+    if not _HOST_NAME.fullmatch(text):
+        raise ValueError(
+            f"{text!r} is not a host name; write box.example or box.example:8080, without wildcards"
+        )
+    return text.lower()
+
+
+def _origin(text: str) -> str:
+    """In the form in which browsers send it: lower case, no default port, nothing after the host."""
+    if not _ORIGIN.fullmatch(text):
+        raise ValueError(f"{text!r} is not a browser origin; write https://app.example, without wildcards")
+    scheme, _, rest = text.lower().partition("://")
+    return f"{scheme}://{rest.removesuffix(_DEFAULT_PORTS.get(scheme, ' '))}"
 
 
 def _optional(parse: Callable[[str], Any]) -> Callable[[str], Any]:
     return lambda text: None if text in ("", "auto", "none") else parse(text)
 
 
+_HOST_NAME = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
+_ORIGIN = re.compile(rf"[A-Za-z][A-Za-z0-9+.-]*://{_HOST_NAME.pattern}")
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 _NUMBER = (int, str)
 
 OPTIONS: tuple[Option, ...] = (
@@ -164,7 +180,7 @@ OPTIONS: tuple[Option, ...] = (
         "RUNNER_PORT",
         _NUMBER,
     ),
-    Option("socket", _path, default_socket, "unix socket", "RUNNER_SOCKET"),
+    Option("socket", _socket, default_socket, "unix socket", "RUNNER_SOCKET"),
     Option("store", _path, default_store, "directory of the model store", "RUNNER_STORE"),
     Option(
         "log_level", _one_of(LOG_LEVELS), lambda: "info", "debug, info, warning or error", "RUNNER_LOG_LEVEL"
@@ -223,7 +239,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "allowed_hosts",
-        _names,
+        _list(_host_name),
         lambda: (),
         "further Host names to accept, comma-separated",
         "RUNNER_ALLOWED_HOSTS",
@@ -231,7 +247,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "allowed_origins",
-        _names,
+        _list(_origin),
         lambda: (),
         "browser origins to accept, comma-separated",
         "RUNNER_ALLOWED_ORIGINS",
@@ -270,6 +286,12 @@ class Resolved:
     settings: Settings
     origins: Mapping[str, Origin]
 
+    def by_option(self) -> dict[str, Any]:
+        """The values under the names of their options."""
+        return {
+            option.name: getattr(self.settings, _FIELD_OF.get(option.name, option.name)) for option in OPTIONS
+        }
+
 
 def resolve(
     flags: Mapping[str, str | None], environment: Mapping[str, str], file: Path | None = None
@@ -284,7 +306,7 @@ def resolve(
     values: dict[str, Any] = {}
     origins: dict[str, Origin] = {}
     for option in OPTIONS:
-        text, origin, place = _pick(option, flags, environment, from_file)
+        text, origin, place = _pick(option, flags, environment, from_file, file)
         origins[option.name] = origin
         try:
             values[_FIELD_OF.get(option.name, option.name)] = (
@@ -302,20 +324,22 @@ def _pick(
     flags: Mapping[str, str | None],
     environment: Mapping[str, str],
     from_file: Mapping[str, str],
+    file: Path | None,
 ) -> tuple[str | None, Origin, str]:
+    """The text that counts, where it is from, and what a fault in it is called."""
     flag = flags.get(option.name)
     if flag is not None:
         return flag, Origin.FLAG, f"--{option.name.replace('_', '-')}"
-    if option.environment in environment:
+    if environment.get(option.environment):
         return environment[option.environment], Origin.ENVIRONMENT, option.environment
     if option.name in from_file:
-        return from_file[option.name], Origin.FILE, f"config.toml: {option.name}"
+        return from_file[option.name], Origin.FILE, f"{file or config_file()}: {option.name}"
     return None, Origin.DEFAULT, option.name
 
 
 def _read_file(file: Path | None, faults: list[str]) -> dict[str, str]:
     """Option name → text; unknown keys, wrong types and newer versions are faults, and the file is kept."""
-    path = file if file is not None else config_directory() / "config.toml"
+    path = file if file is not None else config_file()
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -326,12 +350,15 @@ def _read_file(file: Path | None, faults: list[str]) -> dict[str, str]:
         faults.append(f"{path}: {error}")
         return {}
     version = document.pop("version", CONFIG_VERSION)
-    if version != CONFIG_VERSION:
+    if isinstance(version, bool) or version != CONFIG_VERSION:
         faults.append(
             f"{path}: version {version!r} is not {CONFIG_VERSION}; it was written for another release"
         )
         return {}
     return _checked(document, path, faults)
+
+
+_TOML_NAMES: Mapping[type, str] = {str: "a text", int: "a whole number", float: "a number", list: "a list"}
 
 
 def _checked(document: Mapping[str, Any], path: Path, faults: list[str]) -> dict[str, str]:
@@ -342,7 +369,8 @@ def _checked(document: Mapping[str, Any], path: Path, faults: list[str]) -> dict
         if option is None:
             faults.append(f"{path}: {key}: no such setting")
         elif isinstance(value, bool) or not isinstance(value, option.toml_types):
-            faults.append(f"{path}: {key}: {type(value).__name__} is not of the right type")
+            wanted = " or ".join(_TOML_NAMES[kind] for kind in option.toml_types)
+            faults.append(f"{path}: {key}: {wanted} is due")
         elif isinstance(value, list):
             if all(isinstance(entry, str) for entry in value):
                 values[key] = ",".join(value)

@@ -1,26 +1,18 @@
-"""How commands reach the daemon, and how one is started in the background when none runs."""
+"""How commands reach the daemon: the options they share, and completion of model names."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from runner.cli.output import message
 from runner.client import Client, find_target
-from runner.errors import StartRefused
+from runner.errors import RunnerError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-BACKGROUND_IDLE_EXIT = "10m"
-_START_DEADLINE_S = 30.0
-_RACE_S = 3.0
+_COMPLETION_TIMEOUT_S = 1.0
 
 
 def host_option(command: F) -> F:
@@ -34,12 +26,18 @@ def json_option(command: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")(command)
 
 
+def usage_error(text: str) -> click.UsageError:
+    """What is wrong with the arguments of the command that runs."""
+    return click.UsageError(text, click.get_current_context(silent=True))
+
+
 def connect(host: str | None) -> Client:
-    """A client of the daemon that `--host`, the environment, the socket or the default port names."""
+    """A client of the daemon that `--host`, the environment, the socket or the port names."""
     try:
-        return Client(find_target(host, _socket_path()))
+        return Client(find_target(host))
     except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--host") from error
+        where = "--host" if host else "RUNNER_HOST or MODEL_RUNNER_HOST"
+        raise usage_error(f"{where}: {error}") from error
 
 
 def connect_or_start(host: str | None) -> Client:
@@ -47,68 +45,26 @@ def connect_or_start(host: str | None) -> Client:
     client = connect(host)
     if client.target.is_explicit or client.is_reachable():
         return client
-    return _start_background_daemon()
+    from runner.cli.background import start_background_daemon
+
+    return start_background_daemon()
 
 
-def _socket_path() -> Path:
-    named = os.environ.get("RUNNER_SOCKET")
-    if named:
-        return Path(named).expanduser().absolute()
-    from runner.config import default_socket
-
-    return default_socket()
-
-
-def _start_background_daemon() -> Client:
-    from runner.config import state_directory
-
-    log_file = state_directory() / "daemon.log"
-    log_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    message(
-        f"starting a daemon in the background (log: {log_file}); "
-        f"it ends {BACKGROUND_IDLE_EXIT} after its last client"
-    )
-    message("stop it with: runner ctl shutdown")
-    arguments = [
-        sys.executable,
-        "-m",
-        "runner",
-        "serve",
-        "--log-file",
-        str(log_file),
-        "--idle-exit",
-        BACKGROUND_IDLE_EXIT,
-    ]
-    process = subprocess.Popen(
-        arguments,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-        cwd="/",
-    )
-    return _wait_until_reachable(process, log_file)
+def complete_model(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Names of the store for the shell; silence when no daemon answers."""
+    try:
+        client = connect(context.params.get("host"))
+        models = client.get("/control/v1/models", timeout_s=_COMPLETION_TIMEOUT_S)
+        names = [familiar(tag) for model in models for tag in model["tags"]]
+    except (RunnerError, click.UsageError, KeyError, TypeError):
+        return []
+    return [name for name in names if name.startswith(incomplete)]
 
 
-def _wait_until_reachable(process: subprocess.Popen[bytes], log_file: Path) -> Client:
-    """The daemon's client, also when another start won the race and ours was refused."""
-    deadline = time.monotonic() + _START_DEADLINE_S
-    while time.monotonic() < deadline:
-        client = Client(find_target(None, _socket_path()))
-        if client.is_reachable():
-            _detach(process)
-            return client
-        if process.poll() is not None:
-            deadline = min(deadline, time.monotonic() + _RACE_S)
-        time.sleep(0.05)
-    if process.poll() is None:
-        raise StartRefused(f"the daemon did not answer within {_START_DEADLINE_S:.0f} s; see {log_file}")
-    reason = (process.stderr.read() if process.stderr else b"").decode(errors="replace").strip()
-    raise StartRefused(f"the daemon ended at once: {reason or f'see {log_file}'}")
+def familiar(tag: str) -> str:
+    """A full reference as people write it."""
+    return tag.removeprefix("docker.io/").removesuffix(":latest")
 
 
-def _detach(process: subprocess.Popen[bytes]) -> None:
-    """Leave the daemon running: no warning that it was not waited for."""
-    if process.stderr is not None:
-        process.stderr.close()
-    process.returncode = 0
+def short_id(digest: str) -> str:
+    return digest.removeprefix("sha256:")[:12]

@@ -23,7 +23,7 @@ _COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "status": ("runner.cli.daemon:status", "Show the state of the daemon."),
         "version": ("runner.cli.daemon:version", "Show versions of client and daemon."),
         "shutdown": ("runner.cli.daemon:shutdown", "Stop the daemon."),
-        "completion": ("runner.cli.daemon:completion", "Print a shell completion script."),
+        "completion": ("runner.cli.completion:completion", "Print a shell completion script."),
     }
 )
 

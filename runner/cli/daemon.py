@@ -1,20 +1,25 @@
-"""`status`, `version`, `shutdown`, `completion`."""
+"""`status`, `version`, `shutdown`."""
 
 from __future__ import annotations
 
 import platform
 import time
 from importlib.metadata import version as package_version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from runner.cli.connect import connect, host_option, json_option
-from runner.cli.output import harmless, message, print_json, print_table
+from runner.cli.output import harmless_line, message, print_json, print_table
 from runner.client import Client, DaemonUnreachable
 from runner.units import format_bytes, format_duration
 
-_SHUTDOWN_DEADLINE_S = 45.0
+if TYPE_CHECKING:
+    import psutil
+
+_SHUTDOWN_DEADLINE_S = 45.0  # the daemon drains for 30 s, then ends what is left
+_POLL_S = 0.05
+_START_S = 60.0  # between the start of a process and that of the daemon in it
 
 
 @click.command()
@@ -27,7 +32,7 @@ def status(as_json: bool, host: str | None) -> None:
         print_json(daemon)
         return
     for label, value in _status_lines(daemon):
-        click.echo(f"{label:<12}{harmless(value, keep_newlines=False)}")
+        click.echo(f"{label:<12}{harmless_line(value)}")
     click.echo()
     print_table(
         ("ACTOR", "STATE", "RESTARTS", "QUEUED"),
@@ -77,7 +82,8 @@ def version(as_json: bool, host: str | None) -> None:
         click.echo("Daemon:  not running")
     else:
         engine = f"{daemon_version['engine']} {daemon_version['engine_version']}"
-        click.echo(f"Daemon:  {daemon_version['version']} (Python {daemon_version['python']}, {engine})")
+        line = f"Daemon:  {daemon_version['version']} (Python {daemon_version['python']}, {engine})"
+        click.echo(harmless_line(line))
 
 
 @click.command()
@@ -85,46 +91,43 @@ def version(as_json: bool, host: str | None) -> None:
 def shutdown(host: str | None) -> None:
     """Stop the daemon: it finishes running requests for up to 30 s; returns when it has ended."""
     client = connect(host)
-    pid = client.get("/control/v1/status")["pid"]
+    process = _process_of(client.get("/control/v1/status"))
     client.post("/control/v1/shutdown")
-    _wait_until_gone(client, pid if client.target.is_local else None)
+    deadline_s = time.monotonic() + _SHUTDOWN_DEADLINE_S
+    while _listens(client) or (process is not None and _runs(process)):
+        if time.monotonic() > deadline_s:
+            raise click.ClickException("the daemon is still finishing requests")
+        time.sleep(_POLL_S)
     message("the daemon has ended")
 
 
-def _wait_until_gone(client: Client, pid: int | None) -> None:
-    """Until the process is gone, or, where it is out of sight, until nothing listens any more."""
-    deadline = time.monotonic() + _SHUTDOWN_DEADLINE_S
-    while time.monotonic() < deadline:
-        if not client.is_reachable() and (pid is None or not _is_alive(pid)):
-            return
-        time.sleep(0.05)
-    message("the daemon is still finishing requests")
-    raise SystemExit(1)
+def _process_of(status: dict[str, Any]) -> psutil.Process | None:
+    """The daemon's process; None when it is out of sight, in a container or behind a forwarded port.
 
-
-def _is_alive(pid: int) -> bool:
-    """Whether the process runs; one that ended and was not reaped yet does not."""
+    There its number may be that of a process here, which then was not started when the daemon was.
+    """
     import psutil
 
     try:
-        status: str = psutil.Process(pid).status()
-    except psutil.NoSuchProcess:
+        process = psutil.Process(status["pid"])
+        age_s = time.time() - process.create_time()
+    except psutil.Error:
+        return None
+    return process if abs(age_s - status["uptime_s"]) < _START_S else None
+
+
+def _runs(process: psutil.Process) -> bool:
+    """One that ended and was not reaped yet does not."""
+    import psutil
+
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
         return False
-    return status != psutil.STATUS_ZOMBIE
 
 
-_RC_FILES = {"bash": "~/.bashrc", "zsh": "~/.zshrc", "fish": "~/.config/fish/completions/runner.fish"}
-
-
-@click.command()
-@click.argument("shell", type=click.Choice(sorted(_RC_FILES)))
-def completion(shell: str) -> None:
-    """Print the completion script for SHELL; `eval` it, or write it to your shell's start-up file."""
-    from click.shell_completion import get_completion_class
-
-    from runner.cli.main import runner
-
-    completion_class = get_completion_class(shell)
-    if completion_class is None:  # click.Choice and click agree on the names
-        raise click.UsageError(f"{shell} is not supported")
-    click.echo(completion_class(runner, {}, "runner", "_RUNNER_COMPLETE").source())
+def _listens(client: Client) -> bool:
+    try:
+        return client.is_reachable()
+    except DaemonUnreachable:  # busy with its end
+        return True

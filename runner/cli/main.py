@@ -1,27 +1,27 @@
-"""The command tree. Subcommands are imported when they are called, since start-up is paid on every TAB."""
+"""The command tree and the entry point. Subcommands are imported when they are called, since start-up is paid
+on every TAB. What errors look like is in `failures.py`."""
 
 from __future__ import annotations
 
 import importlib
+import os
+import signal
 import sys
 from collections.abc import Mapping
-from types import MappingProxyType
+from contextlib import suppress
+from types import FrameType, MappingProxyType
+from typing import Any, NoReturn
 
 import click
 
-from runner.client import ApiError, DaemonUnreachable
-from runner.errors import ModelNotFound, RunnerError
-
-EXIT_ERROR = 1
-EXIT_UNREACHABLE = 3
-EXIT_MODEL_NOT_FOUND = 4
+EXIT_INTERRUPTED = 130
 
 
 class LazyGroup(click.Group):
     """A group whose commands are `module:attribute` strings until one is asked for."""
 
-    def __init__(self, *, commands_at: Mapping[str, tuple[str, str]], **options: object) -> None:
-        super().__init__(**options)  # type: ignore[arg-type]  # click's own keyword options
+    def __init__(self, *, commands_at: Mapping[str, tuple[str, str]], **options: Any) -> None:
+        super().__init__(**options)
         self._commands_at = commands_at
 
     def list_commands(self, context: click.Context) -> list[str]:
@@ -34,6 +34,20 @@ class LazyGroup(click.Group):
         module, _, attribute = place[0].partition(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
+
+    def resolve_command(
+        self, context: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does, and an unknown name is told what is near it."""
+        if args and not args[0].startswith("-") and args[0] not in self._commands_at:
+            raise click.UsageError(f"no such command {args[0]!r}{self._near(args[0])}", context)
+        return super().resolve_command(context, args)
+
+    def _near(self, name: str) -> str:
+        from difflib import get_close_matches
+
+        near = get_close_matches(name, self._commands_at, n=1)
+        return f"; did you mean {near[0]!r}?" if near else ""
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -49,42 +63,75 @@ _COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
 )
 
 
-@click.command(cls=LazyGroup, commands_at=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    cls=LazyGroup,
+    commands_at=_COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="""\b
+Commands look for the daemon at --host, RUNNER_HOST, MODEL_RUNNER_HOST, its
+unix socket, and port 12434 of this machine.
+
+\b
+Exit status: 0 done, 1 error, 2 wrong usage, 3 no daemon answers,
+4 no such model, 130 interrupted.""",
+)
 @click.version_option(package_name="runner", message="runner %(version)s")
 def runner() -> None:
     """Pull, store and serve language models on this machine."""
 
 
-def main() -> None:
-    """Entry point. Exit codes: 0 done, 1 error, 2 usage, 3 no daemon, 4 no such model, 130 interrupted."""
+def main() -> NoReturn:
+    """Run the command of the process's arguments, and end with its status."""
     try:
-        sys.exit(runner.main(standalone_mode=False, prog_name="runner"))
-    except click.exceptions.Abort:
-        sys.exit(130)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except BrokenPipeError:  # the reader of our output left
-        sys.stderr.close()
-        sys.exit(EXIT_ERROR)
-    except RunnerError as error:
-        sys.exit(_report(error))
+        status = _run()
+    except KeyboardInterrupt:
+        status = EXIT_INTERRUPTED
+    finally:
+        with suppress(KeyboardInterrupt):
+            _end_silently_on_interrupt()
+    sys.exit(status)
 
 
-def _report(error: RunnerError) -> int:
-    from runner.cli.output import message
+def _run() -> int:
+    _take_signals()
+    try:
+        _prepare_output()
+        if "_RUNNER_COMPLETE" in os.environ:
+            importlib.import_module("runner.cli.completion").register()
+        return runner.main(standalone_mode=False, prog_name="runner") or 0
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        if os.environ.get("RUNNER_TRACEBACK"):
+            raise
+        from runner.cli.failures import report
 
-    message(f"error: {error}")
-    match error:
-        case DaemonUnreachable():
-            message("hint: start one with `runner serve`, or name another with --host")
-            return EXIT_UNREACHABLE
-        case ApiError(error_code="model_not_found") | ModelNotFound():
-            message("hint: `runner ctl ls` lists what is there")
-            return EXIT_MODEL_NOT_FOUND
-        case ApiError(retry_after_s=float() as retry_after_s):
-            message(f"hint: try again in {retry_after_s:.0f} s")
-    return EXIT_ERROR
+        return report(error)
+
+
+def _prepare_output() -> None:
+    """Text that the terminal's encoding lacks is shown escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None and hasattr(stream, "reconfigure"):  # None: started with it closed
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _take_signals() -> None:
+    """Signals that end us pass through every `finally`: terminals are restored, connections closed."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # not when whoever started us said to ignore it
+            signal.signal(number, _end)
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+def _end_silently_on_interrupt() -> None:
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 if __name__ == "__main__":

@@ -8,20 +8,10 @@ from urllib.parse import quote
 
 import click
 
-from runner.cli.connect import connect, host_option, json_option
-from runner.cli.output import harmless, message, print_json, print_table
-from runner.client import ApiError, DaemonUnreachable, model_path
-from runner.errors import RunnerError
+from runner.cli.connect import complete_model, connect, familiar, host_option, json_option, short_id
+from runner.cli.output import harmless_line, message, print_json, print_table
+from runner.client import ApiError, model_path
 from runner.units import format_age, format_bytes
-
-
-def complete_model(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
-    """Names of the store for the shell; silence when no daemon answers."""
-    try:
-        models = connect(None).get("/control/v1/models")
-    except RunnerError:
-        return []
-    return [model["name"] for model in models if model["name"].startswith(incomplete)]
 
 
 @click.command()
@@ -35,7 +25,7 @@ def ls(quiet: bool, as_json: bool, host: str | None) -> None:
         print_json(models)
     elif quiet:
         for model in models:
-            click.echo(_short(model["id"]))
+            click.echo(short_id(model["id"]))
     else:
         print_table(
             ("NAME", "PARAMETERS", "QUANTIZATION", "ARCHITECTURE", "CONTEXT", "ID", "CREATED", "SIZE"),
@@ -44,15 +34,7 @@ def ls(quiet: bool, as_json: bool, host: str | None) -> None:
 
 
 def _names(model: dict[str, Any]) -> list[str]:
-    return [_familiar(tag) for tag in model["tags"]] or ["<none>"]
-
-
-def _familiar(tag: str) -> str:
-    return tag.removeprefix("docker.io/").removesuffix(":latest")
-
-
-def _short(digest: str) -> str:
-    return digest.removeprefix("sha256:")[:12]
+    return [familiar(tag) for tag in model["tags"]] or ["<none>"]
 
 
 def _row(model: dict[str, Any], name: str) -> tuple[str, ...]:
@@ -63,7 +45,7 @@ def _row(model: dict[str, Any], name: str) -> tuple[str, ...]:
         model["quantization"],
         model["architecture"],
         str(context_size or ""),
-        _short(model["id"]),
+        short_id(model["id"]),
         format_age(time.time() - model["created_s"]) if model["created_s"] else "",
         format_bytes(model["size_bytes"]),
     )
@@ -123,9 +105,10 @@ def _print_section(title: str | None, rows: list[tuple[str, str]]) -> None:
     if title is not None:
         click.echo(f"\n{title}:")
     indent = "" if title is None else "  "
-    width = max(len(label) for label, _ in rows)
-    for label, value in rows:
-        click.echo(f"{indent}{harmless(label):<{width}}  {harmless(value, keep_newlines=False)}")
+    cells = [(harmless_line(label), harmless_line(value)) for label, value in rows]
+    width = max(len(label) for label, _ in cells)
+    for label, value in cells:
+        click.echo(f"{indent}{label:<{width}}  {value}")
 
 
 @click.command()
@@ -139,7 +122,7 @@ def tag(source: str, target: str, as_json: bool, host: str | None) -> None:
     if as_json:
         print_json(model)
     else:
-        message(f"{target} now names {_short(model['id'])}")
+        message(f"{target} now names {short_id(model['id'])}")
 
 
 @click.command()
@@ -152,7 +135,7 @@ def untag(name: str, as_json: bool, host: str | None) -> None:
     if as_json:
         print_json(model)
     else:
-        message(f"{name} no longer names {_short(model['id'])}")
+        message(f"{name} no longer names {short_id(model['id'])}")
 
 
 @click.command()
@@ -166,14 +149,12 @@ def rm(models: tuple[str, ...], force: bool, as_json: bool, host: str | None) ->
     """Remove names; a model goes with its last one. Goes on after a failure, and then exits with 1."""
     client = connect(host)
     removals: list[dict[str, Any]] = []
-    failures: list[RunnerError] = []
+    failures: list[ApiError] = []
     for model in models:
         try:
             removals += client.delete(
                 f"/control/v1/models/{model_path(model)}?force={quote(str(force).lower())}"
             )
-        except DaemonUnreachable:
-            raise
         except ApiError as error:
             failures.append(error)
             if len(models) > 1:
@@ -182,11 +163,8 @@ def rm(models: tuple[str, ...], force: bool, as_json: bool, host: str | None) ->
         print_json(removals)
     else:
         for removal in removals:
-            click.echo(
-                f"untagged {_familiar(removal['untagged'])}"
-                if removal["untagged"]
-                else f"deleted {removal['deleted']}"
-            )
+            did = f"untagged {familiar(removal['untagged'])}" if removal["untagged"] else None
+            click.echo(harmless_line(did or f"deleted {removal['deleted']}"))
     if failures:
         if len(models) == 1:
             raise failures[0]

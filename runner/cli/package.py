@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import click
 
-from runner.cli.connect import connect_or_start, host_option, json_option
+from runner.cli.connect import connect_or_start, host_option, json_option, short_id, usage_error
 from runner.cli.output import Progress, message, print_json, progress
 from runner.client import Client
 
 _CHUNK_BYTES = 1 << 20
+_MAGIC = b"GGUF"
 _FILE = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
 
 
@@ -37,12 +39,13 @@ def package(
     host: str | None,
 ) -> None:
     """Package FILE.gguf as the model NAME in the store."""
+    _check_gguf(gguf)
     client = connect_or_start(host)
     files = [("gguf", gguf), *(("license", path) for path in licenses)]
     if chat_template is not None:
         files.append(("chat_template", chat_template))
     layers = [
-        {"kind": kind, "filename": path.name, "digest": _upload(client, path, as_json)}
+        {"kind": kind, "filename": path.name, "digest": _upload(client, path, is_silent=as_json)}
         for kind, path in files
     ]
     body: dict[str, Any] = {"target": name, "layers": layers}
@@ -52,23 +55,50 @@ def package(
     if as_json:
         print_json(model)
     else:
-        message(f"packaged {model['name']} ({model['id'].removeprefix('sha256:')[:12]})")
+        message(f"packaged {model['name']} ({short_id(model['id'])})")
 
 
-def _upload(client: Client, path: Path, is_silent: bool) -> str:
-    """The digest under which the daemon now has the content."""
+def _check_gguf(path: Path) -> None:
+    """What is no GGUF file at first sight is told before gigabytes of it are sent."""
     try:
         with path.open("rb") as file:
-            size_bytes = os.fstat(file.fileno()).st_size
-            with progress(path.name, size_bytes, is_silent=is_silent) as shown:
-                blob = client.upload("/control/v1/blobs", _chunks(file, shown), size_bytes, {})
+            is_regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+            magic = file.read(len(_MAGIC)) if is_regular else b""
     except OSError as error:
-        raise click.FileError(str(path), error.strerror or str(error)) from error
+        raise _unreadable(path, error) from error
+    if magic != _MAGIC:
+        raise usage_error(f"{path} is not a GGUF file")
+
+
+def _upload(client: Client, path: Path, *, is_silent: bool) -> str:
+    """The digest under which the daemon now has the content."""
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    with file:
+        size_bytes = os.fstat(file.fileno()).st_size
+        with progress(path.name, size_bytes, is_silent=is_silent) as shown:
+            try:
+                blob = client.upload("/control/v1/blobs", _chunks(file, path, shown), size_bytes)
+            except ValueError as error:
+                raise click.ClickException(f"{path}: {error}") from error
     digest: str = blob["digest"]
     return digest
 
 
-def _chunks(file: BinaryIO, shown: Progress) -> Iterator[bytes]:
-    while chunk := file.read(_CHUNK_BYTES):
+def _chunks(file: BinaryIO, path: Path, shown: Progress) -> Iterator[bytes]:
+    while chunk := _read(file, path):
         yield chunk
         shown.advance(len(chunk))
+
+
+def _read(file: BinaryIO, path: Path) -> bytes:
+    try:
+        return file.read(_CHUNK_BYTES)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> click.ClickException:
+    return click.ClickException(f"{path} cannot be read: {error.strerror or error}")

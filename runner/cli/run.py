@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import click
 
-from runner.cli.connect import connect_or_start, host_option
+from runner.cli.connect import complete_model, connect_or_start, host_option, usage_error
+from runner.client import model_path
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", shell_complete=complete_model)
 @click.argument("prompt", nargs=-1)
 @click.option("--system", metavar="TEXT", help="System message.")
-@click.option("--temperature", type=click.FloatRange(0, 2), help="0 is greedy.")
-@click.option("--top-p", type=click.FloatRange(0, 1))
-@click.option("--top-k", type=click.IntRange(0))
-@click.option("--seed", type=int)
-@click.option("--max-tokens", type=click.IntRange(1), help="End the answer after this many tokens.")
+@click.option("--temperature", type=float, help="0 always takes the likeliest token.")
+@click.option(
+    "--top-p", type=float, help="Sample from the likeliest tokens that together have this probability."
+)
+@click.option("--top-k", type=int, help="Sample from so many of the likeliest tokens; 0 is all.")
+@click.option("--min-p", type=float, help="Leave out tokens less likely than this share of the likeliest.")
+@click.option("--seed", type=int, help="The same seed and settings give the same answer.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before TEXT; may be repeated.")
+@click.option("--max-tokens", type=int, help="End the answer after so many tokens.")
 @click.option(
     "--keep-alive", metavar="DURATION", help="How long the model stays loaded afterwards; -1 for ever."
 )
@@ -27,34 +33,26 @@ def run(
     model: str,
     prompt: tuple[str, ...],
     system: str | None,
-    temperature: float | None,
-    top_p: float | None,
-    top_k: int | None,
-    seed: int | None,
-    max_tokens: int | None,
-    keep_alive: str | None,
     verbose: bool,
     host: str | None,
+    **options: Any,
 ) -> None:
     """Ask MODEL once when there is a PROMPT or piped input, else chat with it.
 
-    Piped input is appended to the prompt. A daemon is started in the background when none runs.
+    Piped input is appended to the prompt. A PROMPT that begins with a dash comes after `--`. A daemon is
+    started in the background when none runs.
     """
-    from runner.cli.chat import Conversation, interactive
+    from runner.cli.chat import Conversation
+    from runner.cli.session import interactive
 
-    options = {
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "seed": seed,
-        "max_tokens": max_tokens,
-        "keep_alive": keep_alive,
-    }
+    client = connect_or_start(host)
+    known = client.get(f"/v1/models/{model_path(_not_empty(model))}")  # before piped input is taken
     conversation = Conversation(
-        client=connect_or_start(host),
+        client=client,
         model=model,
+        model_id=known["id"],
         system=system,
-        options={name: value for name, value in options.items() if value is not None},
+        options={name: value for name, value in options.items() if value is not None and value != ()},
         is_verbose=verbose,
     )
     text = _one_shot_prompt(prompt)
@@ -64,13 +62,28 @@ def run(
         interactive(conversation)
 
 
+def _not_empty(model: str) -> str:
+    if not model:
+        raise usage_error("the name of the model is empty")
+    return model
+
+
 def _one_shot_prompt(words: tuple[str, ...]) -> str | None:
     """Arguments and piped input, two newlines between them; None when neither is there."""
     parts = [" ".join(words)] if words else []
-    if not sys.stdin.isatty():
-        piped = sys.stdin.read()
+    if sys.stdin is None or not sys.stdin.isatty():  # None: started with it closed
+        piped = _piped_input()
         if piped.strip():
             parts.append(piped)
         elif not parts:
-            raise click.UsageError("no prompt: give one as an argument, pipe one in, or use a terminal")
+            raise usage_error("no prompt: give one as an argument, pipe one in, or use a terminal")
     return "\n\n".join(parts) if parts else None
+
+
+def _piped_input() -> str:
+    if sys.stdin is None:
+        return ""
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise usage_error(f"the piped input is not UTF-8 text: byte {error.start} is wrong") from error

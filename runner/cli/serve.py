@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from runner.config import OPTIONS, Option, resolve
+from runner.config import OPTIONS, Option, Resolved, resolve
 
 
 def _with_options(command: Any) -> Any:
@@ -21,7 +23,12 @@ def _with_options(command: Any) -> Any:
 
 def _flag(option: Option) -> Any:
     name = "--" + option.name.replace("_", "-")
-    return click.option(name, option.name, metavar="VALUE", help=f"{option.help} [{option.environment}]")
+    return click.option(
+        name,
+        option.name,
+        metavar="VALUE",
+        help=f"{option.help} [{option.environment}]",
+    )
 
 
 @click.command()
@@ -35,23 +42,34 @@ def serve(file: Path | None, show_config: bool, **flags: str | None) -> None:
     """
     resolved = resolve(flags, os.environ, file)
     if show_config:
-        from runner.cli.output import print_table
-
-        settings = resolved.settings
-        rows = [
-            (option.name, _shown(settings, option.name), resolved.origins[option.name].value)
-            for option in OPTIONS
-        ]
-        print_table(("SETTING", "VALUE", "FROM"), rows)
+        _show(resolved)
         return
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # until the daemon takes it over: end at once
     from runner.daemon import run_daemon
 
     sys.exit(run_daemon(resolved.settings))
 
 
-def _shown(settings: Any, name: str) -> str:
-    for field in (name, f"{name}_s", f"{name}_bytes"):
-        if hasattr(settings, field):
-            value = getattr(settings, field)
-            return ",".join(value) if isinstance(value, tuple) else "" if value is None else str(value)
-    raise AssertionError(f"setting {name} has no field")
+def _show(resolved: Resolved) -> None:
+    from runner.cli.output import print_table
+
+    values = resolved.by_option()
+    print_table(
+        ("SETTING", "VALUE", "FROM"),
+        [
+            (option.name, _shown(values[option.name]), resolved.origins[option.name].value)
+            for option in OPTIONS
+        ],
+    )
+
+
+def _shown(value: Any) -> str:
+    match value:
+        case None:
+            return ""
+        case tuple():
+            return ",".join(value)
+        case float():
+            return "never" if value == math.inf else f"{value:g} s"
+        case _:
+            return str(value)

@@ -6,8 +6,14 @@ from typing import Any
 
 import click
 
-from runner.cli.connect import connect, connect_or_start, host_option, json_option
-from runner.cli.models import complete_model
+from runner.cli.connect import (
+    complete_model,
+    connect,
+    connect_or_start,
+    host_option,
+    json_option,
+    usage_error,
+)
 from runner.cli.output import message, print_json, print_table
 from runner.units import format_bytes, format_duration
 
@@ -75,7 +81,7 @@ def start(model: str, keep_alive: str | None, as_json: bool, host: str | None) -
 def unload(models: tuple[str, ...], every: bool, as_json: bool, host: str | None) -> None:
     """Free the memory of MODELS that are not in use; exits with 1 when one was."""
     if bool(models) == every:
-        raise click.UsageError("name models, or use --all")
+        raise usage_error("name models, or use --all")
     report = connect(host).post("/control/v1/unload", {"all": True} if every else {"models": list(models)})
     if as_json:
         print_json(report)

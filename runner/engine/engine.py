@@ -79,6 +79,7 @@ class Engine:
         self._n_submitted = 0
         self._n_preemptions = 0
         self._step_index = 0
+        self._decoded_last = False
 
     def __repr__(self) -> str:
         return f"<Engine: {len(self._running)} running, {len(self._waiting)} waiting>"
@@ -118,7 +119,7 @@ class Engine:
             self._end(sequence)
 
     def step(self) -> StepOutput:
-        """Run one forward pass for everybody who can take part.
+        """Run one forward pass, which adds one token to every stream or some tokens to prompts.
 
         A sequence that cannot go on gets a Failed; the others do not notice.
         """
@@ -199,7 +200,7 @@ class Engine:
         Some memory layouts (sliding windows, recurrent states) count otherwise than we do. The retry is
         within the step, since the next one would admit the victim again.
         """
-        while chunks := plan_step(self._running, self._options.prefill_chunk):
+        while chunks := self._plan():
             result = self._decode(chunks)
             if result is DecodeResult.DONE:
                 self._collect(chunks, step)
@@ -210,7 +211,11 @@ class Engine:
                 continue
             else:
                 self._fail(chunks[0].sequence, "the model's memory has no room for this request", step)
+            self._decoded_last = chunks[0].is_single
             return
+
+    def _plan(self) -> list[Chunk[Sequence]]:
+        return plan_step(self._running, self._options.prefill_chunk, decoded_last=self._decoded_last)
 
     def _advance_one_by_one(self, chunks: list[Chunk[Sequence]], step: _Step) -> None:
         """After a failed pass: who fails alone has failed, and nobody else has.
@@ -231,7 +236,7 @@ class Engine:
         """Bring one sequence to where `chunk` would have brought it."""
         sequence = chunk.sequence
         while sequence.is_running and sequence.n_filled < chunk.start + chunk.count:
-            parts = plan_step([sequence], self._options.prefill_chunk)
+            parts = plan_step([sequence], self._options.prefill_chunk, decoded_last=False)
             if self._decode(parts) is DecodeResult.DONE:
                 self._collect(parts, step)
             else:

@@ -185,7 +185,7 @@ class ScriptedBackend:
     ) -> None:
         self._options = options
         self._sleep = sleep
-        self._batch = BatchArrays.empty(options.max_sequences + options.prefill_chunk)
+        self._batch = BatchArrays.empty(max(options.max_sequences, options.prefill_chunk))
         self._cells: dict[int, _Cells] = {}
         self._logits: dict[int, npt.NDArray[np.float32]] = {}
         self._facts = LoadedFacts(

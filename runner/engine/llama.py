@@ -64,7 +64,7 @@ class LlamaBackend:
         log.buffer_bytes.clear()
         model = _load_model(path, progress)
         try:
-            n_rows = options.max_sequences + options.prefill_chunk
+            n_rows = max(options.max_sequences, options.prefill_chunk)
             context = _new_context(model, options, n_rows)
         except BaseException:
             lib.llama_model_free(model)

@@ -36,26 +36,49 @@ running_lists = st.lists(fakes, max_size=8)
 # rows
 
 
+def streams_of(running: list[Fake]) -> list[Fake]:
+    return [fake for fake in running if fake.n_tokens - fake.n_filled == 1]
+
+
+def prompts_of(running: list[Fake]) -> list[Fake]:
+    return [fake for fake in running if fake.n_tokens - fake.n_filled > 1]
+
+
 @given(running_lists, st.integers(1, 100))
-def test_every_sequence_that_lacks_one_token_is_in_the_step(running: list[Fake], budget: int) -> None:
-    chunks = plan_step(running, budget)
-    singles = [fake for fake in running if fake.n_tokens - fake.n_filled == 1]
-    assert [chunk.sequence for chunk in chunks[: len(singles)]] == singles
-    assert all(chunk.count == 1 and chunk.is_last for chunk in chunks[: len(singles)])
+def test_every_stream_is_in_every_decoding_step(running: list[Fake], budget: int) -> None:
+    chunks = plan_step(running, budget, decoded_last=False)
+    if streams_of(running):
+        assert [chunk.sequence for chunk in chunks] == streams_of(running)
+        assert all(chunk.is_single for chunk in chunks)
 
 
 @given(running_lists, st.integers(1, 100))
 def test_prompts_share_the_budget_and_use_it_up(running: list[Fake], budget: int) -> None:
-    chunks = [chunk for chunk in plan_step(running, budget) if chunk.sequence.n_tokens - chunk.start > 1]
-    pending = sum(fake.n_tokens - fake.n_filled for fake in running if fake.n_tokens - fake.n_filled > 1)
-    assert sum(chunk.count for chunk in chunks) == min(budget, pending)
+    chunks = plan_step(running, budget, decoded_last=True)
+    pending = sum(fake.n_tokens - fake.n_filled for fake in prompts_of(running))
+    if pending:
+        assert {id(chunk.sequence) for chunk in chunks} <= {id(fake) for fake in prompts_of(running)}
+        assert sum(chunk.count for chunk in chunks) == min(budget, pending)
 
 
-@given(running_lists, st.integers(1, 100))
-def test_a_chunk_continues_its_sequence_and_is_last_exactly_at_its_end(
-    running: list[Fake], budget: int
+@given(running_lists, st.integers(1, 100), st.booleans())
+def test_a_step_has_work_whenever_there_is_any_and_both_kinds_take_turns(
+    running: list[Fake], budget: int, decoded_last: bool
 ) -> None:
-    chunks = plan_step(running, budget)
+    decodes = plan_step(running, budget, decoded_last=decoded_last)[:1] == [
+        Chunk(fake, fake.n_filled, 1, True) for fake in streams_of(running)[:1]
+    ]
+    if streams_of(running) and prompts_of(running):
+        assert decodes != decoded_last
+    elif running:
+        assert plan_step(running, budget, decoded_last=decoded_last)
+
+
+@given(running_lists, st.integers(1, 100), st.booleans())
+def test_a_chunk_continues_its_sequence_and_is_last_exactly_at_its_end(
+    running: list[Fake], budget: int, decoded_last: bool
+) -> None:
+    chunks = plan_step(running, budget, decoded_last=decoded_last)
     assert len({id(chunk.sequence) for chunk in chunks}) == len(chunks)
     for chunk in chunks:
         assert chunk.count > 0
@@ -66,23 +89,20 @@ def test_a_chunk_continues_its_sequence_and_is_last_exactly_at_its_end(
 @given(st.lists(st.integers(2, 100), min_size=1, max_size=8), st.integers(1, 100))
 def test_an_older_prompt_is_complete_before_a_younger_one_begins(lengths: list[int], budget: int) -> None:
     running = [Fake(n_tokens) for n_tokens in lengths]
-    counts = [chunk.count for chunk in plan_step(running, budget)]
-    for older, count in zip(lengths, counts[:-1], strict=False):
-        assert count == older
-    assert [chunk.sequence for chunk in plan_step(running, budget)] == running[: len(counts)]
+    chunks = plan_step(running, budget, decoded_last=False)
+    for older, chunk in zip(lengths, chunks[:-1], strict=False):
+        assert chunk.count == older
+    assert [chunk.sequence for chunk in chunks] == running[: len(chunks)]
 
 
-def test_decodes_come_first_whatever_their_age() -> None:
-    prompt, one, other = Fake(100), decoding(5), decoding(9)
-    assert plan_step([prompt, one, other], 64) == [
-        Chunk(one, 4, 1, True),
-        Chunk(other, 8, 1, True),
-        Chunk(prompt, 0, 64, False),
-    ]
+def test_streams_come_first_whatever_their_age_and_then_the_prompt() -> None:
+    prompt, one, other = running = [Fake(100), decoding(5), decoding(9)]
+    assert plan_step(running, 64, decoded_last=False) == [Chunk(one, 4, 1, True), Chunk(other, 8, 1, True)]
+    assert plan_step(running, 64, decoded_last=True) == [Chunk(prompt, 0, 64, False)]
 
 
 def test_nobody_runs_and_nothing_is_planned() -> None:
-    assert plan_step([], 64) == []
+    assert plan_step([], 64, decoded_last=True) == []
 
 
 # preemption
@@ -171,7 +191,8 @@ def test_every_request_ends_in_the_order_rules_allow_and_within_a_bounded_number
     running: list[Fake] = []
     # a preempted sequence begins again, but only while an older one advances
     work = sum(prompt + answer for prompt, answer, _ in load)
-    for step in range(60 + work * (len(load) + 1)):
+    decoded_last = False
+    for step in range(60 + 2 * work * (len(load) + 1)):
         if not (arriving or waiting or running):
             return
         while arriving and arriving[0].arrival <= step:
@@ -186,8 +207,10 @@ def test_every_request_ends_in_the_order_rules_allow_and_within_a_bounded_number
         assert [order[id(fake)] for fake in running] == sorted(order[id(fake)] for fake in running)
         assert not (running and waiting) or order[id(running[-1])] < order[id(waiting[0])]
         assert sum(fake.n_tokens for fake in running) <= n_cells
-        assert bool(plan_step(running, budget)) == bool(running)
-        for chunk in plan_step(running, budget):
+        chunks = plan_step(running, budget, decoded_last=decoded_last)
+        assert bool(chunks) == bool(running)
+        decoded_last = chunks[0].is_single if chunks else False
+        for chunk in chunks:
             chunk.sequence.n_filled += chunk.count
             if chunk.is_last:
                 chunk.sequence.n_tokens += 1

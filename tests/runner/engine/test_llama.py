@@ -21,6 +21,7 @@ from runner.domain.events import Finished, FinishReason, TextDelta
 from runner.domain.sampling import SamplingParams
 from runner.engine.backend import Backend, DecodeResult, load_backend
 from runner.engine.engine import Engine, SequenceRequest
+from runner.engine.llama import engine_version
 from runner.engine.sampler import SamplerPlan
 from runner.errors import LoadingFailed
 
@@ -171,7 +172,8 @@ def test_the_facts_of_the_load(backend: Backend) -> None:
     assert facts.kv_cache_bytes == pytest.approx(per_cell * OPTIONS.n_cells, abs=10486)
     assert facts.weights_bytes > 90e6
     assert 0 < facts.compute_bytes < 64e6
-    assert facts.engine_version.startswith("llama.cpp ")
+    assert facts.engine_version == engine_version()
+    assert "llama-cpp-python" in engine_version()
     assert (backend.bos_text, backend.eos_text) == ("<|im_start|>", "<|im_end|>")
     assert backend.chat_template is not None
     assert "im_start" in backend.chat_template

@@ -24,12 +24,16 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import attrs
 import psutil
+
+from actors.environment import worker_environment
+from runner.hardware.probe import compute_threads
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_MODEL = ROOT / ".cache" / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -107,6 +111,12 @@ class HttpSide:
     port: int
     model: str
     daemon: psutil.Process | None = None
+
+    def engine_sizes(self) -> list[str]:
+        """Context, cells and threads of the loaded model, as the engine alone is to have them."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/control/v1/ps", timeout=10) as answer:
+            (worker,) = json.load(answer)["workers"]
+        return [str(worker["context_size"]), str(worker["n_cells"]), str(compute_threads())]
 
     def run(self, prompts: Sequence[str], clients: int, tokens: int) -> Round:
         cpu_before_s = _cpu_s(self.daemon)
@@ -231,11 +241,11 @@ def _wait_until_healthy(process: subprocess.Popen[bytes], port: int, log: Path) 
     deadline_s = time.monotonic() + 120
     while time.monotonic() < deadline_s:
         if process.poll() is not None:
-            raise RuntimeError(f"{process.args} ended at once:\n{log.read_text(errors='replace')[-2000:]}")
+            raise RuntimeError(f"{process.args!r} ended at once:\n{log.read_text(errors='replace')[-2000:]}")
         if _is_healthy(port):
             return
         time.sleep(0.1)
-    raise TimeoutError(f"{process.args} did not become healthy")
+    raise TimeoutError(f"{process.args!r} did not become healthy")
 
 
 def _is_healthy(port: int) -> bool:
@@ -274,11 +284,10 @@ class EngineSide:
 
 
 @contextlib.contextmanager
-def engine_alone(model: Path) -> Iterator[EngineSide]:
-    from actors.process import worker_environment
-
-    command = [sys.executable, str(Path(__file__).with_name("bench_engine.py")), str(model)]
-    environment = {**worker_environment(), "PYTHONPATH": str(ROOT)}
+def engine_alone(model: Path, scratch: Path, sizes: Sequence[str]) -> Iterator[EngineSide]:
+    """The environment is a worker's: what matters most in it is how long OpenMP's threads spin."""
+    command = [sys.executable, str(Path(__file__).with_name("bench_engine.py")), str(model), *sizes]
+    environment = {**worker_environment(os.environ, directory=str(scratch)), "PYTHONPATH": str(ROOT)}
     child = subprocess.Popen(
         command,
         env=environment,
@@ -362,11 +371,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="runner-bench-") as name, contextlib.ExitStack() as stack:
         scratch = Path(name)
         ours = stack.enter_context(our_daemon(options.model, scratch))
-        other: Side = stack.enter_context(
-            peer_server(options.peer, options.model, scratch, options.peer_arg)
-            if options.peer
-            else engine_alone(options.model)
-        )
+        other: Side
+        if options.peer:
+            other = stack.enter_context(peer_server(options.peer, options.model, scratch, options.peer_arg))
+        else:
+            other = stack.enter_context(engine_alone(options.model, scratch, ours.engine_sizes()))
         print(f"{options.model.name}, {os.cpu_count()} cores, answers of {options.tokens} tokens")
         for clients in (int(part) for part in options.concurrency.split(",")):
             mine, theirs = compare(ours, other, clients, options)

@@ -115,6 +115,8 @@ class TemplateFailed(BadInput):
 
 
 class ContextLengthExceeded(BadInput):
+    """The prompt leaves no room for an answer; both numbers are told."""
+
     code = "context_length_exceeded"
 
     def __init__(self, prompt_tokens: int, context_size: int) -> None:
@@ -127,6 +129,8 @@ class ContextLengthExceeded(BadInput):
 
 
 class TooLarge(BadInput):
+    """A body, upload or message beyond its limit."""
+
     code = "request_too_large"
 
     def __init__(self, what: str, limit_bytes: int) -> None:
@@ -135,10 +139,14 @@ class TooLarge(BadInput):
 
 
 class NotFound(RunnerError):
+    """There is nothing under this name."""
+
     code = "not_found"
 
 
 class ModelNotFound(NotFound):
+    """The store has no model of this name, digest or short id."""
+
     code = "model_not_found"
 
     def __init__(self, name: str) -> None:
@@ -157,10 +165,14 @@ class BlobNotFound(NotFound):
 
 
 class Conflict(RunnerError):
+    """The request contradicts what is there."""
+
     code = "conflict"
 
 
 class AmbiguousModel(Conflict):
+    """A short id that several models begin with; they are listed."""
+
     code = "ambiguous"
 
     def __init__(self, name: str, candidates: tuple[str, ...]) -> None:
@@ -170,6 +182,8 @@ class AmbiguousModel(Conflict):
 
 
 class ModelInUse(Conflict):
+    """Removal of a model that is loaded or loading."""
+
     code = "model_in_use"
 
     def __init__(self, name: str) -> None:
@@ -188,6 +202,8 @@ class Busy(RunnerError):
 
 
 class QueueFull(Busy):
+    """As many requests as may are waiting for this model."""
+
     code = "queue_full"
 
 
@@ -217,10 +233,14 @@ class InsufficientMemory(Busy):
 
 
 class LoadingFailed(Busy):
+    """The model could not be loaded."""
+
     code = "loading_failed"
 
 
 class Draining(Busy):
+    """The daemon is shutting down and takes no new work."""
+
     code = "draining"
 
     def __init__(self) -> None:
@@ -232,6 +252,8 @@ class Unavailable(Busy):
 
 
 class LoadTimeout(RunnerError):
+    """Loading took longer than it may."""
+
     code = "load_timeout"
 
 
@@ -277,14 +299,20 @@ class EngineFailed(RunnerError):
 
 
 class StoreError(RunnerError):
+    """The disk refused something; the message says what."""
+
     code = "store_error"
 
 
 class DiskFull(StoreError):
+    """There is no room left on the store's disk; nothing half-written is visible."""
+
     code = "disk_full"
 
 
 class StoreDamaged(StoreError):
+    """What lies in the store is not what its name says."""
+
     code = "store_damaged"
 
 

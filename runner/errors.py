@@ -97,7 +97,7 @@ class InvalidModelFile(BadInput):
 
 
 class InvalidManifest(BadInput):
-    """A manifest, config or index document outside its format or limits; also one that was already on disk."""
+    """A manifest, config or index outside its format or limits; also one that was already on disk."""
 
     code = "invalid_manifest"
 

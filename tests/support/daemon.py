@@ -67,7 +67,7 @@ class RunningDaemon:
         self, *arguments: str, stdin: str | None = None, check: bool = True
     ) -> subprocess.CompletedProcess[str]:
         """A `runner` command that talks to this daemon."""
-        return subprocess.run(
+        done = subprocess.run(
             [sys.executable, "-m", "runner", *arguments],
             env=self.environment,
             input=stdin,
@@ -75,8 +75,12 @@ class RunningDaemon:
             capture_output=True,
             text=True,
             timeout=90,
-            check=check,
+            check=False,
         )
+        assert done.returncode == 0 or not check, (
+            f"runner {arguments} ended with {done.returncode}: {done.stderr}"
+        )
+        return done
 
     def package(self, name: str, file: Path, *options: str) -> dict[str, Any]:
         done = self.runner("ctl", "package", str(file), name, "--json", *options)

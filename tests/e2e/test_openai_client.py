@@ -1,0 +1,145 @@
+"""The openai Python client against the real engine: what its users call, and the errors they catch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import openai
+import pytest
+
+from tests.e2e.conftest import MODEL
+from tests.support.daemon import RunningDaemon
+
+pytestmark = pytest.mark.real_model
+
+
+@pytest.fixture
+def client(daemon: RunningDaemon) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{daemon.url}/v1", api_key="unused", max_retries=0) as made:
+        yield made
+
+
+def _ask(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+def test_a_chat_completion_answers_and_counts(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model=MODEL, messages=_ask("What is the capital of France?"), temperature=0, max_tokens=24
+    )
+    assert "Paris" in (answer.choices[0].message.content or "")
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens > 10
+    assert 0 < answer.usage.completion_tokens <= 24
+
+
+def test_the_same_seed_gives_the_same_answer(client: openai.OpenAI) -> None:
+    texts = [
+        client.chat.completions.create(
+            model=MODEL, messages=_ask("Name a colour."), temperature=1.5, seed=7, max_tokens=12
+        )
+        .choices[0]
+        .message.content
+        for _ in range(2)
+    ]
+    assert texts[0] == texts[1]
+
+
+def test_a_stream_arrives_in_pieces_and_ends_with_usage(client: openai.OpenAI) -> None:
+    stream = client.chat.completions.create(
+        model=MODEL,
+        messages=_ask("Count from one to ten in words."),
+        max_tokens=32,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = list(stream)
+    texts = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices]
+    assert sum(bool(text) for text in texts) > 3
+    assert chunks[-1].usage is not None
+    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] in ("stop", "length")
+
+
+def test_max_tokens_and_ignore_eos_give_exactly_so_many(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model=MODEL, messages=_ask("Say hi."), max_tokens=40, extra_body={"ignore_eos": True}
+    )
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 40
+    assert answer.choices[0].finish_reason == "length"
+
+
+def test_a_stop_string_ends_the_answer_and_is_not_part_of_it(client: openai.OpenAI) -> None:
+    answer = client.completions.create(
+        model=MODEL, prompt="1, 2, 3, 4, 5, 6,", temperature=0, max_tokens=30, stop=[" 9"]
+    )
+    assert "8" in answer.choices[0].text
+    assert "9" not in answer.choices[0].text
+    assert answer.choices[0].finish_reason == "stop"
+
+
+def test_models_are_listed_and_retrieved(client: openai.OpenAI) -> None:
+    listed = client.models.list().data
+    assert [model.id for model in listed] == [f"docker.io/{MODEL}"]
+    assert client.models.retrieve(MODEL).id == listed[0].id
+
+
+def test_errors_are_the_clients_own_classes(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as missing:
+        client.chat.completions.create(model="ai/nowhere", messages=_ask("x"))  # type: ignore[arg-type]
+    assert missing.value.code == "model_not_found"
+    with pytest.raises(openai.BadRequestError) as wrong:
+        client.chat.completions.create(model=MODEL, messages=_ask("x"), temperature=3)  # type: ignore[arg-type]
+    assert "temperature" in wrong.value.message
+    with pytest.raises(openai.BadRequestError) as unsupported:
+        client.chat.completions.create(model=MODEL, messages=_ask("x"), n=2)  # type: ignore[arg-type]
+    assert unsupported.value.code == "unsupported_parameter"
+    with pytest.raises(openai.BadRequestError) as long:
+        client.chat.completions.create(model=MODEL, messages=_ask("word " * 9000))  # type: ignore[arg-type]
+    assert long.value.code == "context_length_exceeded"
+
+
+def test_eight_requests_at_once_are_all_answered(client: openai.OpenAI) -> None:
+    def ask(number: int) -> int:
+        answer = client.chat.completions.create(
+            model=MODEL,
+            messages=_ask(f"Tell me about the number {number}."),  # type: ignore[arg-type]
+            max_tokens=16,
+            extra_body={"ignore_eos": True},
+        )
+        assert answer.usage is not None
+        return answer.usage.completion_tokens
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(ask, range(8))) == [16] * 8
+
+
+def test_curl_streams(daemon: RunningDaemon) -> None:
+    body = json.dumps({"model": MODEL, "stream": True, "max_tokens": 8, "messages": _ask("Hi")})
+    done = subprocess.run(
+        [
+            "curl",
+            "-sN",
+            f"{daemon.url}/v1/chat/completions",
+            "-H",
+            "Content-Type: application/json",
+            "-d",
+            body,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    events = [line for line in done.stdout.splitlines() if line]
+    assert all(line.startswith("data: ") for line in events)
+    assert events[-1] == "data: [DONE]"
+
+
+def test_runner_run_answers(daemon: RunningDaemon) -> None:
+    done = daemon.runner("run", MODEL, "Why is the sky blue?", "--max-tokens", "12", "--verbose")
+    assert done.stdout.strip()
+    assert "answer tokens" in done.stderr

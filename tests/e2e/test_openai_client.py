@@ -28,9 +28,9 @@ def _ask(text: str) -> list[dict[str, str]]:
 
 def test_a_chat_completion_answers_and_counts(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(
-        model=MODEL, messages=_ask("What is the capital of France?"), temperature=0, max_tokens=24
+        model=MODEL, messages=_ask("Why is the sky blue?"), temperature=0, max_tokens=24
     )
-    assert "Paris" in (answer.choices[0].message.content or "")
+    assert "sky" in (answer.choices[0].message.content or "")
     assert answer.usage is not None
     assert answer.usage.prompt_tokens > 10
     assert 0 < answer.usage.completion_tokens <= 24

@@ -1,20 +1,96 @@
-"""Sizes of one engine, as the scheduler chooses them and the engine keeps to them. Values only."""
+"""Sizes of one engine: as the scheduler chooses them, and as the engine tells what they cost. Values only."""
 
 from __future__ import annotations
+
+import enum
 
 import attrs
 
 
+class CacheType(enum.Enum):
+    """How the KV cache stores keys or values. Blocks of 32 numbers share a scale in the quantised types."""
+
+    F16 = "f16"
+    Q8_0 = "q8_0"
+    Q4_0 = "q4_0"
+
+    @property
+    def bits_per_value(self) -> float:
+        """With the share of a block's scale: 16, 8.5 or 4.5 (`block_q8_0`, `block_q4_0` in ggml-common.h)."""
+        return _BITS_PER_VALUE[self]
+
+
+_BITS_PER_VALUE = {CacheType.F16: 16.0, CacheType.Q8_0: 8.5, CacheType.Q4_0: 4.5}
+
+
+class FlashAttention(enum.Enum):
+    """`AUTO` is the engine's choice, which is on wherever the device can. Quantised values need it."""
+
+    AUTO = "auto"
+    ON = "on"
+    OFF = "off"
+
+
+_positive = attrs.validators.ge(1)
+
+
 @attrs.frozen(kw_only=True)
 class EngineOptions:
-    """Sizes of one engine; all positive.
+    """Sizes of one engine; all numbers are positive. Raises ValueError for what no engine can be given.
 
     `context_size` limits one sequence, `n_cells` the pool that all share; `max_sequences` run at once.
-    `prefill_chunk` is the number of prompt tokens that one step adds at most.
+    `prefill_chunk` is the number of prompt tokens that one step adds at most. `key_type` and `value_type` are
+    of the KV cache.
     """
 
-    context_size: int
-    n_cells: int
-    max_sequences: int = 8
-    prefill_chunk: int = 64
-    n_threads: int = 1
+    context_size: int = attrs.field(validator=_positive)
+    n_cells: int = attrs.field(validator=_positive)
+    max_sequences: int = attrs.field(default=8, validator=_positive)
+    prefill_chunk: int = attrs.field(default=64, validator=_positive)
+    n_threads: int = attrs.field(default=1, validator=_positive)
+    key_type: CacheType = attrs.field(default=CacheType.F16, converter=CacheType)
+    value_type: CacheType = attrs.field(default=CacheType.F16, converter=CacheType)
+    flash_attention: FlashAttention = attrs.field(default=FlashAttention.AUTO, converter=FlashAttention)
+
+    def __attrs_post_init__(self) -> None:
+        if self.value_type is not CacheType.F16 and self.flash_attention is FlashAttention.OFF:
+            raise ValueError(f"{self.value_type.value} values in the KV cache need flash attention")
+
+
+@attrs.frozen(kw_only=True)
+class DeviceBuffers:
+    """Bytes that one engine holds on one device. `device` is `cpu` for host memory, else the engine's name
+    for it (`CUDA0`).
+
+    `weights_bytes` are the file's tensors, mapped or copied; `repacked_bytes` copies of some of them in an
+    order that suits the processor; `compute_bytes` what a forward pass works in, `output_bytes` its logits.
+    """
+
+    device: str
+    weights_bytes: int = 0
+    repacked_bytes: int = 0
+    kv_cache_bytes: int = 0
+    compute_bytes: int = 0
+    output_bytes: int = 0
+
+    @property
+    def total_bytes(self) -> int:
+        return (
+            self.weights_bytes
+            + self.repacked_bytes
+            + self.kv_cache_bytes
+            + self.compute_bytes
+            + self.output_bytes
+        )
+
+
+@attrs.frozen(kw_only=True)
+class EngineSizes:
+    """What an engine said that a model takes with certain options.
+
+    `devices` are distinct. `process_bytes` is host memory that the model takes beside the buffers:
+    vocabulary, graphs, the state of samplers.
+    """
+
+    devices: tuple[DeviceBuffers, ...]
+    process_bytes: int = 0

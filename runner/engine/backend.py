@@ -16,7 +16,7 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from runner.domain.engine import EngineOptions
+from runner.domain.engine import DeviceBuffers, EngineOptions
 from runner.engine.sampler import SamplerPlan
 from runner.errors import LoadingFailed
 
@@ -26,15 +26,13 @@ ProgressReport = Callable[[float], bool]
 
 @attrs.frozen(kw_only=True)
 class LoadedFacts:
-    """What a backend knows once it is loaded. Bytes are 0 where the engine does not report them."""
+    """What a backend knows once it is loaded. `devices` are empty where the engine reports no sizes."""
 
     engine_version: str
     architecture: str
     trained_context_size: int
     n_vocab: int
-    weights_bytes: int = 0
-    kv_cache_bytes: int = 0
-    compute_bytes: int = 0
+    devices: tuple[DeviceBuffers, ...] = ()
 
 
 @attrs.frozen(eq=False)

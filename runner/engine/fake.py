@@ -46,7 +46,7 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from runner.domain.engine import EngineOptions
+from runner.domain.engine import DeviceBuffers, EngineOptions
 from runner.engine.backend import BatchArrays, DecodeResult, LoadedFacts, ProgressReport, Sampler
 from runner.engine.sampler import GreedySampler, SamplerPlan
 from runner.errors import LoadingFailed
@@ -193,7 +193,7 @@ class ScriptedBackend:
             architecture="scripted",
             trained_context_size=1 << 20,
             n_vocab=N_VOCAB,
-            weights_bytes=weights_bytes,
+            devices=(DeviceBuffers(device="cpu", weights_bytes=weights_bytes),),
         )
         self.is_closed = False
 

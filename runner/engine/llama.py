@@ -1,4 +1,5 @@
-"""llama.cpp as a backend: the only import of `llama_cpp`, and only of its low-level bindings.
+"""llama.cpp as a backend. Only this module, `llama_loading.py` and `llama_memory.py` import `llama_cpp`, and
+only its low-level bindings.
 
 Owns one model, one context with one pool of cells, and the C objects of the samplers. Imports numpy,
 `llama_cpp` and the rest of this package. `llama_cpp.Llama` is not used: it serves one request at a time.
@@ -14,30 +15,27 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
-import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NewType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
-# The package's own __init__ imports its whole server side (0.1 s); there is no supported way around it.
-from llama_cpp import __version__ as _binding_version
 from llama_cpp import llama_cpp as lib
 
-from runner.domain.engine import EngineOptions
+from runner.domain.engine import DeviceBuffers, EngineOptions
 from runner.engine.backend import BatchArrays, DecodeResult, LoadedFacts, ProgressReport, Sampler
+from runner.engine.llama_loading import (
+    Context,
+    Model,
+    engine_log,
+    load_model,
+    new_context,
+    rows_of,
+)
+from runner.engine.llama_loading import engine_version as engine_version
 from runner.engine.sampler import GreedySampler, SamplerPlan, best_token
-from runner.errors import LoadingFailed
 
-_Model = NewType("_Model", int)
-_Context = NewType("_Context", int)
-
-_INFO, _WARN, _CONT = 2, 3, 5  # ggml.h, enum ggml_log_level
-_BUFFER_SIZE = re.compile(rb"(model|KV|RS|compute|output) buffer size = +([0-9.]+) MiB")
-_MISLEADING = b"possible training context overflow"  # the pool exceeds one context on purpose
 _PIECE_BYTES = 128
 _META_BYTES = 256
 
@@ -45,7 +43,7 @@ _META_BYTES = 256
 class LlamaBackend:
     """See `runner.engine.backend.Backend` for what the methods promise."""
 
-    def __init__(self, model: _Model, context: _Context, facts: LoadedFacts, batch: BatchArrays) -> None:
+    def __init__(self, model: Model, context: Context, facts: LoadedFacts, batch: BatchArrays) -> None:
         self._model = model
         self._context = context
         self._memory = lib.llama_get_memory(context)
@@ -60,16 +58,16 @@ class LlamaBackend:
     @classmethod
     def load(cls, path: Path, options: EngineOptions, progress: ProgressReport) -> LlamaBackend:
         """Map the file and reserve everything a step needs. Raises LoadingFailed; may end the process."""
-        log = _engine_log()
-        log.buffer_bytes.clear()
-        model = _load_model(path, progress)
+        log = engine_log()
+        log.buffers.clear()
+        model = load_model(path, progress)
         try:
-            n_rows = max(options.max_sequences, options.prefill_chunk)
-            context = _new_context(model, options, n_rows)
+            context = new_context(model, options)
         except BaseException:
             lib.llama_model_free(model)
             raise
-        return cls(model, context, _facts(model, log.buffer_bytes), BatchArrays.empty(n_rows))
+        facts = _facts(model, log.buffers.devices())
+        return cls(model, context, facts, BatchArrays.empty(rows_of(options)))
 
     def __repr__(self) -> str:
         return f"<LlamaBackend: {self._facts.architecture}, {'closed' if self._is_closed else 'open'}>"
@@ -207,7 +205,7 @@ class _ChainSampler:
     """
 
     def __init__(
-        self, context: _Context, logits_of: Callable[[int], npt.NDArray[np.float32]], plan: SamplerPlan
+        self, context: Context, logits_of: Callable[[int], npt.NDArray[np.float32]], plan: SamplerPlan
     ) -> None:
         self._context = context
         self._logits_of = logits_of
@@ -240,99 +238,17 @@ def _stages(plan: SamplerPlan) -> list[Any]:
     return stages
 
 
-# loading
-
-
-def _load_model(path: Path, progress: ProgressReport) -> _Model:
-    params = lib.llama_model_default_params()
-    params.load_mode = lib.LLAMA_LOAD_MODE_MMAP
-    raised: list[BaseException] = []
-
-    def report(fraction: float, _: object) -> bool:
-        try:
-            return progress(fraction)
-        except BaseException as error:  # must not unwind through C
-            raised.append(error)
-            return False
-
-    params.progress_callback = callback = lib.llama_progress_callback(report)
-    model = lib.llama_model_load_from_file(os.fsencode(path), params)
-    del callback  # it had to live until here
-    if raised:
-        raise raised[0]
-    if model is None:
-        raise LoadingFailed("the engine could not load the model file; the worker's log tells why")
-    return _Model(model)
-
-
-def _new_context(model: _Model, options: EngineOptions, n_rows: int) -> _Context:
-    """Raises LoadingFailed, also for models that do not generate text (encoders, diffusion)."""
-    if lib.llama_model_has_encoder(model) or lib.llama_model_is_diffusion(model):
-        raise LoadingFailed("this kind of model does not generate text token by token")
-    params = lib.llama_context_default_params()
-    params.n_ctx = max(options.n_cells, n_rows)  # the library silently cuts n_batch down to n_ctx
-    params.n_batch = params.n_ubatch = n_rows
-    params.n_seq_max = options.max_sequences
-    params.n_outputs_max = options.max_sequences
-    params.n_threads = params.n_threads_batch = options.n_threads
-    params.kv_unified = True
-    params.swa_full = True
-    params.no_perf = True
-    context = lib.llama_init_from_model(model, params)
-    if context is None:
-        raise LoadingFailed("the engine could not reserve memory for the model's context")
-    if lib.llama_get_memory(context) is None or not lib.llama_get_causal_attn(context):
-        lib.llama_free(context)
-        raise LoadingFailed("this kind of model does not generate text token by token")
-    return _Context(context)
-
-
-def _facts(model: _Model, buffer_bytes: dict[str, int]) -> LoadedFacts:
+def _facts(model: Model, devices: tuple[DeviceBuffers, ...]) -> LoadedFacts:
     return LoadedFacts(
         engine_version=engine_version(),
         architecture=_meta_text(model, b"general.architecture"),
         trained_context_size=lib.llama_model_n_ctx_train(model),
         n_vocab=lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model)),
-        weights_bytes=buffer_bytes.get("model", 0) or lib.llama_model_size(model),
-        kv_cache_bytes=buffer_bytes.get("KV", 0) + buffer_bytes.get("RS", 0),
-        compute_bytes=buffer_bytes.get("compute", 0) + buffer_bytes.get("output", 0),
+        devices=devices,
     )
 
 
-def engine_version() -> str:
-    """`llama.cpp 0.5.0 (llama-cpp-python 0.3.36)`."""
-    return f"llama.cpp {bytes(lib.llama_version()).decode()} (llama-cpp-python {_binding_version})"
-
-
-def _meta_text(model: _Model, key: bytes) -> str:
+def _meta_text(model: Model, key: bytes) -> str:
     buffer = ctypes.create_string_buffer(_META_BYTES)
     length = lib.llama_model_meta_val_str(model, key, buffer, _META_BYTES)
     return buffer.value.decode("utf-8", "replace") if length >= 0 else ""
-
-
-class _EngineLog:
-    """Where the library's log goes: warnings and errors to stderr; of the rest, buffer sizes are noted."""
-
-    def __init__(self) -> None:
-        self.buffer_bytes: dict[str, int] = {}
-        self._level = _INFO
-        self._callback = lib.llama_log_callback(self._receive)
-        lib.llama_log_set(self._callback, ctypes.c_void_p(0))
-
-    def _receive(self, level: int, text: bytes, _: object) -> None:
-        if level != _CONT:  # which continues the line before
-            self._level = level
-        if self._level >= _WARN:
-            if _MISLEADING not in text:
-                os.write(2, text)
-        elif match := _BUFFER_SIZE.search(text):
-            kind = match[1].decode()
-            self.buffer_bytes[kind] = self.buffer_bytes.get(kind, 0) + int(float(match[2]) * 2**20)
-
-
-@functools.cache
-def _engine_log() -> _EngineLog:
-    """One per process, as the library's log and its back ends are."""
-    log = _EngineLog()
-    lib.llama_backend_init()
-    return log

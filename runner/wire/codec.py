@@ -2,7 +2,7 @@
 
     stream  = frame*
     frame   = length, payload                  length: 4 bytes, big-endian, 1 to 1 MiB, of the payload alone
-    payload = msgpack array [tag, field…]      what `runner.wire.schema` says
+    payload = msgpack array [tag, field…]      what `schema.py` and `probe_schema.py` say
 
 A message to the worker that is larger than a frame travels as parts, `[PART, is_last, bytes]`, with nothing
 in between; their bytes joined are its payload, at most 32 MiB. From the worker there are no parts. There are
@@ -15,22 +15,26 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import msgpack
 
 from runner.errors import ProtocolFault, TooLarge
-from runner.wire.messages import FromWorker, Generate, LoadModel, ToWorker
-from runner.wire.schema import (
-    EVENTS_LIMIT,
-    FROM_WORKER,
-    ITEMS_LIMIT,
-    PART,
-    TO_WORKER,
-    Fields,
-    Malformed,
-    to_fields,
+from runner.wire import probe_schema, schema
+from runner.wire.checks import Fields, Malformed
+from runner.wire.messages import (
+    FromProbe,
+    FromWorker,
+    Generate,
+    LoadModel,
+    Probed,
+    ProbeModel,
+    ToProbe,
+    ToWorker,
 )
+from runner.wire.probe_schema import FROM_PROBE, TO_PROBE
+from runner.wire.schema import EVENTS_LIMIT, FROM_WORKER, ITEMS_LIMIT, PART, TO_WORKER
+from runner.wire.sizes import DEVICES_LIMIT
 
 FRAME_LIMIT_BYTES: Final = 1024 * 1024
 MESSAGE_LIMIT_BYTES: Final = 32 * 1024 * 1024
@@ -41,13 +45,13 @@ _LENGTH: Final = struct.Struct(">I")
 M = TypeVar("M")
 
 
-def encode(message: ToWorker | FromWorker) -> bytes:
+def encode(message: ToWorker | FromWorker | ToProbe | FromProbe) -> bytes:
     """One frame, or several for a large message to the worker; write them in one go and in this order.
 
     Raises `TooLarge` when a message to the worker has more than 32 MiB, and `ProtocolFault` when one from the
     worker does not fit a frame (send the events of such a step in several).
     """
-    payload: bytes = msgpack.packb(to_fields(message))
+    payload: bytes = msgpack.packb(_to_fields(message))
     if len(payload) <= FRAME_LIMIT_BYTES:
         return _LENGTH.pack(len(payload)) + payload
     if not isinstance(message, LoadModel | Generate):
@@ -55,6 +59,12 @@ def encode(message: ToWorker | FromWorker) -> bytes:
     if len(payload) > MESSAGE_LIMIT_BYTES:
         raise TooLarge("the request", MESSAGE_LIMIT_BYTES)
     return b"".join(_parts(payload))
+
+
+def _to_fields(message: ToWorker | FromWorker | ToProbe | FromProbe) -> list[Any]:
+    if isinstance(message, ProbeModel | Probed):
+        return probe_schema.to_fields(message)
+    return schema.to_fields(message)
 
 
 def _parts(payload: bytes) -> list[bytes]:
@@ -68,7 +78,7 @@ def _parts(payload: bytes) -> list[bytes]:
 
 
 class Decoder(Generic[M]):
-    """Bytes as they arrive, whole messages as they come complete. Use one of the two subclasses.
+    """Bytes as they arrive, whole messages as they come complete. Use one of the subclasses.
 
     Holds at most one frame and what was fed last, or the parts of one message.
     """
@@ -192,3 +202,23 @@ class ToWorkerDecoder(Decoder[ToWorker]):
             payload = bytes(self._parts)
             self._parts.clear()
             super()._take(self._unpack(payload), messages)
+
+
+class FromProbeDecoder(Decoder[FromProbe]):
+    """The daemon's end. Nothing it is fed is trusted."""
+
+    _items_limit = DEVICES_LIMIT
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._readers = FROM_PROBE
+
+
+class ToProbeDecoder(Decoder[ToProbe]):
+    """The probe's end."""
+
+    _items_limit = DEVICES_LIMIT
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._readers = TO_PROBE

@@ -1,4 +1,4 @@
-"""The unions of messages between daemon and worker.
+"""The unions of messages between daemon and worker, and between daemon and probe.
 
 Small, flat, versioned. `runner.wire.codec` turns them into frames and back and refuses everything else.
 Model bytes never travel here: the worker maps the file that `LoadModel` names.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import attrs
 
+from runner.domain.engine import DeviceBuffers, EngineSizes
 from runner.domain.engine import EngineOptions as EngineOptions
 from runner.domain.events import Accepted, Failed, Finished, TextDelta
 from runner.domain.generation import GenerationRequest
@@ -67,7 +68,7 @@ class LoadProgress:
 
 @attrs.frozen(kw_only=True)
 class Loaded:
-    """The engine is ready. Sizes in bytes are what the engine reports, 0 when it does not."""
+    """The engine is ready. `devices` are the buffers that it reported, none when it reports nothing."""
 
     engine_version: str
     context_size: int
@@ -76,9 +77,7 @@ class Loaded:
     n_cells: int
     max_sequences: int
     load_s: float
-    weights_bytes: int = 0
-    kv_cache_bytes: int = 0
-    compute_bytes: int = 0
+    devices: tuple[DeviceBuffers, ...] = ()
 
 
 @attrs.frozen(kw_only=True)
@@ -109,3 +108,28 @@ class Step:
 
 
 FromWorker = Hello | LoadProgress | Loaded | LoadFailed | Step
+
+
+# daemon -> probe, a process that answers once and ends
+
+
+@attrs.frozen(kw_only=True)
+class ProbeModel:
+    """What would a load with these options take? Nothing is loaded."""
+
+    weights_path: str
+    options: EngineOptions
+
+
+ToProbe = ProbeModel
+
+# probe -> daemon
+
+
+@attrs.frozen(kw_only=True)
+class Probed:
+    engine_version: str
+    sizes: EngineSizes
+
+
+FromProbe = Probed | LoadFailed

@@ -308,9 +308,7 @@ def _loaded(backend: Backend, options: EngineOptions, load_s: float) -> Loaded:
         n_cells=options.n_cells,
         max_sequences=options.max_sequences,
         load_s=load_s,
-        weights_bytes=facts.weights_bytes,
-        kv_cache_bytes=facts.kv_cache_bytes,
-        compute_bytes=facts.compute_bytes,
+        devices=facts.devices,
     )
 
 

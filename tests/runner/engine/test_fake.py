@@ -181,7 +181,7 @@ def test_any_file_loads_and_progress_is_told(tmp_path: Path) -> None:
     told: list[float] = []
     backend = load(tmp_path / "weights", told)
     assert told == [0.0, 0.25, 0.5, 0.75, 1.0]
-    assert backend.facts.weights_bytes == 160_000
+    assert backend.facts.devices[0].weights_bytes == 160_000
     assert backend.facts.n_vocab == 256 + len(CONTROL)
 
 

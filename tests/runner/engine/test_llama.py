@@ -169,9 +169,12 @@ def test_the_facts_of_the_load(backend: Backend) -> None:
     assert facts.architecture == "llama"
     assert (facts.n_vocab, facts.trained_context_size) == (49152, 8192)
     per_cell = 30 * 3 * 64 * 2 * 2  # layers x heads x values, K and V, f16; the library tells 0.01 MiB
-    assert facts.kv_cache_bytes == pytest.approx(per_cell * OPTIONS.n_cells, abs=10486)
-    assert facts.weights_bytes > 90e6
-    assert 0 < facts.compute_bytes < 64e6
+    (host,) = facts.devices
+    assert host.device == "cpu"
+    assert host.kv_cache_bytes == pytest.approx(per_cell * OPTIONS.n_cells, abs=10486)
+    assert host.weights_bytes > 90e6
+    assert 0 < host.compute_bytes < 64e6
+    assert host.output_bytes == 49152 * 4 * OPTIONS.max_sequences
     assert facts.engine_version == engine_version()
     assert "llama-cpp-python" in engine_version()
     assert (backend.bos_text, backend.eos_text) == ("<|im_start|>", "<|im_end|>")

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runner.domain.engine import EngineOptions
+from runner.domain.engine import CacheType, DeviceBuffers, EngineOptions, FlashAttention
 from runner.domain.events import Accepted, Failed, Finished, FinishReason, TextDelta, Timings, Usage
 from runner.domain.generation import (
     ChatMessage,
@@ -22,6 +22,7 @@ from runner.domain.generation import (
 )
 from runner.domain.sampling import SamplingParams
 from runner.errors import ProtocolFault, TooLarge
+from runner.wire.checks import ERROR_TEXT_LIMIT, REQUEST_ID_LIMIT
 from runner.wire.codec import (
     FRAME_LIMIT_BYTES,
     MESSAGE_LIMIT_BYTES,
@@ -43,7 +44,8 @@ from runner.wire.messages import (
     Step,
     ToWorker,
 )
-from runner.wire.schema import ERROR_TEXT_LIMIT, EVENTS_LIMIT, ITEMS_LIMIT, REQUEST_ID_LIMIT, to_fields
+from runner.wire.schema import EVENTS_LIMIT, ITEMS_LIMIT, to_fields
+from runner.wire.sizes import BYTES_MAX
 
 texts = st.text(max_size=30)
 counts = st.integers(0, 2**63 - 1)
@@ -52,6 +54,32 @@ reals = st.floats(allow_nan=False, allow_infinity=False)
 seconds = st.floats(0, 1e9)
 request_ids = st.text(min_size=1, max_size=REQUEST_ID_LIMIT)
 codes = st.sampled_from(["loading_failed", "context_length_exceeded", "x1"])
+
+sizes_in_bytes = st.integers(0, BYTES_MAX)
+device_lists = st.lists(
+    st.builds(
+        DeviceBuffers,
+        device=st.text(st.characters(min_codepoint=32, max_codepoint=126), min_size=1, max_size=9),
+        weights_bytes=sizes_in_bytes,
+        repacked_bytes=sizes_in_bytes,
+        kv_cache_bytes=sizes_in_bytes,
+        compute_bytes=sizes_in_bytes,
+        output_bytes=sizes_in_bytes,
+    ),
+    max_size=4,
+    unique_by=lambda buffers: buffers.device,
+).map(tuple)
+engine_options = st.builds(
+    EngineOptions,
+    context_size=positives,
+    n_cells=positives,
+    max_sequences=positives,
+    prefill_chunk=positives,
+    n_threads=positives,
+    key_type=st.sampled_from(CacheType),
+    value_type=st.sampled_from(CacheType),
+    flash_attention=st.sampled_from([FlashAttention.AUTO, FlashAttention.ON]),
+)
 
 hellos = st.builds(Hello, protocol_version=counts, pid=positives)
 loaded_messages = st.builds(
@@ -63,9 +91,7 @@ loaded_messages = st.builds(
     n_cells=positives,
     max_sequences=positives,
     load_s=seconds,
-    weights_bytes=counts,
-    kv_cache_bytes=counts,
-    compute_bytes=counts,
+    devices=device_lists,
 )
 events = st.one_of(
     st.builds(TextDelta, texts, counts),
@@ -139,14 +165,7 @@ to_worker = st.one_of(
         LoadModel,
         engine=texts,
         weights_path=texts,
-        options=st.builds(
-            EngineOptions,
-            context_size=positives,
-            n_cells=positives,
-            max_sequences=positives,
-            prefill_chunk=positives,
-            n_threads=positives,
-        ),
+        options=engine_options,
         chat_template=st.none() | texts,
     ),
     st.builds(Generate, requests),

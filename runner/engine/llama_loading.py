@@ -1,0 +1,132 @@
+"""From a file and options to a model and a context of llama.cpp, real or simulated.
+
+Owns the library's log, and every parameter that decides what memory a load takes, so that a simulated load
+(`llama_memory.py`) is given the very options of a real one (`llama.py`). Imports `llama_cpp`, its low-level
+bindings only.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from pathlib import Path
+from typing import NewType
+
+# The package's own __init__ imports its whole server side (0.1 s); there is no supported way around it.
+from llama_cpp import __version__ as _binding_version
+from llama_cpp import llama_cpp as lib
+
+from runner.domain.engine import CacheType, EngineOptions, FlashAttention
+from runner.engine.backend import ProgressReport
+from runner.engine.buffer_log import BufferLog
+from runner.errors import LoadingFailed
+
+Model = NewType("Model", int)
+Context = NewType("Context", int)
+
+_INFO, _WARN, _CONT = 2, 3, 5  # ggml.h, enum ggml_log_level
+_MISLEADING = b"possible training context overflow"  # the pool exceeds one context on purpose
+_CACHE_TYPES = {
+    CacheType.F16: lib.GGML_TYPE_F16,
+    CacheType.Q8_0: lib.GGML_TYPE_Q8_0,
+    CacheType.Q4_0: lib.GGML_TYPE_Q4_0,
+}
+_FLASH_ATTENTION = {
+    FlashAttention.AUTO: lib.LLAMA_FLASH_ATTN_TYPE_AUTO,
+    FlashAttention.ON: lib.LLAMA_FLASH_ATTN_TYPE_ENABLED,
+    FlashAttention.OFF: lib.LLAMA_FLASH_ATTN_TYPE_DISABLED,
+}
+
+
+def load_model(path: Path, progress: ProgressReport, *, is_simulated: bool = False) -> Model:
+    """Raises LoadingFailed, and whatever `progress` raises.
+
+    Simulated, the file's metadata is read and nothing is allocated for its tensors. It then cannot be mapped
+    either: the library asserts that.
+    """
+    params = lib.llama_model_default_params()
+    params.no_alloc = is_simulated
+    params.load_mode = lib.LLAMA_LOAD_MODE_NONE if is_simulated else lib.LLAMA_LOAD_MODE_MMAP
+    raised: list[BaseException] = []
+
+    def report(fraction: float, _: object) -> bool:
+        try:
+            return progress(fraction)
+        except BaseException as error:  # must not unwind through C
+            raised.append(error)
+            return False
+
+    params.progress_callback = callback = lib.llama_progress_callback(report)
+    model = lib.llama_model_load_from_file(os.fsencode(path), params)
+    del callback  # it had to live until here
+    if raised:
+        raise raised[0]
+    if model is None:
+        raise LoadingFailed("the engine could not load the model file; the worker's log tells why")
+    return Model(model)
+
+
+def rows_of(options: EngineOptions) -> int:
+    """Rows of one forward pass: steps decode or prefill."""
+    return max(options.max_sequences, options.prefill_chunk)
+
+
+def new_context(model: Model, options: EngineOptions) -> Context:
+    """Raises LoadingFailed, also for models that do not generate text (encoders, diffusion)."""
+    if lib.llama_model_has_encoder(model) or lib.llama_model_is_diffusion(model):
+        raise LoadingFailed("this kind of model does not generate text token by token")
+    params = lib.llama_context_default_params()
+    n_rows = rows_of(options)
+    params.n_ctx = max(options.n_cells, n_rows)  # the library silently cuts n_batch down to n_ctx
+    params.n_batch = params.n_ubatch = n_rows
+    params.n_seq_max = options.max_sequences
+    params.n_outputs_max = options.max_sequences
+    params.n_threads = params.n_threads_batch = options.n_threads
+    params.type_k = _CACHE_TYPES[options.key_type]
+    params.type_v = _CACHE_TYPES[options.value_type]
+    params.flash_attn_type = _FLASH_ATTENTION[options.flash_attention]
+    params.kv_unified = True
+    params.swa_full = True
+    params.no_perf = True
+    context = lib.llama_init_from_model(model, params)
+    if context is None:
+        raise LoadingFailed(
+            "the engine could not make a context with these options; its log tells why"
+        )
+    if lib.llama_get_memory(context) is None or not lib.llama_get_causal_attn(context):
+        lib.llama_free(context)
+        raise LoadingFailed("this kind of model does not generate text token by token")
+    return Context(context)
+
+
+def engine_version() -> str:
+    """`llama.cpp 0.5.0 (llama-cpp-python 0.3.36)`."""
+    return f"llama.cpp {bytes(lib.llama_version()).decode()} (llama-cpp-python {_binding_version})"
+
+
+class EngineLog:
+    """Where the library's log goes: warnings and errors to stderr; of the rest, buffer sizes are noted."""
+
+    def __init__(self) -> None:
+        self.buffers = BufferLog()
+        self._level = _INFO
+        self._callback = lib.llama_log_callback(self._receive)
+        lib.llama_log_set(self._callback, ctypes.c_void_p(0))
+
+    def _receive(self, level: int, text: bytes, _: object) -> None:
+        if level != _CONT:  # which continues the line before
+            self._level = level
+        if self._level >= _WARN:
+            if _MISLEADING not in text:
+                os.write(2, text)
+        else:
+            self.buffers.feed(text)
+
+
+@functools.cache
+def engine_log() -> EngineLog:
+    """One per process, as the library's log and its back ends are."""
+    log = EngineLog()
+    lib.llama_backend_init()
+    return log

@@ -394,6 +394,19 @@ async def test_a_source_that_always_has_more_leaves_others_their_turn() -> None:
             nursery.cancel_scope.cancel()
 
 
+async def test_two_writers_do_not_mix_their_bytes() -> None:
+    async with serving(Site().app) as server:
+        client = await server.connect()
+        await server.until(connections=1)
+        [connection] = server.server._connections
+        size_bytes = 8_000_000
+        async with trio.open_nursery() as nursery:
+            for byte in (b"a", b"b"):
+                nursery.start_soon(connection.write, byte * size_bytes)
+            received = await client.exactly(2 * size_bytes)
+        assert received in (b"a" * size_bytes + b"b" * size_bytes, b"b" * size_bytes + b"a" * size_bytes)
+
+
 # Uploads
 
 

@@ -4,6 +4,8 @@ import gc
 import os
 import resource
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -213,27 +215,37 @@ async def pass_time(clock: trio.testing.MockClock, seconds: float) -> None:
     await settled()
 
 
-@pytest.fixture
-def ended() -> trio.Event:
-    return trio.Event()
+@attrs.frozen
+class Run:
+    server: RunningServer
+    ended: trio.Event
+    scope: trio.CancelScope
 
 
-async def run_to_end(server: Server, ended: trio.Event, task_status: Any) -> None:
-    await server.run(task_status=task_status)
-    ended.set()
-
-
-async def start(site: Site, nursery: trio.Nursery, ended: trio.Event, path: Path) -> RunningServer:
+@asynccontextmanager
+async def run_to_end(site: Site, path: Path) -> AsyncIterator[Run]:
+    """A server that the block stops; leaving it waits for its end."""
+    ended = trio.Event()
     server = Server(site.app, ServerSettings(port=0, socket_path=path))
-    addresses = await nursery.start(run_to_end, server, ended)
-    return RunningServer(server, addresses, path)
+
+    async def run(task_status: Any) -> None:
+        await server.run(task_status=task_status)
+        ended.set()
+
+    async with trio.open_nursery() as nursery:
+        running = RunningServer(server, await nursery.start(run), path)
+        try:
+            yield Run(running, ended, nursery.cancel_scope)
+        finally:
+            with trio.CancelScope(shield=True):
+                await running.close_clients()
 
 
 async def test_L09_with_nothing_running_it_stops_at_once(
-    virtual_clock: trio.testing.MockClock, ended: trio.Event, tmp_path: Path
+    virtual_clock: trio.testing.MockClock, tmp_path: Path
 ) -> None:
-    async with trio.open_nursery() as nursery:
-        server = await start(Site(), nursery, ended, tmp_path / "s")
+    async with run_to_end(Site(), tmp_path / "s") as run:
+        server = run.server
         idle = await server.connect()
         await idle.request("GET", "/json")
         silent = await server.connect()
@@ -242,19 +254,18 @@ async def test_L09_with_nothing_running_it_stops_at_once(
         await settled()
         server.server.stop()
         await settled()
-        assert ended.is_set()
+        assert run.ended.is_set()
         for client in (idle, silent, half):
             await client.wait_closed()
     assert not (tmp_path / "s").exists()
-    await server.close_clients()
 
 
 async def test_L09_running_requests_are_finished_while_new_connections_are_refused(
-    virtual_clock: trio.testing.MockClock, ended: trio.Event, tmp_path: Path
+    virtual_clock: trio.testing.MockClock, tmp_path: Path
 ) -> None:
     site = Site()
-    async with trio.open_nursery() as nursery:
-        server = await start(site, nursery, ended, tmp_path / "s")
+    async with run_to_end(site, tmp_path / "s") as run:
+        server = run.server
         waiting, streaming = await server.connect(), await server.connect()
         await waiting.send(f"GET /wait HTTP/1.1\r\n{HOST}\r\n")
         await streaming.send(f"GET /stream HTTP/1.1\r\n{HOST}\r\n")
@@ -264,7 +275,7 @@ async def test_L09_running_requests_are_finished_while_new_connections_are_refus
         with pytest.raises(OSError):
             await server.connect()
         assert not (tmp_path / "s").exists()
-        assert not ended.is_set()
+        assert not run.ended.is_set()
         site.release.set()
         answer = await waiting.answer()
         assert (answer.json(), answer.headers["connection"]) == ({"ok": True}, "close")
@@ -274,17 +285,16 @@ async def test_L09_running_requests_are_finished_while_new_connections_are_refus
         site.source.feed.close()
         assert await streaming.rest() == b"0\r\n\r\n"
         await settled()
-        assert ended.is_set()
+        assert run.ended.is_set()
     assert (site.source.times_closed, site.source.aborted_with) == (1, None)
-    await server.close_clients()
 
 
 async def test_L09_after_30_s_streams_end_with_an_error_event_and_requests_with_an_error(
-    virtual_clock: trio.testing.MockClock, ended: trio.Event, tmp_path: Path
+    virtual_clock: trio.testing.MockClock, tmp_path: Path
 ) -> None:
     site = Site()
-    async with trio.open_nursery() as nursery:
-        server = await start(site, nursery, ended, tmp_path / "s")
+    async with run_to_end(site, tmp_path / "s") as run:
+        server = run.server
         waiting, streaming, sending = [await server.connect() for _ in range(3)]
         await waiting.send(f"GET /wait HTTP/1.1\r\n{HOST}\r\n")
         await streaming.send(f"GET /stream HTTP/1.1\r\n{HOST}\r\n")
@@ -302,18 +312,17 @@ async def test_L09_after_30_s_streams_end_with_an_error_event_and_requests_with_
             assert answer.headers["retry-after"] == "5"
         await sending.aclose()  # it might still be sending, and is given a moment to read its answer
         await settled()
-        assert ended.is_set()
+        assert run.ended.is_set()
         assert site.cancelled.is_set()
     assert site.source.times_closed == 1
-    await server.close_clients()
 
 
 async def test_L09_a_stream_of_http_1_0_has_its_last_words_too(
-    virtual_clock: trio.testing.MockClock, ended: trio.Event, tmp_path: Path
+    virtual_clock: trio.testing.MockClock, tmp_path: Path
 ) -> None:
     site = Site()
-    async with trio.open_nursery() as nursery:
-        server = await start(site, nursery, ended, tmp_path / "s")
+    async with run_to_end(site, tmp_path / "s") as run:
+        server = run.server
         streaming = await server.connect()
         await streaming.send(f"GET /stream HTTP/1.0\r\n{HOST}\r\n")
         site.source.feed.send_nowait(b"data: 1\n\n")
@@ -322,16 +331,15 @@ async def test_L09_a_stream_of_http_1_0_has_its_last_words_too(
         await pass_time(virtual_clock, 30.1)
         assert (await streaming.rest()).endswith(b"\r\n\r\ndata: 1\n\ndata: draining\n\n")
         await settled()
-        assert ended.is_set()
-    await server.close_clients()
+        assert run.ended.is_set()
 
 
 async def test_L09_clients_that_do_not_read_cannot_delay_the_end(
-    virtual_clock: trio.testing.MockClock, ended: trio.Event, tmp_path: Path
+    virtual_clock: trio.testing.MockClock, tmp_path: Path
 ) -> None:
     site = Site()
-    async with trio.open_nursery() as nursery:
-        server = await start(site, nursery, ended, tmp_path / "s")
+    async with run_to_end(site, tmp_path / "s") as run:
+        server = run.server
         clients = [await server.connect() for _ in range(2)]
         for client, path in zip(clients, ("/stream", "/large"), strict=True):
             await client.send(f"GET {path} HTTP/1.1\r\n{HOST}\r\n")
@@ -339,23 +347,45 @@ async def test_L09_clients_that_do_not_read_cannot_delay_the_end(
         await settled()
         server.server.stop()
         await pass_time(virtual_clock, 29)  # their write deadline passes a second later
-        assert not ended.is_set()
+        assert not run.ended.is_set()
         await pass_time(virtual_clock, 1.1)
         await pass_time(virtual_clock, 2.1)
-        assert ended.is_set()
+        assert run.ended.is_set()
         for client in clients:
             with pytest.raises(trio.BrokenResourceError):
                 await client.rest()
     assert site.source.times_closed == 1
-    await server.close_clients()
+
+
+async def test_L09_what_is_left_after_the_last_words_is_cut_off(
+    virtual_clock: trio.testing.MockClock, tmp_path: Path
+) -> None:
+    site = Site()
+    async with run_to_end(site, tmp_path / "s") as run:
+        server = run.server
+        sending, stuck = [await server.connect() for _ in range(2)]
+        await sending.send(f"POST /body HTTP/1.1\r\n{HOST}Content-Length: 30000000\r\n\r\n")
+        await stuck.send(f"GET /stream HTTP/1.1\r\n{HOST}\r\n")
+        await settled()
+        server.server.stop()
+        await pass_time(virtual_clock, 20)
+        await sending.send(b"x" * 2000)
+        site.source.feed.send_nowait(b"x" * 50_000_000)
+        await pass_time(virtual_clock, 10.1)
+        assert (await sending.answer()).status == 503  # and it goes on sending
+        await pass_time(virtual_clock, 2.1)
+        assert run.ended.is_set()
+        with pytest.raises(trio.BrokenResourceError):
+            await stuck.rest()
+    assert site.source.times_closed == 1
 
 
 async def test_L09_being_cancelled_ends_at_once_whatever_runs(
-    virtual_clock: trio.testing.MockClock, ended: trio.Event, tmp_path: Path
+    virtual_clock: trio.testing.MockClock, tmp_path: Path
 ) -> None:
     site = Site()
-    async with trio.open_nursery() as nursery:
-        server = await start(site, nursery, ended, tmp_path / "s")
+    async with run_to_end(site, tmp_path / "s") as run:
+        server = run.server
         waiting, stuck, refused = [await server.connect() for _ in range(3)]
         await waiting.send(f"GET /wait HTTP/1.1\r\n{HOST}\r\n")
         await stuck.send(f"GET /large HTTP/1.1\r\n{HOST}\r\n")
@@ -363,8 +393,7 @@ async def test_L09_being_cancelled_ends_at_once_whatever_runs(
         await settled()
         server.server.stop()
         await settled()
-        nursery.cancel_scope.cancel()
+        run.scope.cancel()
     assert site.cancelled.is_set()
     assert not (tmp_path / "s").exists()
     assert server.server.statistics().connections == 0
-    await server.close_clients()

@@ -4,7 +4,7 @@ import itertools
 
 import h11
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runner.api.head import HeadLimits, HeadReader, HeadRefused, RequestHead
@@ -142,6 +142,7 @@ _heads = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(head=_heads)
 def test_what_is_accepted_here_h11_reads_the_same_way(head: bytes) -> None:
     reader = HeadReader(HeadLimits())
@@ -174,6 +175,7 @@ def test_what_is_accepted_here_h11_reads_the_same_way(head: bytes) -> None:
     assert (body is h11.NEED_DATA) == ours.has_body
 
 
+@settings(deadline=None)
 @given(
     head=st.one_of(
         _heads,

@@ -3,7 +3,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runner.api import sse
@@ -52,6 +52,7 @@ def normalised(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.one_of(_hostile.map(lambda text: ("data", text)), _hostile.map(lambda text: ("comment", text)))

@@ -99,7 +99,9 @@ def _api_hint(error: ApiError) -> str | None:
 
 def _uncapitalised(text: str) -> str:
     """Click's sentences in the form of ours."""
-    return (text[:1].lower() + text[1:]).removesuffix(".")
+    if text[1:2].islower():
+        text = text[0].lower() + text[1:]
+    return text.removesuffix(".")
 
 
 def _drop_output() -> None:

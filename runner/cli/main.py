@@ -126,6 +126,7 @@ def _take_signals() -> None:
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:
+    signal.signal(number, signal.SIG_DFL)  # a second one does not wait for what the first one waits for
     raise SystemExit(128 + number)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -39,11 +38,11 @@ def package(
     host: str | None,
 ) -> None:
     """Package FILE.gguf as the model NAME in the store."""
-    _check_gguf(gguf)
-    client = connect_or_start(host)
     files = [("gguf", gguf), *(("license", path) for path in licenses)]
     if chat_template is not None:
         files.append(("chat_template", chat_template))
+    _check(files)
+    client = connect_or_start(host)
     layers = [
         {"kind": kind, "filename": path.name, "digest": _upload(client, path, is_silent=as_json)}
         for kind, path in files
@@ -58,16 +57,21 @@ def package(
         message(f"packaged {model['name']} ({short_id(model['id'])})")
 
 
-def _check_gguf(path: Path) -> None:
-    """What is no GGUF file at first sight is told before gigabytes of it are sent."""
+def _check(files: list[tuple[str, Path]]) -> None:
+    """What can be seen to be wrong is told before gigabytes are sent."""
+    for kind, path in files:
+        if not path.is_file():  # opening a pipe would wait for its writer, and its size is not known
+            raise usage_error(f"{path} is not a regular file")
+        if kind == "gguf" and _first_bytes(path) != _MAGIC:
+            raise usage_error(f"{path} is not a GGUF file")
+
+
+def _first_bytes(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            is_regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
-            magic = file.read(len(_MAGIC)) if is_regular else b""
+            return file.read(len(_MAGIC))
     except OSError as error:
         raise _unreadable(path, error) from error
-    if magic != _MAGIC:
-        raise usage_error(f"{path} is not a GGUF file")
 
 
 def _upload(client: Client, path: Path, *, is_silent: bool) -> str:

@@ -51,7 +51,7 @@ def _row(worker: dict[str, Any]) -> tuple[str, ...]:
 
 def _until(worker: dict[str, Any]) -> str:
     if worker["expires_in_s"] is not None:
-        return f"in {format_duration(max(0.0, worker['expires_in_s']))}"
+        return f"in {format_duration(worker['expires_in_s'])}" if worker["expires_in_s"] > 0 else "now"
     if worker["leases"] or worker["state"] != "ready":
         return ""
     return "for ever"

@@ -1,0 +1,121 @@
+"""`package`: what is read here, and what is sent."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from runner.domain.status import UploadedBlob
+from tests.support.control import ID, SHORT_ID, Cli, model_summary
+from tests.support.scripted_server import Request, answer, refusal
+
+GGUF = b"GGUF" + bytes(range(256)) * 20000  # several chunks
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.gguf"
+    path.write_bytes(GGUF)
+    return path
+
+
+def digest_of(content: bytes) -> str:
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+@pytest.fixture
+def daemon(cli: Cli) -> Cli:
+    def blobs(request: Request) -> Iterable[bytes]:
+        return answer(UploadedBlob(digest=digest_of(request.body), size_bytes=len(request.body)), 201)
+
+    cli.routes["POST /control/v1/blobs"] = blobs
+    cli.routes["POST /control/v1/package"] = model_summary()
+    return cli
+
+
+def test_a_file_is_sent_and_becomes_a_model(daemon: Cli, file: Path) -> None:
+    ended = daemon("ctl", "package", str(file), "me/tiny:v1")
+    assert ended.status == 0
+    assert ended.stdout == ""
+    assert ended.stderr.splitlines()[-1] == f"packaged ai/smollm2:135M-Q4_1 ({SHORT_ID})"
+    assert ended.stderr.splitlines()[-2] == "tiny.gguf: 100%"
+    assert daemon.sent("POST /control/v1/package") == [
+        {
+            "target": "me/tiny:v1",
+            "layers": [{"kind": "gguf", "filename": "tiny.gguf", "digest": digest_of(GGUF)}],
+        }
+    ]
+
+
+def test_licences_template_and_context_size_go_with_it(daemon: Cli, file: Path, tmp_path: Path) -> None:
+    for name in ("LICENSE", "NOTICE", "chat.jinja"):
+        (tmp_path / name).write_text(name)
+    ended = daemon(
+        "ctl", "package", str(file), "m", "--license", str(tmp_path / "LICENSE"),
+        "--license", str(tmp_path / "NOTICE"), "--chat-template", str(tmp_path / "chat.jinja"),
+        "--context-size", "4096", "--json",
+    )  # fmt: skip
+    assert json.loads(ended.stdout)["id"] == ID
+    assert ended.stderr == ""
+    (body,) = daemon.sent("POST /control/v1/package")
+    assert body["context_size"] == 4096
+    assert [(layer["kind"], layer["filename"]) for layer in body["layers"]] == [
+        ("gguf", "tiny.gguf"),
+        ("license", "LICENSE"),
+        ("license", "NOTICE"),
+        ("chat_template", "chat.jinja"),
+    ]
+    assert body["layers"][3]["digest"] == digest_of(b"chat.jinja")
+
+
+def test_what_is_no_gguf_file_is_told_before_it_is_sent(daemon: Cli, tmp_path: Path) -> None:
+    (tmp_path / "other").write_bytes(b"PK\x03\x04")
+    (tmp_path / "empty").touch()
+    for name in ("other", "empty"):
+        ended = daemon("ctl", "package", str(tmp_path / name), "m")
+        assert ended.status == 2
+        assert ended.stderr.splitlines()[0] == f"error: {tmp_path / name} is not a GGUF file"
+    assert daemon.server.requests == []
+
+
+@pytest.mark.parametrize("name", ["missing.gguf", "."])
+def test_a_file_that_is_not_there_is_told(daemon: Cli, tmp_path: Path, name: str) -> None:
+    ended = daemon("ctl", "package", str(tmp_path / name), "m")
+    assert ended.status == 2
+    assert ended.stderr.splitlines()[0].startswith("error: invalid value for 'FILE.gguf'")
+
+
+@pytest.mark.parametrize("option", [(), ("--license",), ("--chat-template",)])
+def test_a_pipe_is_no_file(daemon: Cli, file: Path, tmp_path: Path, option: tuple[str, ...]) -> None:
+    """Opening it would wait for its writer, and its size is not known."""
+    os.mkfifo(tmp_path / "pipe")
+    arguments = [str(file), "m", *option, str(tmp_path / "pipe")] if option else [str(tmp_path / "pipe"), "m"]
+    ended = daemon("ctl", "package", *arguments)
+    assert ended.status == 2
+    assert ended.stderr.splitlines()[0] == f"error: {tmp_path / 'pipe'} is not a regular file"
+    assert daemon.server.requests == []
+
+
+def test_a_refused_upload_is_told_with_a_hint(daemon: Cli, file: Path) -> None:
+    daemon.routes["POST /control/v1/blobs"] = lambda _: refusal(507, "disk_full", "no space is left")
+    ended = daemon("ctl", "package", str(file), "m", "--json")
+    assert ended.status == 1
+    assert ended.stderr.splitlines() == [
+        "error: no space is left",
+        "hint: `runner ctl rm` removes models; `runner ctl status` names the directory of the store",
+    ]
+    assert daemon.sent("POST /control/v1/package") == []
+
+
+def test_K06_a_hostile_file_name_is_shown_harmlessly(daemon: Cli, file: Path) -> None:
+    hostile = file.with_name("\x1b]0;x\x07.gguf")
+    file.rename(hostile)
+    ended = daemon("ctl", "package", str(hostile), "m")
+    assert ended.status == 0
+    assert "\x1b" not in ended.stderr
+    assert r"\x1b]0;x\x07.gguf: 100%" in ended.stderr

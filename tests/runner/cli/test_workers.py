@@ -1,0 +1,125 @@
+"""`ps`, `start`, `unload`."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from runner.domain.status import SchedulerStatus, UnloadReport
+from tests.support.control import ID, Cli, worker_status
+from tests.support.scripted_server import refusal
+
+
+def test_ps_prints_a_row_for_each_model(cli: Cli) -> None:
+    cli.routes["GET /control/v1/ps"] = SchedulerStatus(
+        workers=(
+            worker_status(running_sequences=2, waiting=1, waiting_sequences=3, leases=2, expires_in_s=None),
+            worker_status(
+                model="ai/b",
+                state="loading",
+                pid=None,
+                load_progress=0.42,
+                resident_bytes=0,
+                expires_in_s=None,
+                load_s=None,
+            ),
+            worker_status(model="ai/c", expires_in_s=None, keep_alive_s=None),
+        )
+    )
+    ended = cli("ctl", "ps")
+    assert ended.status == 0
+    assert ended.stderr == ""
+    assert ended.stdout.splitlines() == [
+        "NAME                  STATE        PID   MEMORY     CONTEXT  REQUESTS  WAITING  UNTIL",
+        "ai/smollm2:135M-Q4_1  ready        4711  256.0 MiB  8192     2         4",
+        "ai/b                  loading 42%        768.0 MiB  8192     0         0",
+        "ai/c                  ready        4711  256.0 MiB  8192     0         0        for ever",
+    ]
+
+
+def test_ps_without_models_is_a_header(cli: Cli) -> None:
+    cli.routes["GET /control/v1/ps"] = SchedulerStatus()
+    assert cli("ctl", "ps").stdout.split() == [
+        "NAME", "STATE", "PID", "MEMORY", "CONTEXT", "REQUESTS", "WAITING", "UNTIL",
+    ]  # fmt: skip
+
+
+def test_ps_tells_when_an_idle_model_goes(cli: Cli) -> None:
+    cli.routes["GET /control/v1/ps"] = SchedulerStatus(workers=(worker_status(expires_in_s=270.0),))
+    assert cli("ctl", "ps").stdout.endswith("in 4m30s\n")
+    cli.routes["GET /control/v1/ps"] = SchedulerStatus(workers=(worker_status(expires_in_s=-0.1),))
+    assert cli("ctl", "ps").stdout.endswith("now\n")
+
+
+def test_ps_for_programs_is_the_answer_of_the_api(cli: Cli) -> None:
+    cli.routes["GET /control/v1/ps"] = SchedulerStatus(workers=(worker_status(),))
+    document = json.loads(cli("ctl", "ps", "--json").stdout)
+    assert document["workers"][0]["model_id"] == ID
+    assert document["is_draining"] is False
+
+
+def test_start_waits_and_tells_how_long_it_took(cli: Cli) -> None:
+    cli.routes["POST /control/v1/start"] = worker_status()
+    ended = cli("ctl", "start", "smollm2:135M-Q4_1")
+    assert (ended.status, ended.stdout) == (0, "")
+    assert ended.stderr == "ai/smollm2:135M-Q4_1 is loaded in 0.41s, context 8192\n"
+    assert cli.sent("POST /control/v1/start") == [{"model": "smollm2:135M-Q4_1"}]
+
+
+def test_start_passes_keep_alive_on(cli: Cli) -> None:
+    cli.routes["POST /control/v1/start"] = worker_status()
+    assert json.loads(cli("ctl", "start", "m", "--keep-alive", "-1", "--json").stdout)["pid"] == 4711
+    assert cli.sent("POST /control/v1/start") == [{"model": "m", "keep_alive": "-1"}]
+
+
+def test_a_model_without_memory_gets_a_hint(cli: Cli) -> None:
+    cli.routes["POST /control/v1/start"] = lambda _: refusal(
+        503, "insufficient_memory", "loading m needs 9 bytes", **{"Retry-After": "5"}
+    )
+    ended = cli("ctl", "start", "m")
+    assert ended.status == 1
+    assert ended.stderr.splitlines() == [
+        "error: loading m needs 9 bytes",
+        "hint: `runner ctl ps` lists what is loaded, `runner ctl unload` makes room",
+    ]
+
+
+def test_unload_tells_what_it_did(cli: Cli) -> None:
+    cli.routes["POST /control/v1/unload"] = UnloadReport(unloaded=("ai/a", "ai/b"), in_use=())
+    ended = cli("ctl", "unload", "a", "b")
+    assert ended.status == 0
+    assert ended.stderr == "unloaded ai/a\nunloaded ai/b\n"
+    assert cli.sent("POST /control/v1/unload") == [{"models": ["a", "b"]}]
+
+
+def test_unload_of_what_is_in_use_exits_with_1(cli: Cli) -> None:
+    cli.routes["POST /control/v1/unload"] = UnloadReport(unloaded=("ai/a",), in_use=("ai/b",))
+    ended = cli("ctl", "unload", "--all")
+    assert ended.status == 1
+    assert ended.stderr == "unloaded ai/a\nai/b is in use and stays\n"
+    assert cli.sent("POST /control/v1/unload") == [{"all": True}]
+
+
+def test_unload_of_nothing_is_no_error(cli: Cli) -> None:
+    cli.routes["POST /control/v1/unload"] = UnloadReport(unloaded=(), in_use=())
+    ended = cli("ctl", "unload", "--all")
+    assert (ended.status, ended.stderr) == (0, "nothing was loaded\n")
+
+
+def test_unload_for_programs_is_the_answer_of_the_api_and_the_status_stays(cli: Cli) -> None:
+    cli.routes["POST /control/v1/unload"] = UnloadReport(unloaded=(), in_use=("ai/b",))
+    ended = cli("ctl", "unload", "b", "--json")
+    assert json.loads(ended.stdout) == {"unloaded": [], "in_use": ["ai/b"]}
+    assert ended.status == 1
+
+
+@pytest.mark.parametrize("arguments", [(), ("m", "--all")])
+def test_unload_wants_names_or_all(cli: Cli, arguments: tuple[str, ...]) -> None:
+    ended = cli("ctl", "unload", *arguments)
+    assert ended.status == 2
+    assert ended.stderr.splitlines() == [
+        "error: name models, or use --all",
+        "hint: `runner ctl unload --help` tells the usage",
+    ]
+    assert cli.server.requests == []

@@ -1,0 +1,105 @@
+"""A process on a terminal of its own, driven like an impatient person would."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import select
+import signal
+import struct
+import subprocess
+import termios
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+LIMIT_S = 20.0
+
+
+class OnTerminal:
+    """`screen` is everything that was written to the terminal so far, escape sequences included."""
+
+    def __init__(self, process: subprocess.Popen[bytes], descriptor: int) -> None:
+        self._process = process
+        self._descriptor = descriptor
+        self._read = b""
+        self._seen = 0
+
+    @property
+    def screen(self) -> str:
+        return self._read.decode(errors="replace")
+
+    def wait_for(self, text: str) -> None:
+        """Until `text` is written, after what was waited for before."""
+        deadline_s = time.monotonic() + LIMIT_S
+        while (index := self._read.find(text.encode(), self._seen)) < 0:
+            assert time.monotonic() < deadline_s, f"{text!r} did not come: {self.screen!r}"
+            assert self._receive(), f"it ended without {text!r}: {self.screen!r}"
+        self._seen = index + len(text.encode())
+
+    def type(self, text: str) -> None:
+        os.write(self._descriptor, text.encode())
+
+    def interrupt(self) -> None:
+        """Ctrl-C."""
+        self.type("\x03")
+
+    def end_by(self, number: signal.Signals) -> int:
+        """The exit status. Python may sleep through one that comes just before it waits for a key."""
+        deadline_s = time.monotonic() + LIMIT_S
+        while time.monotonic() < deadline_s:
+            self._process.send_signal(number)
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(LIMIT_S / 4)
+                return self.wait_for_end()
+        raise AssertionError(f"{number.name} did not end it: {self.screen!r}")
+
+    def wait_for_end(self) -> int:
+        while self._receive():
+            pass
+        return self._process.wait(LIMIT_S)
+
+    def _receive(self) -> bool:
+        ready, _, _ = select.select([self._descriptor], [], [], LIMIT_S)
+        assert ready, f"nothing comes any more: {self.screen!r}"
+        try:
+            data = os.read(self._descriptor, 65536)
+        except OSError:  # the last process on it has ended
+            return False
+        self._read += data
+        return bool(data)
+
+
+@contextmanager
+def on_terminal(
+    command: list[str],
+    environment: Mapping[str, str],
+    *,
+    cwd: Path,
+    columns: int = 100,
+    stdout: int | None = None,
+) -> Iterator[OnTerminal]:
+    """`command` with stdin, stdout and stderr on a terminal; killed at the end when it still runs."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=theirs,
+            stdout=theirs if stdout is None else stdout,
+            stderr=theirs,
+            env={"TERM": "xterm", **environment},
+            cwd=cwd,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # so that Ctrl-C is a signal
+        )
+    finally:
+        os.close(theirs)
+    try:
+        yield OnTerminal(process, ours)
+    finally:
+        process.kill()
+        process.wait(LIMIT_S)
+        os.close(ours)

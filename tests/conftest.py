@@ -11,6 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 import trio.testing
+from hypothesis import settings
+
+settings.register_profile("shared", deadline=None)  # machines are shared; a slow example is no fault
+settings.load_profile("shared")
 
 _CACHE = Path(os.environ.get("RUNNER_TEST_CACHE", Path(__file__).parent.parent / ".cache"))
 

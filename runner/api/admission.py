@@ -70,6 +70,9 @@ def too_large(limit_bytes: int) -> Refusal:
     )
 
 
+_CLEARTEXT_HTTP2 = "h2c"
+
+
 def _check_host(head: RequestHead, policy: AdmissionPolicy) -> Refusal | None:
     if policy.hosts is None:
         return None
@@ -98,11 +101,13 @@ def _is_listed_origin(head: RequestHead, policy: AdmissionPolicy) -> bool:
 
 
 def _check_protocol(head: RequestHead) -> Refusal | None:
+    """An offer of HTTP/2 is passed over and its request served as it stands: Java's client makes one with every
+    first request. Whoever asks for another protocol cannot go on with this one, and is refused."""
     if head.method in ("CONNECT", "TRACE"):
         return Refusal(
             status=405, code="method_not_allowed", message=f"{head.method} is not served here", allow=METHODS
         )
-    if head.values("upgrade"):
+    if any(value.strip().lower() != _CLEARTEXT_HTTP2 for value in head.values("upgrade")):
         return Refusal(
             status=400,
             code="upgrade_refused",

@@ -196,16 +196,18 @@ def test_N09_only_an_upload_is_unlimited() -> None:
     [
         ("TRACE", (), 405),
         ("GET", ("Connection: Upgrade", "Upgrade: websocket"), 400),
-        (
-            "GET",
-            ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAAP__"),
-            400,
-        ),
-        ("POST", ("Upgrade: h2c", "Content-Length: 2"), 400),
+        ("GET", ("Connection: Upgrade", "Upgrade: websocket, h2c"), 400),
+        ("GET", ("Connection: Upgrade", "Upgrade: h2c", "Upgrade: websocket"), 400),
     ],
 )
 def test_N25_upgrades_and_tunnels_are_refused(method: str, lines: tuple[str, ...], expected: int) -> None:
     assert status(head(*lines, method=method)) == expected
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_N25_an_offer_of_http2_is_passed_over(method: str) -> None:
+    offer = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAAP__")
+    assert status(head(*offer, method=method)) is None
 
 
 def test_N25_connect_is_refused() -> None:
@@ -215,7 +217,7 @@ def test_N25_connect_is_refused() -> None:
 
 
 def test_the_host_is_judged_before_everything_else() -> None:
-    request = head("Upgrade: h2c", "Content-Length: 99999999999", method="TRACE", host="evil.example")
+    request = head("Upgrade: x", "Content-Length: 99999999999", method="TRACE", host="evil.example")
     refusal = admit(request, TCP)
     assert refusal is not None
     assert refusal.code == "host_not_allowed"

@@ -101,8 +101,8 @@ def _is_listed_origin(head: RequestHead, policy: AdmissionPolicy) -> bool:
 
 
 def _check_protocol(head: RequestHead) -> Refusal | None:
-    """An offer of HTTP/2 is passed over and its request served as it stands: Java's client makes one with every
-    first request. Whoever asks for another protocol cannot go on with this one, and is refused."""
+    """An offer of HTTP/2 is passed over and its request served as it stands: Java's client makes one with
+    every first request. Whoever asks for another protocol cannot go on with this one, and is refused."""
     if head.method in ("CONNECT", "TRACE"):
         return Refusal(
             status=405, code="method_not_allowed", message=f"{head.method} is not served here", allow=METHODS

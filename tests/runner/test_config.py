@@ -6,6 +6,8 @@ import math
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from runner.config import OPTIONS, Origin, resolve
 from runner.errors import StartRefused
@@ -91,3 +93,117 @@ def test_every_option_has_help_and_an_environment_name() -> None:
     for option in OPTIONS:
         assert option.help
         assert option.environment.startswith("RUNNER_")
+
+
+def test_an_empty_variable_counts_as_absent(file: Path) -> None:
+    file.write_text("port = 5\n")
+    resolved = resolve({}, {"RUNNER_PORT": "", "RUNNER_SOCKET": ""}, file)
+    assert resolved.settings.port == 5
+    assert resolved.origins["socket"] is Origin.DEFAULT
+
+
+def test_a_fault_in_the_file_names_the_file_and_the_key(file: Path) -> None:
+    file.write_text("port = 70000\nlog_level = 3\nallowed_hosts = [1]\nthreads = 1.5\n")
+    with pytest.raises(StartRefused) as refusal:
+        resolve({}, {}, file)
+    assert str(refusal.value).splitlines()[1:] == [
+        f"  {file}: log_level: a text is due",
+        f"  {file}: allowed_hosts: a list of strings is due",
+        f"  {file}: threads: a whole number or a text is due",
+        f"  {file}: port: 70000 is outside 0 to 65535",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "is_accepted"), [("-1", False), ("0", True), ("65535", True), ("65536", False)]
+)
+def test_the_range_of_ports(file: Path, text: str, is_accepted: bool) -> None:
+    assert_accepts(file, "port", text, is_accepted)
+
+
+@pytest.mark.parametrize(("size", "is_accepted"), [(106, True), (107, True), (108, False)])
+def test_the_length_of_the_path_of_a_socket(file: Path, size: int, is_accepted: bool) -> None:
+    assert_accepts(file, "socket", "/" + "x" * (size - 1), is_accepted)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_accepted"),
+    [
+        ("127.0.0.1", True),
+        ("::1", True),
+        ("[::1]", True),
+        ("localhost", True),
+        ("box.example", False),
+        ("127.0.0.1:80", False),
+    ],
+)
+def test_an_address_to_listen_on(file: Path, text: str, is_accepted: bool) -> None:
+    assert_accepts(file, "host", text, is_accepted)
+
+
+@pytest.mark.parametrize("text", ["*", "*.example", "a b", "http://box", "box/", "box:port"])
+def test_what_is_no_host_name_is_refused(file: Path, text: str) -> None:
+    assert_accepts(file, "allowed_hosts", text, False)
+
+
+@pytest.mark.parametrize(
+    "text", ["*", "null", "https://*", "https://*.example", "box", "https://box/", "https://a@b"]
+)
+def test_N03_what_is_no_browser_origin_is_refused(file: Path, text: str) -> None:
+    assert_accepts(file, "allowed_origins", text, False)
+
+
+def test_origins_are_compared_as_browsers_send_them(file: Path) -> None:
+    text = "HTTPS://App.Example:443, http://localhost:80,http://[::1]:8080,tauri://localhost"
+    assert resolve({"allowed_origins": text}, {}, file).settings.allowed_origins == (
+        "https://app.example",
+        "http://localhost",
+        "http://[::1]:8080",
+        "tauri://localhost",
+    )
+
+
+def test_paths_are_absolute_and_know_the_home_directory(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.chdir(tmp_path)
+    settings = resolve({"store": "~/models", "log_file": "here.log"}, {}, file).settings
+    assert settings.store == Path("/home/me/models")
+    assert settings.log_file == tmp_path / "here.log"
+
+
+@pytest.mark.parametrize("text", ["", "a\0b", "~nobody-of-this-name/x"])
+def test_what_is_no_path_is_refused(file: Path, text: str) -> None:
+    assert_accepts(file, "store", text, False)
+
+
+def test_a_version_is_a_number(file: Path) -> None:
+    file.write_text("version = true\n")
+    with pytest.raises(StartRefused, match="version"):
+        resolve({}, {}, file)
+    file.write_text("version = 1\nport = 7\n")
+    assert resolve({}, {}, file).settings.port == 7
+
+
+def test_a_file_that_cannot_be_read_is_a_fault(tmp_path: Path) -> None:
+    with pytest.raises(StartRefused, match="Is a directory"):
+        resolve({}, {}, tmp_path)
+
+
+@given(st.dictionaries(st.sampled_from([option.name for option in OPTIONS]), st.text(max_size=20)))
+def test_any_flags_give_settings_or_the_one_refusal(flags: dict[str, str]) -> None:
+    try:
+        resolved = resolve(flags, {}, Path("/dev/null"))
+    except StartRefused as refusal:
+        assert str(refusal).count("\n  --") <= len(flags)
+    else:
+        assert all(resolved.origins[name] is Origin.FLAG for name in flags)
+
+
+def assert_accepts(file: Path, option: str, text: str, is_accepted: bool) -> None:
+    if is_accepted:
+        resolve({option: text}, {}, file)
+    else:
+        with pytest.raises(StartRefused, match=option.replace("_", "-")):
+            resolve({option: text}, {}, file)

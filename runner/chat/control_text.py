@@ -16,6 +16,9 @@ plain rendering gives. Tried and rejected: rendering placeholders instead of mes
 look into a message then do something else, and text tokenised in parts gives other ids), and marks around
 every message (the same).
 
+A prompt that is cut may spell a little differently at the cuts than it would in one piece (SentencePiece
+vocabularies put a space in front of every piece); only prompts with control texts of a client's are cut.
+
 What this does not do: protect templates whose roles are ordinary words (`### User:`), nor against a template
 that removes characters from inside a message and so joins what was apart. Pure; imports `runner.domain` and
 `runner.errors`.

@@ -35,13 +35,20 @@ def call_before(deadline_s: float, function: Callable[[], T]) -> T:
     watch = _Watch(deadline_s)
     watch.start()
     try:
+        watch.begin()
         try:
-            watch.begin()
-            return function()
-        finally:
+            value = function()
+        except _Interruption:
+            raise
+        except BaseException:  # kept in no variable: that would keep the frames of `function` as well
             watch.settle()
+            watch.await_interruption()
+            raise
+        watch.settle()
+        watch.await_interruption()
+        return value
     except _Interruption:
-        watch.settle()  # the interruption, of which there is one at most, may have hit the call above
+        watch.settle()  # the interruption, of which there is one at most, may have hit the calls above
         raise DeadlinePassed(f"not done after {deadline_s:g} s") from None
     finally:
         watch.join()
@@ -66,6 +73,7 @@ class _Watch(threading.Thread):
         self._over = threading.Lock()
         self._over.acquire()
         self._is_over = False
+        self._has_fired = False
 
     def begin(self) -> None:
         """Time counts from here. Not from `start`, which must not be interrupted either."""
@@ -74,16 +82,25 @@ class _Watch(threading.Thread):
     def run(self) -> None:
         self._begun.acquire()
         if not self._settled.acquire(timeout=self._deadline_s):
+            self._has_fired = True
             _set_async_exc(self._watched_id, _Interruption)
         self._is_over = True
         self._over.release()
 
     def settle(self) -> None:
-        """Afterwards no interruption comes, and one that came too late to be delivered never is."""
+        """Afterwards no interruption is sent. One that was sent may still be on its way."""
         try:
             self._settled.release()
         except RuntimeError:
             pass  # released before
         if not self._is_over:  # nobody can have taken the lock before it was released
             self._over.acquire()
-        _set_async_exc(self._watched_id, ctypes.py_object())
+
+    def await_interruption(self) -> None:
+        """After `settle`: take what is on its way, if anything.
+
+        CPython could take it back (`PyThreadState_SetAsyncExc` with NULL), but then 3.11 goes on looking for
+        it before every bytecode, and never gets past the first one of a function under a tracer.
+        """
+        while self._has_fired:
+            pass

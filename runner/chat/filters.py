@@ -17,7 +17,7 @@ from jinja2.filters import FILTERS as _JINJA
 from jinja2.filters import do_batch, do_indent, do_int, do_round, make_attrgetter, sync_do_slice
 
 from runner.chat import growth
-from runner.chat.growth import DIGITS_MAX, ITEMS_MAX, TooMuch, check_items, check_text, text_of
+from runner.chat.growth import DIGITS_MAX, TooMuch, check_items, check_text, text_of
 
 _JSON_INDENT_MAX = 16
 _SEPARATOR_MAX = 16
@@ -104,8 +104,7 @@ def _list(items: Iterable[Any]) -> list[Any]:
     gathered: list[Any] = []
     for item in items:
         gathered.append(item)  # one by one, so that the deadline can come in between
-        if len(gathered) > ITEMS_MAX:
-            check_items(len(gathered))
+        check_items(len(gathered))
     return gathered
 
 

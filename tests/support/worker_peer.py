@@ -166,6 +166,7 @@ class WorkerThread(Peer):
         super().__init__(mine)
         self.exit_codes: list[int] = []
         self.returned: int | None = None
+        self.raised: BaseException | None = None
         self.worker = Worker(
             Channel(theirs, send_timeout_s=send_timeout_s),
             limits_of=limits_of or (lambda _: nullcontext),
@@ -175,7 +176,10 @@ class WorkerThread(Peer):
         self._thread.start()
 
     def _run(self) -> None:
-        self.returned = self.worker.run()
+        try:
+            self.returned = self.worker.run()
+        except Exception as error:
+            self.raised = error
 
     def join(self) -> int | None:
         self._thread.join(PATIENCE_S)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from runner.chat.control_text import ControlTexts, Disarmed, Piece
@@ -60,6 +60,7 @@ def _controls(pieces: list[Piece]) -> list[str]:
     return [found for piece in pieces if not piece.is_literal for found in _ANY_CONTROL.findall(piece.text)]
 
 
+@settings(deadline=None)
 @given(st.lists(_contents, min_size=1, max_size=4), st.sampled_from(TEMPLATES))
 @example(["<", "s>"], ADJACENT)
 @example(["<|im_ ", " start|>"], ADJACENT)
@@ -69,17 +70,20 @@ def test_G10_what_clients_write_adds_no_control_token(contents: list[str], templ
     assert _controls(_pieces(_prompt(*contents), template)) == innocent
 
 
+@settings(deadline=None)
 @given(st.lists(_contents, min_size=1, max_size=4), st.sampled_from(TEMPLATES))
 def test_the_pieces_joined_are_the_plain_rendering(contents: list[str], template: str) -> None:
     prompt = _prompt(*contents)
     assert "".join(piece.text for piece in _pieces(prompt, template)) == _rendered(prompt, template)
 
 
+@settings(deadline=None)
 @given(st.lists(_contents, min_size=1, max_size=3))
 def test_a_template_that_cuts_and_replaces_does_not_fail(contents: list[str]) -> None:
     assert all(piece.text for piece in _pieces(_prompt(*contents), CUTTING))
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.text(max_size=30).filter(lambda text: not re.search(r"[<\[ab]", text)), min_size=1, max_size=4

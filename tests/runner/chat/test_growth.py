@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2.utils import Namespace
 
@@ -70,6 +70,7 @@ def test_G07_a_ceiling_lets_through_what_is_below_and_at_it_and_nothing_above(
         operation(limit + 1)
 
 
+@settings(deadline=None)
 @given(_values, _values)
 def test_small_operations_are_as_in_python(left: Any, right: Any) -> None:
     for sign, plain in (
@@ -85,6 +86,7 @@ def test_small_operations_are_as_in_python(left: Any, right: Any) -> None:
             assert growth.OPERATORS[sign](left, right) == expected
 
 
+@settings(deadline=None)
 @given(
     st.integers(-50, 50) | st.floats(-9, 9),
     st.integers(-50, 50) | _short | st.lists(st.integers(), max_size=3),
@@ -99,16 +101,19 @@ def test_small_products_are_as_in_python(left: Any, right: Any) -> None:
         assert growth.multiply(left, right) == expected
 
 
+@settings(deadline=None)
 @given(st.integers(-40, 40), st.integers(0, 40))
 def test_small_powers_are_as_in_python(left: int, right: int) -> None:
     assert growth.power(left, right) == left**right
 
 
+@settings(deadline=None)
 @given(_values)
 def test_printing_is_as_in_python(value: Any) -> None:
     assert text_of(value) == str(value)
 
 
+@settings(deadline=None)
 @given(_short, st.lists(_short, max_size=5), _short, _short, st.integers(-1, 5))
 def test_methods_of_text_are_as_in_python(
     text: str, pieces: list[str], old: str, new: str, count: int
@@ -122,6 +127,7 @@ def test_methods_of_text_are_as_in_python(
     assert growth.expandtabs(text, 3) == text.expandtabs(3)
 
 
+@settings(deadline=None)
 @given(st.integers(-99, 99), st.integers(-99, 99), st.integers(-9, 9).filter(bool))
 def test_small_ranges_are_as_in_python(start: int, stop: int, step: int) -> None:
     assert bounded_range(start, stop, step) == range(start, stop, step)

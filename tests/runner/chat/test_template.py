@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2 import TemplateError
 from jinja2.ext import loopcontrols
@@ -111,6 +111,7 @@ _messages = st.lists(
 ).map(tuple)
 
 
+@settings(deadline=None)
 @given(st.sampled_from(sorted(TEMPLATES)), _messages, st.booleans())
 def test_rendering_equals_a_plain_sandbox_or_fails_with_it(
     name: str, messages: tuple[ChatMessage, ...], thinking: bool

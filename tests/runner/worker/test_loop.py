@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.domain.events import Accepted, Failed, Finished, FinishReason, TextDelta
+from runner.domain.events import Accepted, Failed, Finished, FinishReason, GenerationEvent, TextDelta
 from runner.domain.generation import ChatMessage, ChatPrompt, TextPrompt, TokenPrompt
 from runner.engine.fake import N_VOCAB
 from runner.wire.messages import (
@@ -87,6 +87,47 @@ def test_a_load_that_fails_is_told_and_ends_the_worker(worker: WorkerThread, tmp
 def test_an_unknown_engine_is_a_failed_load(worker: WorkerThread, weights: Path) -> None:
     answer = worker.try_to_load(weights, engine="steam")
     assert isinstance(answer, LoadFailed)
+
+
+def test_an_error_of_the_engine_in_a_load_is_told_and_ends_the_worker_with_its_traceback(
+    worker: WorkerThread, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError("of the inside")
+
+    monkeypatch.setattr("runner.worker.loop.load_backend", fail)
+    answer = worker.try_to_load(weights)
+    assert answer == LoadFailed(code="loading_failed", message="the engine failed: MemoryError")
+    worker.join()
+    assert isinstance(worker.raised, MemoryError)
+
+
+def test_a_request_whose_id_is_in_use_is_refused(worker: WorkerThread, weights: Path) -> None:
+    worker.load(weights, options=ROOMY)
+    worker.send(chat("twice", ENDLESS))
+    worker.events_until(lambda events: "twice" in events)
+    worker.send(chat("twice", "x"))
+
+    def refusals(events: dict[str, list[GenerationEvent]]) -> list[str]:
+        return [event.code for event in events.get("twice", []) if isinstance(event, Failed)]
+
+    assert refusals(worker.events_until(lambda events: bool(refusals(events)))) == ["invalid_parameter"]
+
+
+def test_the_engine_too_has_a_bounded_queue(worker: WorkerThread, weights: Path) -> None:
+    worker.load(weights, options=ROOMY)
+    running = [f"running {index}" for index in range(ROOMY.max_sequences)]
+    worker.send(*(chat(name, ENDLESS) for name in running))
+    worker.step_shared_by(*running)
+    waiting = [f"waiting {index}" for index in range(QUEUE_MAX)]
+    for name in waiting:
+        worker.send(chat(name, "x"))
+        worker.events_until(lambda events, name=name: name in events)  # type: ignore[misc]  # bound at once
+    worker.send(chat("one more", "x"))
+    (failed,) = worker.outcome("one more")
+    assert isinstance(failed, Failed)
+    assert failed.code == "queue_full"
+    worker.send(*(Cancel(name) for name in (*running, *waiting)))
 
 
 def test_a_generation_is_accepted_answered_and_finished(loaded: WorkerThread) -> None:

@@ -183,6 +183,19 @@ def test_what_a_library_prints_does_not_reach_the_protocol(loaded: WorkerProcess
     assert stderr.count(".") == 2000
 
 
+def test_an_idle_process_sleeps(loaded: WorkerProcess) -> None:
+    loaded.send(chat("one", "[[say hello]]"))
+    loaded.outcome("one")
+    process = psutil.Process(loaded.popen.pid)
+    while (
+        process.status() != psutil.STATUS_SLEEPING
+    ):  # what is left of the last step; pytest's limit is the bound
+        pass
+    before = process.cpu_times().user
+    assert {process.status() for _ in range(500)} == {psutil.STATUS_SLEEPING}
+    assert process.cpu_times().user - before < 0.05
+
+
 def test_bytes_outside_the_protocol_end_the_process(loaded: WorkerProcess) -> None:
     loaded.send_bytes(b"GET / HTTP/1.1\r\n\r\n")
     assert loaded.wait() == EXIT_PROTOCOL

@@ -10,13 +10,13 @@ the worker's memory counts as used. Tokens pass through here and nowhere else in
 frames and hands each generation its events, once per engine step.
 
 Imports the wire, the domain and `actors/process.py`. What a lease holds of a worker is in
-`actors/worker_handle.py`, one generation's events in `actors/stream.py`.
+`actors/worker_handle.py`, one generation's events in `actors/stream.py`, how long a worker may go without
+counted work in `actors/watchdog.py`, how it died in `actors/deaths.py`.
 """
 
 from __future__ import annotations
 
 import enum
-import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Final
@@ -24,9 +24,12 @@ from typing import Final
 import attrs
 import trio
 
+from actors.deaths import Cause, DeathKind, cause_of_exit, kernel_memory_kills
+from actors.deaths import DeathReport as DeathReport
 from actors.output import clean_text
-from actors.process import Command, ExitStatus, StopTimes, WorkerProcess, worker_command
+from actors.process import Command, StopTimes, WorkerProcess, worker_command
 from actors.stream import GenerationStream as GenerationStream
+from actors.watchdog import LoadWatch, WatchdogRules, WorkWatch
 from actors.worker_handle import Outbox
 from actors.worker_handle import WorkerCounters as WorkerCounters
 from actors.worker_handle import WorkerHandle as WorkerHandle
@@ -56,42 +59,23 @@ from runner.wire.messages import (
 )
 
 _READ_BYTES: Final = 65_536
+_LOOK_S: Final = 1.0
+"""Between two looks at a worker, whose deadline can come nearer: it is loaded, or has its first token."""
 
 
 @attrs.frozen(kw_only=True)
 class WorkerSpec:
     """What one worker is to load, with which sizes. `engine` is `llama` or `scripted`.
 
-    `files` must stay leased until `WorkerEnded`.
+    `engine_version` is for reports of workers that die before they have told it. `files` must stay leased
+    until `WorkerEnded`.
     """
 
     model: Model
     files: ModelFiles
     options: EngineOptions
     engine: str = "llama"
-
-
-@attrs.frozen(kw_only=True)
-class DeathReport:
-    """How a worker ended.
-
-    `cause` is a phrase for people and safe to send to clients: `signal SIGSEGV`, `exit code 3`, `protocol
-    fault: …`, `no progress for 300 s`, `stopped`. At most one of `exit_code` and `signal` (`SIGKILL`) is
-    set, none when the process never started. `stderr_tail` is cleaned text of at most 64 KiB, for logs
-    only. `request_ids` are the generations that were running. `was_requested`: the keeper was asked to
-    stop.
-    """
-
-    model: str
-    model_id: str
-    engine_version: str | None
-    pid: int | None
-    cause: str
-    exit_code: int | None
-    signal: str | None
-    stderr_tail: str
-    request_ids: tuple[str, ...]
-    was_requested: bool
+    engine_version: str | None = None
 
 
 @attrs.frozen
@@ -141,15 +125,11 @@ Launcher = Callable[[WorkerSpec, Callable[[KeeperEvent], None]], Awaitable[None]
 class KeeperSettings:
     """Deadlines and limits of one keeper.
 
-    `hello_timeout_s` runs from the start, `load_timeout_s` from the handshake. `stall_timeout_s` is how
-    long a worker with open streams may go without counted work. `outbox_limit_bytes` bounds the requests
-    that wait for the worker to read them. Working directories are made below `directory` (None: the
-    system's temporary one).
+    `outbox_limit_bytes` bounds the requests that wait for the worker to read them. Working directories are
+    made below `directory` (None: the system's temporary one).
     """
 
-    hello_timeout_s: float = 30.0
-    load_timeout_s: float = 300.0
-    stall_timeout_s: float = 300.0
+    watchdog: WatchdogRules = attrs.field(factory=WatchdogRules)
     stop: StopTimes = attrs.field(factory=StopTimes)
     outbox_limit_bytes: int = 64 * 1024 * 1024
     directory: Path | None = None
@@ -180,17 +160,23 @@ async def run_keeper(
 class _Phase(enum.Enum):
     STARTING = "starting"
     LOADING = "loading"
-    READY = "ready"
+    READY = "serving"
 
 
 @attrs.frozen(kw_only=True)
 class _Ending:
     """Why serving ended. `cause` None: the exit status will tell. `is_polite`: ask first, before SIGKILL."""
 
-    cause: str | None = None
+    cause: Cause | None = None
     load_error: RunnerError | None = None
     is_polite: bool = False
-    was_requested: bool = False
+
+    @property
+    def was_requested(self) -> bool:
+        return self.cause == _STOPPED
+
+
+_STOPPED = Cause(DeathKind.STOPPED, "stopped")
 
 
 class _Keeper:
@@ -209,7 +195,10 @@ class _Keeper:
         self._outbox = Outbox(settings.outbox_limit_bytes)
         self._decoder = FromWorkerDecoder()
         self._phase = _Phase.STARTING
-        self._progress = -1.0
+        self._started_s = trio.current_time()
+        self._memory_kills = kernel_memory_kills()
+        self._told_fraction = -1.0
+        self._load_watch: LoadWatch | None = None
         self._loaded: Loaded | None = None
         self._handle: WorkerHandle | None = None
         self._ending: _Ending | None = None
@@ -220,18 +209,17 @@ class _Keeper:
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._process.supervise)
-            ending = _Ending(cause="stopped", is_polite=True, was_requested=True)
+            ending = _Ending(cause=_STOPPED, is_polite=True)
             try:
                 ending = await self._serve()
             except Exception:  # not Cancelled, nor a group of nothing else
-                ending = _Ending(cause="a fault of the daemon", is_polite=True)
+                ending = _Ending(cause=Cause(DeathKind.DAEMON_FAULT, "a fault of the daemon"), is_polite=True)
                 raise
             finally:
                 with trio.CancelScope(shield=True):
                     await self._end(ending)
 
     async def _serve(self) -> _Ending:
-        self._reading.deadline = trio.current_time() + self._settings.hello_timeout_s
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._write)
             nursery.start_soon(self._watch_exit)
@@ -248,7 +236,8 @@ class _Keeper:
                 if not data:
                     return _Ending()
                 self._take(data)
-        return self._ending or self._overdue()
+        assert self._ending is not None, "only an interruption ends the reading from outside"
+        return self._ending
 
     async def _receive(self) -> bytes:
         """b"" at the end of the channel; a crash breaks it now and then instead of ending it."""
@@ -262,7 +251,7 @@ class _Keeper:
             self._handle_all(self._decoder.feed(data))
         except ProtocolFault as fault:
             self._handle_all(fault.preceding)  # what came whole before it counts
-            self._ending = self._ending or _Ending(cause=str(fault))
+            self._ending = self._ending or _protocol_fault(fault.reason)
 
     def _handle_all(self, messages: Iterable[object]) -> None:
         for message in messages:
@@ -279,32 +268,36 @@ class _Keeper:
             case _Phase.LOADING, Loaded():
                 self._become_ready(message)
             case _Phase.LOADING, LoadFailed():
+                cause = Cause(DeathKind.LOADING_FAILED, "loading failed")
                 error = _load_error(message, self._spec)
-                self._ending = _Ending(cause="loading failed", load_error=error, is_polite=True)
+                self._ending = _Ending(cause=cause, load_error=error, is_polite=True)
             case _Phase.READY, Step():
                 assert self._handle is not None
                 self._handle.deliver(message)
             case _:
                 unexpected = f"{type(message).__name__} from a worker that is {self._phase.value}"
-                self._ending = _Ending(cause=f"protocol fault: {unexpected}")
+                self._ending = _protocol_fault(unexpected)
 
     def _start_loading(self, hello: Hello) -> None:
         if hello.protocol_version != PROTOCOL_VERSION:
             difference = f"version {hello.protocol_version} where {PROTOCOL_VERSION} is spoken"
-            self._ending = _Ending(cause=f"protocol fault: {difference}")
+            self._ending = _protocol_fault(difference)
             return
         self._phase = _Phase.LOADING
-        self._reading.deadline = trio.current_time() + self._settings.load_timeout_s
+        self._load_watch = LoadWatch(
+            self._settings.watchdog, self._spec.files.weights_bytes, trio.current_time()
+        )
         self._outbox.put(self._load_frames)
 
     def _tell_progress(self, fraction: float) -> None:
-        if fraction >= self._progress + 0.01:
-            self._progress = fraction
+        assert self._load_watch is not None
+        self._load_watch.progressed(fraction, trio.current_time())
+        if fraction >= self._told_fraction + 0.01:
+            self._told_fraction = fraction
             self._report(WorkerLoadProgress(fraction))
 
     def _become_ready(self, loaded: Loaded) -> None:
         self._phase = _Phase.READY
-        self._reading.deadline = float("inf")
         self._loaded = loaded
         self._handle = WorkerHandle(
             model=self._model,
@@ -312,17 +305,9 @@ class _Keeper:
             pid=self._process.pid,
             outbox=self._outbox,
             resident_bytes=self._process.resident_bytes,
+            watch=WorkWatch(self._settings.watchdog, self._spec.files.weights_bytes),
         )
         self._report(WorkerReady(self._handle, loaded))
-
-    def _overdue(self) -> _Ending:
-        if self._phase is _Phase.STARTING:
-            limit_s = self._settings.hello_timeout_s
-            error = LoadTimeout(f"the worker of {self._model} did not start within {limit_s:g} s")
-            return _Ending(cause=f"not started within {limit_s:g} s", load_error=error)
-        limit_s = self._settings.load_timeout_s
-        error = LoadTimeout(f"{self._model} did not load within {limit_s:g} s")
-        return _Ending(cause=f"not loaded within {limit_s:g} s", load_error=error)
 
     async def _write(self) -> None:
         try:
@@ -341,13 +326,39 @@ class _Keeper:
         self._interrupt(_Ending())
 
     async def _watch_progress(self) -> None:
-        limit_s = self._settings.stall_timeout_s
-        while True:
-            stalled_s = self._handle.stalled_s if self._handle else 0.0
-            if stalled_s >= limit_s:
-                break
-            await trio.sleep(limit_s - stalled_s)
-        self._interrupt(_Ending(cause=f"no progress for {limit_s:g} s"))
+        """Until a deadline has passed, and passed still after what has arrived meanwhile was read."""
+        while not self._is_overdue():
+            await self._until_next_look()
+        self._interrupt(self._stuck())
+
+    async def _until_next_look(self) -> None:
+        """At the deadline and its grace, or sooner, since the deadline moves."""
+        if self._handle is not None and self._handle.watch.is_idle:
+            await self._handle.until_used()
+        left_s = self._due_s + self._settings.watchdog.grace_s - trio.current_time()
+        await trio.sleep(min(max(left_s, 0.0), _LOOK_S))
+
+    @property
+    def _due_s(self) -> float:
+        if self._handle is not None:
+            return self._handle.watch.due_s
+        if self._load_watch is not None:
+            return self._load_watch.due_s
+        return self._started_s + self._settings.watchdog.start_s
+
+    def _is_overdue(self) -> bool:
+        return trio.current_time() >= self._due_s + self._settings.watchdog.grace_s
+
+    def _stuck(self) -> _Ending:
+        if self._handle is not None:
+            return _Ending(cause=Cause(DeathKind.NO_PROGRESS, self._handle.watch.complaint))
+        if self._load_watch is not None:
+            kind, complaint = DeathKind.NO_PROGRESS, self._load_watch.complaint
+        else:
+            limit_s = self._settings.watchdog.start_s
+            kind, complaint = DeathKind.NOT_STARTED, f"not started within {limit_s:g} s"
+        error = LoadTimeout(f"{self._model} could not be loaded: {complaint}")
+        return _Ending(cause=Cause(kind, complaint), load_error=error)
 
     def _interrupt(self, ending: _Ending) -> None:
         self._ending = self._ending or ending
@@ -371,11 +382,16 @@ class _Keeper:
         with trio.move_on_after(self._settings.stop.polite_s):
             await self._process.exited.wait()
         if self._process.status is None:
-            return attrs.evolve(ending, cause="protocol fault: it closed its channel")
-        return attrs.evolve(ending, cause=describe_exit(self._process.status, self._process.output.text()))
+            return _protocol_fault("it closed its channel")
+        cause = cause_of_exit(
+            self._process.status,
+            self._process.output.text(),
+            was_out_of_memory=kernel_memory_kills() > self._memory_kills,
+        )
+        return attrs.evolve(ending, cause=cause)
 
     def _tell(self, ending: _Ending) -> None:
-        cause = ending.cause or "unknown"
+        cause = ending.cause.text if ending.cause else "unknown"
         if self._handle is not None:
             crashed = WorkerCrashed(model=self._model, cause=cause)
             stopped = Unavailable(f"{self._model} was stopped")
@@ -401,40 +417,27 @@ class _Keeper:
 
     def _death_report(self, ending: _Ending, request_ids: tuple[str, ...]) -> DeathReport:
         status = self._process.status
+        cause = ending.cause or Cause(DeathKind.DAEMON_FAULT, "unknown")
         return DeathReport(
             model=self._model,
             model_id=str(self._spec.model.id),
-            engine_version=self._loaded.engine_version if self._loaded else None,
+            engine_version=self._loaded.engine_version if self._loaded else self._spec.engine_version,
             pid=self._process.pid,
-            cause=(ending.cause or "unknown") + ("" if status else "; the process could not be ended"),
+            kind=cause.kind,
+            cause=cause.text + ("" if status else "; the process could not be ended"),
             exit_code=status.exit_code if status else None,
             signal=status.signal if status else None,
+            phase=self._phase.value,
+            lived_s=trio.current_time() - self._started_s,
             stderr_tail=self._process.output.text(),
             request_ids=request_ids,
             was_requested=ending.was_requested,
         )
 
 
-def describe_exit(status: ExitStatus, stderr_tail: str) -> str:
-    """One phrase for how a process ended by itself (THREATS L02); of its output only a class name is used.
+def _protocol_fault(reason: str) -> _Ending:
+    return _Ending(cause=Cause(DeathKind.PROTOCOL_FAULT, f"protocol fault: {reason}"))
 
-    1. SIGKILL that was not ours: most likely the kernel's answer to a lack of memory.  2. Another signal.
-    3. Exit code after a traceback: a Python exception.  4. Another exit code.
-    """
-    if status.signal == "SIGKILL":
-        return "signal SIGKILL, out of memory?"
-    if status.signal is not None:
-        return f"signal {status.signal}"
-    raised = _RAISED.findall(stderr_tail)
-    if status.exit_code and raised:
-        return f"exit code {status.exit_code}, Python exception {raised[-1]}"
-    return f"exit code {status.exit_code}"
-
-
-_RAISED: Final = re.compile(
-    r"^Traceback \(most recent call last\):\n(?:[ \t].*\n|\n)+([A-Za-z_][\w.]{0,80})(?::|$)",
-    re.MULTILINE | re.ASCII,
-)
 
 _LOAD_ERRORS: Final[Mapping[str, Callable[[str], RunnerError]]] = {
     InvalidModelFile.code: InvalidModelFile,
@@ -464,11 +467,14 @@ def _report_no_start(spec: WorkerSpec, report: Callable[[KeeperEvent], None], ca
     death = DeathReport(
         model=spec.model.name,
         model_id=str(spec.model.id),
-        engine_version=None,
+        engine_version=spec.engine_version,
         pid=None,
+        kind=DeathKind.NOT_STARTED,
         cause=cause,
         exit_code=None,
         signal=None,
+        phase=_Phase.STARTING.value,
+        lived_s=0.0,
         stderr_tail="",
         request_ids=(),
         was_requested=False,

@@ -1,7 +1,8 @@
 """A loaded worker as leases hold it: generations opened, its counters, and the frames that wait for it.
 
 The keeper makes a handle when the worker is ready and fails it when the worker goes. Imports the wire and the
-domain. Read on in `actors/worker.py`, the keeper, and `actors/stream.py`, the events of one generation.
+domain. Read on in `actors/worker.py`, the keeper, `actors/stream.py`, the events of one generation, and
+`actors/watchdog.py`, what counts as progress.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import attrs
 import trio
 
 from actors.stream import GenerationStream
+from actors.watchdog import WorkWatch
 from runner.domain.events import GenerationEvent
 from runner.domain.generation import GenerationRequest
 from runner.errors import RunnerError, Unavailable
@@ -83,10 +85,13 @@ class WorkerHandle:
         pid: int,
         outbox: Outbox,
         resident_bytes: Callable[[], int],
+        watch: WorkWatch,
     ) -> None:
         self.model = model
         self.loaded = loaded
         self.pid = pid
+        self.watch = watch
+        """For the keeper."""
         self._outbox = outbox
         self._resident_bytes = resident_bytes
         self._streams: dict[str, GenerationStream] = {}
@@ -95,7 +100,7 @@ class WorkerHandle:
         )
         self._prefill_tokens = 0
         self._decode_tokens = 0
-        self._progress_at_s = trio.current_time()
+        self._used = trio.Event()
         self._error: RunnerError | None = None
 
     def open_stream(self, request: GenerationRequest) -> GenerationStream:
@@ -107,9 +112,10 @@ class WorkerHandle:
             raise Unavailable(f"the worker of {self.model} has ended")
         if request.request_id in self._streams:
             raise ValueError(f"request {request.request_id} is open already")
-        self._outbox.put_request(encode(Generate(request)))
-        if not self._streams:
-            self._progress_at_s = trio.current_time()
+        frames = encode(Generate(request))
+        self._outbox.put_request(frames)
+        self.watch.opened(request.request_id, len(frames), trio.current_time())
+        self._used.set()
         stream = GenerationStream(request.request_id, self._cancel)
         self._streams[request.request_id] = stream
         return stream
@@ -134,18 +140,18 @@ class WorkerHandle:
     def open_request_ids(self) -> tuple[str, ...]:
         return tuple(self._streams)
 
-    @property
-    def stalled_s(self) -> float:
-        """Seconds that somebody has waited without counted work; 0 when nobody waits."""
-        return trio.current_time() - self._progress_at_s if self._streams else 0.0
+    async def until_used(self) -> None:
+        """Returns when a request is open, now or later; for one task."""
+        while self.watch.is_idle:
+            self._used = trio.Event()
+            await self._used.wait()
 
     def deliver(self, step: Step) -> None:
         """Hand each generation its events of one step. Ids that nobody reads any more are passed over."""
         self._last_step = step
         self._prefill_tokens += step.prefill_tokens
         self._decode_tokens += step.decode_tokens
-        if step.prefill_tokens or step.decode_tokens or step.events:
-            self._progress_at_s = trio.current_time()
+        self.watch.stepped(step, trio.current_time())
         batches: dict[str, list[GenerationEvent]] = {}
         for request_id, event in step.events:
             batches.setdefault(request_id, []).append(event)
@@ -155,6 +161,7 @@ class WorkerHandle:
                 stream.deliver(events)
                 if stream.has_ended:
                     self._streams.pop(request_id, None)
+                    self.watch.closed(request_id)
 
     def fail(self, error: RunnerError) -> None:
         """The worker is going or gone: refuse new requests, and end every stream with `error`."""
@@ -164,6 +171,7 @@ class WorkerHandle:
             stream.fail(error)
 
     def _cancel(self, request_id: str) -> None:
+        self.watch.closed(request_id)
         if self._streams.pop(request_id, None) is not None and self._error is None:
             self._outbox.put(encode(Cancel(request_id)))
 

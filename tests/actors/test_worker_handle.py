@@ -6,6 +6,7 @@ import pytest
 import trio
 import trio.testing
 
+from actors.watchdog import WatchdogRules, WorkWatch
 from actors.worker_handle import Outbox, WorkerHandle
 from runner.domain.events import Accepted, Finished, FinishReason, TextDelta, Timings, Usage
 from runner.domain.generation import GenerationRequest, TextPrompt
@@ -32,7 +33,14 @@ FINISHED = Finished(
 
 
 def make_handle(outbox: Outbox) -> WorkerHandle:
-    return WorkerHandle(model="ai/tiny", loaded=LOADED, pid=17, outbox=outbox, resident_bytes=lambda: 4096)
+    return WorkerHandle(
+        model="ai/tiny",
+        loaded=LOADED,
+        pid=17,
+        outbox=outbox,
+        resident_bytes=lambda: 4096,
+        watch=WorkWatch(WatchdogRules(step_s=10, step_bytes_per_s=1e9), 0),
+    )
 
 
 def request(request_id: str, text: str = "hi") -> GenerationRequest:
@@ -141,18 +149,27 @@ async def test_L01_the_end_of_the_worker_reaches_every_stream_and_refuses_new_on
     assert not any(isinstance(message, Cancel) for message in await sent(outbox))
 
 
-async def test_stalling_is_counted_from_the_last_counted_work_while_somebody_waits() -> None:
+async def test_L07_the_watch_knows_who_waits_from_opening_to_end() -> None:
     handle = make_handle(Outbox(1000))
     await trio.sleep(100)
-    assert handle.stalled_s == 0
-    handle.open_stream(request("r1"))
-    await trio.sleep(5)
-    handle.open_stream(request("r2"))
-    assert handle.stalled_s == pytest.approx(5)
-    handle.deliver(Step(step_index=1, prefill_tokens=0, decode_tokens=0, running=2, waiting=0, cells_used=0))
-    assert handle.stalled_s == pytest.approx(5)  # a frame alone is no work
-    handle.deliver(step())
-    assert handle.stalled_s == 0
+    assert handle.watch.is_idle
+    with handle.open_stream(request("r1")):
+        handle.open_stream(request("r2"))
+        handle.deliver(step(("r1", Accepted(prompt_tokens=2)), ("r2", Accepted(prompt_tokens=2))))
+        handle.deliver(step(("r2", FINISHED)))
+        await trio.sleep(5)
+        assert handle.watch.due_s == pytest.approx(trio.current_time() + 5, abs=0.1)
+    assert handle.watch.is_idle
+
+
+async def test_whoever_waits_for_use_learns_of_it_and_at_once_when_it_is_in_use() -> None:
+    handle = make_handle(Outbox(1000))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(handle.until_used)
+        await trio.sleep(100)
+        assert len(nursery.child_tasks) == 1
+        handle.open_stream(request("r1"))
+    await handle.until_used()
 
 
 async def test_a_worker_that_does_not_read_is_not_sent_more_than_the_limit() -> None:

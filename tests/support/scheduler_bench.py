@@ -9,8 +9,10 @@ from pathlib import Path
 import attrs
 import trio
 
+from actors.deaths import DeathKind
 from actors.leases import Pins, StoreLease
 from actors.scheduler import ModelLease, SchedulerActor, SchedulerHandle, SchedulerNotice, SchedulerSettings
+from actors.watchdog import WatchdogRules, WorkWatch
 from actors.worker import (
     DeathReport,
     KeeperEvent,
@@ -238,7 +240,12 @@ def _handle_of(spec: WorkerSpec) -> WorkerHandle:
         load_s=0.1,
     )
     return WorkerHandle(
-        model=spec.model.name, loaded=loaded, pid=4711, outbox=Outbox(1000), resident_bytes=lambda: 123
+        model=spec.model.name,
+        loaded=loaded,
+        pid=4711,
+        outbox=Outbox(1000),
+        resident_bytes=lambda: 123,
+        watch=WorkWatch(WatchdogRules(), spec.files.weights_bytes),
     )
 
 
@@ -248,9 +255,12 @@ def _death_of(spec: WorkerSpec, cause: str, was_requested: bool) -> DeathReport:
         model_id=str(spec.model.id),
         engine_version="scripted",
         pid=4711,
+        kind=DeathKind.STOPPED if was_requested else DeathKind.EXIT,
         cause=cause,
         exit_code=0 if cause == "stopped" else None,
         signal=None,
+        phase="serving",
+        lived_s=1.0,
         stderr_tail="",
         request_ids=(),
         was_requested=was_requested,

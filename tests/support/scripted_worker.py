@@ -120,10 +120,10 @@ class Worker:
     def _generate(self, request: GenerationRequest) -> None:
         """`say …`: one delta per word, all in one step each. `hold`: one delta, then only Cancel or the end.
 
-        `die SIGNAL`, `exit N`, `raise`, `garbage`, `oversized`, `stop`, `close`, `descendant`: one delta,
-        then what it says. `early …`: the same without a delta. `burst N`: N deltas of 1000 bytes; `last N`:
-        the same, and exit. `noise`: 8 MiB to stderr, then a normal end. `report`: facts about this process
-        as JSON. `length`: that of the prompt.
+        `die SIGNAL`, `exit N`, `raise`, `garbage`, `oversized`, `stop`, `close`, `descendant`, `heartbeat`:
+        one delta, then what it says. `early …`: the same without a delta. `burst N`: N deltas of 1000 bytes;
+        `last N`: the same, and exit. `noise`: 8 MiB to stderr, then a normal end. `report`: facts about this
+        process as JSON. `length`: that of the prompt.
         """
         text = request.prompt.text if isinstance(request.prompt, TextPrompt) else _joined(request.prompt)
         word, _, argument = text.partition(" ")
@@ -167,6 +167,7 @@ class Worker:
             "oversized": lambda: self._send(struct.pack(">I", FRAME_LIMIT_BYTES + 1)),
             "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
             "close": self._channel.close,
+            "heartbeat": self._beat,
             "descendant": lambda: _fork_a_descendant(apart=argument == "apart"),
         }
         if word == "raise":
@@ -188,6 +189,12 @@ class Worker:
             events=events,
         )
         self._send(encode(step))
+
+    def _beat(self) -> None:
+        """Frames for ever, and no work in them."""
+        while True:
+            self._step()
+            time.sleep(0.05)
 
     def _send(self, data: bytes) -> None:
         self._channel.sendall(data)

@@ -2,126 +2,258 @@
 
     python3 scripts/environment.py [--dev]
 
-Standard library only: it runs before anything is installed. The stamp in the environment names the files
-that decide its content, so an unchanged environment costs nothing.
+Standard library only, and little of it before something is to be done: it runs before anything is installed
+and at every call of `scripts/run`. The stamp in the environment tells what it was made from; a marker in it
+tells that somebody began and did not finish. Only one process at a time works on it.
 """
 
 from __future__ import annotations
 
-import argparse
-import hashlib
 import os
-import re
-import shutil
-import subprocess
 import sys
-import time
-import venv
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    import subprocess
+    from types import FrameType
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
+PYTHON = VENV / "bin" / "python"
 STAMP = VENV / ".stamp"
-LOG = VENV / "install.log"
-_COMPILED = re.compile(rb"\[(\d+)/(\d+)\]")
-_DEBIAN_PARTS = {"c++": "g++", "git": "git"}
+MARKER = VENV / ".unfinished"
+CACHE = ROOT / ".cache"
+LOG = CACHE / "install.log"
+_BUILD_CONSTRAINT = ("PIP_CONSTRAINT", "PIP_BUILD_CONSTRAINT")
+"""Reach what pip installs to build with: the first up to pip 25.2, the second from 25.3 on."""
+_TAIL_LINES = 200
+_SHOWN_LINES = 15
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dev", action="store_true", help="also what the tests and checks need")
-    options = parser.parse_args()
-    wanted = _stamp(options.dev)
-    if _present_stamp() in (wanted, _stamp(is_dev=True)):
+def main(arguments: list[str]) -> None:
+    is_dev = arguments == ["--dev"]
+    if arguments and not is_dev:
+        sys.exit(__doc__)
+    if is_finished(is_dev):
         return
+    with _alone() as lock:
+        if not is_finished(is_dev):  # whoever we waited for may have done it
+            _set_up(is_dev, lock)
+
+
+def is_finished(is_dev: bool) -> bool:
+    """Whether the environment is there, made from these files, in this place, by this Python."""
+    present = _read(STAMP)
+    return present == _stamp(is_dev=True) or (not is_dev and present == _stamp(is_dev=False))
+
+
+def _set_up(is_dev: bool, lock: int) -> None:
     _require_python()
     _require_tools()
-    _create()
-    _install(options.dev)
-    STAMP.write_text(wanted)
-    _say("the environment is ready")
+    if not _is_usable():
+        _create()
+    _mark_unfinished()
+    _install(is_dev, lock)
+    _write(STAMP, _stamp(is_dev))
+    MARKER.unlink()
+    say("the environment is ready")
 
 
 def _stamp(is_dev: bool) -> str:
-    digest = hashlib.sha256()
-    for name in ("pyproject.toml", "constraints.txt"):
-        digest.update((ROOT / name).read_bytes())
-    return f"{'dev' if is_dev else 'run'} {digest.hexdigest()}"
+    """Everything that decides what is in the environment. Its paths are absolute, so the place counts."""
+    made_by = f"{ROOT}\n{sys.version_info[0]}.{sys.version_info[1]}\n"
+    files = [_read(ROOT / name) for name in ("pyproject.toml", "constraints.txt")]
+    return f"{'dev' if is_dev else 'run'}\n{made_by}{''.join(files)}"
 
 
-def _present_stamp() -> str:
+def _read(path: Path) -> str:
+    """The text of a file, empty when there is none."""
     try:
-        return STAMP.read_text()
-    except FileNotFoundError:
+        return path.read_text(encoding="utf-8")
+    except OSError:
         return ""
+
+
+def _write(path: Path, text: str) -> None:
+    new = path.with_name(f"{path.name}.new")
+    new.write_text(text, encoding="utf-8")
+    new.replace(path)
+
+
+@contextmanager
+def _alone() -> Iterator[int]:
+    """Hold the lock; yields its descriptor, which pip inherits, so that a pip that outlives us keeps it."""
+    import fcntl
+    import signal
+
+    signal.signal(signal.SIGTERM, _end)
+    CACHE.mkdir(exist_ok=True)
+    lock = os.open(CACHE / "setup.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("another setup is at work here; waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield lock
+    finally:
+        os.close(lock)
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)
 
 
 def _require_python() -> None:
     if not (3, 11) <= sys.version_info[:2] <= (3, 13):
-        _fail(f"Python 3.11 to 3.13 is needed, this is {sys.version.split()[0]}")
+        fail(f"Python 3.11 to 3.13 is needed, this is {sys.version.split()[0]}; PYTHON=… names another one")
 
 
 def _require_tools() -> None:
-    """A C++ compiler for the engine; installed where this user may, named where not."""
-    missing = [name for name in _DEBIAN_PARTS if shutil.which(name) is None]
+    """A C++ compiler for the engine, and ensurepip; installed where this user may, named where not."""
+    import importlib.util
+    import shutil
+
+    missing = {}
+    if not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
+        missing["a C++ compiler"] = "g++"
+    if importlib.util.find_spec("ensurepip") is None:
+        missing["ensurepip of this Python"] = f"python{sys.version_info[0]}.{sys.version_info[1]}-venv"
     if not missing:
         return
-    packages = [_DEBIAN_PARTS[name] for name in missing]
+    packages = list(missing.values())
     if os.geteuid() == 0 and shutil.which("apt-get"):
-        _say(f"installing {', '.join(packages)}")
-        subprocess.run(["apt-get", "update", "-qq"], check=False)
-        if subprocess.run(["apt-get", "install", "-y", "-qq", *packages], check=False).returncode == 0:
+        say(f"installing {' and '.join(missing)}: apt-get install {' '.join(packages)}")
+        _apt_get("update")
+        if _apt_get("install", "-y", *packages) == 0:
             return
-    _fail(f"missing: {', '.join(missing)}; on Debian: sudo apt-get install {' '.join(packages)}")
+    fail(f"missing: {' and '.join(missing)}; on Debian: sudo apt-get install {' '.join(packages)}")
+
+
+def _apt_get(*arguments: str) -> int:
+    import subprocess
+
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    command = ["apt-get", "-qq", *arguments]
+    return subprocess.run(command, check=False, stdout=sys.stderr, env=environment).returncode
+
+
+def _is_usable() -> bool:
+    """Whether what is in `.venv` can be built upon: whole, made here, by this version of Python."""
+    import subprocess
+
+    if MARKER.exists() or not PYTHON.exists():
+        return False
+    present = _read(STAMP)
+    if present and present.split("\n", 3)[1:3] != _stamp(is_dev=False).split("\n", 3)[1:3]:
+        return False
+    code = f"import pip, sys; sys.exit(sys.version_info[:2] != {sys.version_info[:2]!r})"
+    return subprocess.run([PYTHON, "-I", "-c", code], capture_output=True, check=False).returncode == 0
 
 
 def _create() -> None:
-    if (VENV / "bin" / "python").exists():
-        return
-    _say(f"creating a virtual environment in {VENV.name}")
+    """A new environment in the place of whatever is there."""
+    import shutil
+    import subprocess
+    import venv
+
+    say("creating a virtual environment in .venv")
+    if VENV.is_symlink() or VENV.is_file():
+        VENV.unlink()
+    shutil.rmtree(VENV, ignore_errors=True)
+    _mark_unfinished()
     try:
-        venv.EnvBuilder(with_pip=True, clear=VENV.exists()).create(VENV)
-    except (subprocess.CalledProcessError, ImportError):
-        _fail("this Python has no ensurepip; on Debian: sudo apt-get install python3-venv")
+        venv.EnvBuilder(with_pip=True, symlinks=True).create(VENV)
+    except subprocess.CalledProcessError as error:
+        sys.stderr.write((error.output or b"").decode(errors="replace"))
+        fail("the virtual environment could not be made; does this Python have ensurepip?")
 
 
-def _install(is_dev: bool) -> None:
-    _say("installing; the engine (llama.cpp) is compiled once, which takes 5 to 10 minutes on 2 cores")
-    target = f"{ROOT}[dev]" if is_dev else str(ROOT)
+def _mark_unfinished() -> None:
+    VENV.mkdir(exist_ok=True)
+    _write(MARKER, "")
+
+
+def _install(is_dev: bool, lock: int) -> None:
+    import subprocess
+    import time
+
+    say(
+        "installing the project; unless pip has it already, the engine (llama.cpp) is compiled, "
+        "which takes 5 to 10 minutes on 2 cores"
+    )
+    # Names relative to the directory: pip splits some paths at spaces and brackets.
     command = [
-        str(VENV / "bin" / "python"),
-        *("-m", "pip", "install", "--verbose", "--disable-pip-version-check"),
-        *("--constraint", str(ROOT / "constraints.txt"), "--editable", target),
+        *(
+            str(PYTHON),
+            "-I",
+            "-m",
+            "pip",
+            "install",
+            "--verbose",
+            "--no-input",
+            "--disable-pip-version-check",
+        ),
+        *("--constraint", "constraints.txt", "--editable", ".[dev]" if is_dev else "."),
     ]
     started_s = time.monotonic()
     with (
         LOG.open("wb") as log,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as pip,
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, **dict.fromkeys(_BUILD_CONSTRAINT, "constraints.txt")},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=(lock,),
+            start_new_session=True,
+        ) as pip,
     ):
-        if pip.stdout is None:
-            raise RuntimeError("pip was started without a pipe")
-        tail = _follow(pip.stdout, log)
+        tail = _followed(pip, log)
     if pip.returncode != 0:
-        sys.stderr.write("\n".join(tail[-15:]) + "\n")
-        _fail(_reason("\n".join(tail)))
-    _say(f"installed in {time.monotonic() - started_s:.0f} s")
+        MARKER.unlink()  # pip ended in order, so the next call may go on from here
+        reason = reason_of("\n".join(tail))
+        if reason is None:
+            sys.stderr.write("\n".join(tail[-_SHOWN_LINES:]) + "\n")
+        fail(f"{reason or 'installing failed'}; the full output is in .cache/install.log")
+    say(f"installed in {time.monotonic() - started_s:.0f} s")
 
 
-def _follow(output: object, log: object) -> list[str]:
-    """Show what pip is at: packages and the compiler's count. Returns the last lines."""
-    tail: list[str] = []
+def _followed(pip: subprocess.Popen[bytes], log: IO[bytes]) -> list[str]:
+    """Show what pip is at until it ends; returns its last lines. When we are ended, so is what it runs."""
+    import signal
+
+    try:
+        assert pip.stdout is not None
+        return follow(pip.stdout, log)
+    except BaseException:
+        os.killpg(pip.pid, signal.SIGTERM)
+        raise
+
+
+def follow(output: IO[bytes], log: IO[bytes]) -> list[str]:
+    """Copy `output` to `log` and show packages and the compiler's count; returns the last lines."""
+    import re
+    from collections import deque
+
+    compiled = re.compile(rb"\[(\d+)/(\d+)\]")
+    tail: deque[str] = deque(maxlen=_TAIL_LINES)
     shown = Shown()
-    for line in output:  # type: ignore[attr-defined]  # the pipe of a Popen
-        log.write(line)  # type: ignore[attr-defined]  # a file opened for writing
+    for line in output:
+        log.write(line)
         text = line.decode(errors="replace").rstrip()
-        tail = [*tail[-200:], text]
-        count = _COMPILED.search(line)
-        if count:
+        tail.append(text)
+        count = compiled.search(line)
+        if count is not None:
             shown.count(int(count[1]), int(count[2]))
         elif text.startswith(("Collecting ", "Installing collected")):
             shown.note(text.split(" (")[0][:70])
     shown.end()
-    return tail
+    return list(tail)
 
 
 class Shown:
@@ -129,7 +261,7 @@ class Shown:
 
     def __init__(self) -> None:
         self._is_terminal = sys.stderr.isatty()
-        self._tenths = -1
+        self._tenths = 0
 
     def note(self, text: str) -> None:
         if self._is_terminal:
@@ -137,37 +269,60 @@ class Shown:
             sys.stderr.flush()
 
     def count(self, done: int, total: int) -> None:
+        text = f"compiling the engine: {done}/{total}"
         if self._is_terminal:
-            self.note(f"compiling the engine: {done}/{total}")
-        elif 10 * done // total > self._tenths:
-            self._tenths = 10 * done // total
-            _say(f"compiling the engine: {done}/{total}")
+            self.note(text)
+        elif 10 * done // max(1, total) > self._tenths:
+            self._tenths = 10 * done // max(1, total)
+            say(text)
 
     def end(self) -> None:
         if self._is_terminal:
             sys.stderr.write("\r\033[K")
 
 
-def _reason(tail: str) -> str:
-    if any(
-        sign in tail
-        for sign in ("NewConnectionError", "No matching distribution", "Name or service not known")
-    ):
+_UNREACHABLE = (
+    "No matching distribution",
+    "NewConnectionError",
+    "Name or service not known",
+    "Temporary failure in name resolution",
+    "ProxyError",
+    "CERTIFICATE_VERIFY_FAILED",
+    "Read timed out",
+)
+
+
+def reason_of(output: str) -> str | None:
+    """Why pip failed, in the words of somebody who wants to repair it; None when this is not known."""
+    import re
+
+    if "No space left on device" in output:
+        return "the disk is full (compiling needs about 2 GB below /tmp or TMPDIR)"
+    if any(sign in output for sign in _UNREACHABLE):
+        missing = re.search(r"No matching distribution found for (\S+)", output)
         return (
-            "a Python package could not be fetched. Needed are a reachable package registry (or mirror: set "
-            f"PIP_INDEX_URL) or wheels in PIP_FIND_LINKS; the full output is in {LOG.relative_to(ROOT)}"
+            f"the Python package {missing[1] if missing else 'that is due'} could not be fetched. Needed is "
+            "a package registry that can be reached (or a mirror: PIP_INDEX_URL), or wheels in PIP_FIND_LINKS"
         )
-    return f"installing failed; the full output is in {LOG.relative_to(ROOT)}"
+    if "Killed signal" in output or "Killed (program" in output:
+        return "the compiler was killed, most likely for memory; try again with CMAKE_BUILD_PARALLEL_LEVEL=1"
+    if "CMAKE_CXX_COMPILER" in output or "CMAKE_C_COMPILER" in output:
+        return "the C++ compiler does not work; on Debian: sudo apt-get install g++"
+    return None
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
     print(f"[setup] {text}", file=sys.stderr, flush=True)
 
 
-def _fail(text: str) -> None:
-    _say(f"error: {text}")
+def fail(text: str) -> NoReturn:
+    say(f"error: {text}")
     sys.exit(1)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main(sys.argv[1:])
+    except KeyboardInterrupt:
+        say("stopped; the next call starts again")
+        sys.exit(130)

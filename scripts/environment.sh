@@ -1,8 +1,8 @@
-# Sourced: finds a Python that fits and makes the environment.
+# Sourced by the other scripts, which set `root`: finds a Python that fits and makes the environment `.venv`.
 
 find_python() {
     local candidate
-    for candidate in python3 python3.13 python3.12 python3.11; do
+    for candidate in ${PYTHON:-} python3 python3.13 python3.12 python3.11; do
         if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
             command -v "$candidate"
             return
@@ -13,11 +13,8 @@ find_python() {
 }
 
 ensure_environment() {
-    local python
-    if [ -x "$root/.venv/bin/python" ]; then
-        python="$root/.venv/bin/python"
-    else
-        python=$(find_python)
-    fi
-    "$python" -S "$root/scripts/environment.py" "$@"
+    local python="$root/.venv/bin/python"
+    # A dangling link (the system's Python went away) is not executable either.
+    [ -x "$python" ] || python=$(find_python)
+    "$python" -I -S "$root/scripts/environment.py" "$@"
 }

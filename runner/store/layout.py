@@ -6,6 +6,7 @@
 <root>/index.damaged.json   what a damaged index.json held, kept for a look
 <root>/blobs/sha256/<hex>   manifests, configs, layers; read-only, replaced but never rewritten
 <root>/store.json           which version of this program's store it is
+<root>/quarantine.json      models that crash the engine while they load
 <root>/lock                 held by the one daemon that owns the directory
 <root>/partial/             files that are being written
 """
@@ -42,6 +43,10 @@ class StoreLayout:
     @property
     def version(self) -> Path:
         return self.root / "store.json"
+
+    @property
+    def quarantine(self) -> Path:
+        return self.root / "quarantine.json"
 
     @property
     def lock(self) -> Path:

@@ -123,6 +123,9 @@ class Backend(Protocol):
 
     def new_sampler(self, plan: SamplerPlan) -> Sampler: ...
 
+    def set_threads(self, n_threads: int) -> None:
+        """How many threads the next decode uses; at most those of the options it was loaded with."""
+
     def decode(self, n_rows: int) -> DecodeResult:
         """Run the first `n_rows` rows of `batch`; adds one cell per row."""
 

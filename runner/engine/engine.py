@@ -118,6 +118,10 @@ class Engine:
         if sequence is not None:
             self._end(sequence)
 
+    def set_threads(self, n_threads: int) -> None:
+        """Use so many threads from the next step on, but no more than the options say."""
+        self._backend.set_threads(min(n_threads, self._options.n_threads))
+
     def step(self) -> StepOutput:
         """Run one forward pass, which adds one token to every stream or some tokens to prompts.
 

@@ -17,6 +17,7 @@ answer's token `N` (default 0, the first) is computed:
     [[hex DIGITS]]            answers these bytes, valid UTF-8 or not
     [[repeat N TEXT]]         answers TEXT N times
     [[count N]]               answers `1 2 3 … N`
+    [[threads N]]             answers N digits, each the number of threads (its last digit) of that step
     [[forever]]               goes on with the alphabet and never ends its turn
     [[slow MS]]               every step takes MS milliseconds longer while this sequence decodes
     [[noise N]]               writes N bytes to stdout and stderr, as libraries do, before the first token
@@ -86,6 +87,7 @@ class Script:
     """How one question is answered."""
 
     answer: bytes
+    n_told_threads: int = 0
     is_endless: bool = False
     slow_s: float = 0.0
     n_noise: int = 0
@@ -119,6 +121,8 @@ def _with_directive(script: Script, name: str, argument: bytes) -> Script:
         case "count":
             numbers = " ".join(str(number) for number in range(1, int(argument) + 1))
             return attrs.evolve(script, answer=script.answer + numbers.encode())
+        case "threads":
+            return attrs.evolve(script, n_told_threads=int(argument))
         case "forever":
             return attrs.evolve(script, is_endless=True)
         case "slow":
@@ -185,6 +189,8 @@ class ScriptedBackend:
     ) -> None:
         self._options = options
         self._sleep = sleep
+        self.n_threads = options.n_threads
+        """As it was told; it needs none."""
         self._batch = BatchArrays.empty(max(options.max_sequences, options.prefill_chunk))
         self._cells: dict[int, _Cells] = {}
         self._logits: dict[int, npt.NDArray[np.float32]] = {}
@@ -288,6 +294,9 @@ class ScriptedBackend:
 
     # the forward pass
 
+    def set_threads(self, n_threads: int) -> None:
+        self.n_threads = n_threads
+
     def decode(self, n_rows: int) -> DecodeResult:
         self._logits.clear()
         if self.cells_used + n_rows > self._options.n_cells:
@@ -306,7 +315,7 @@ class ScriptedBackend:
             fault.is_due("fail", cells.n_answered) for _, cells, script in scripts for fault in script.faults
         ):
             return DecodeResult.FAILED
-        self._logits = {row: _next_logits(cells, script) for row, cells, script in scripts}
+        self._logits = {row: _next_logits(cells, script, self.n_threads) for row, cells, script in scripts}
         return DecodeResult.DONE
 
     def _sequence_id(self, row: int) -> int:
@@ -315,7 +324,7 @@ class ScriptedBackend:
         return sequence_id
 
 
-def _next_logits(cells: _Cells, script: Script) -> npt.NDArray[np.float32]:
+def _next_logits(cells: _Cells, script: Script, n_threads: int) -> npt.NDArray[np.float32]:
     """The script's next token first, the alphabet's second; or the fault that is due."""
     n_answered = cells.n_answered
     if n_answered == 0 and script.n_noise:
@@ -325,6 +334,8 @@ def _next_logits(cells: _Cells, script: Script) -> npt.NDArray[np.float32]:
     logits[_next_letter(cells.tokens[-1])] = 1.0
     if n_answered < len(script.answer):
         logits[script.answer[n_answered]] = 2.0
+    elif n_answered < len(script.answer) + script.n_told_threads:
+        logits[ord("0") + n_threads % 10] = 2.0
     elif not script.is_endless:
         logits[END] = 2.0
     for fault in script.faults:

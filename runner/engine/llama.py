@@ -148,6 +148,9 @@ class LlamaBackend:
             return GreedySampler(self.logits, plan.forbidden)
         return _ChainSampler(self._context, self.logits, plan)
 
+    def set_threads(self, n_threads: int) -> None:
+        lib.llama_set_n_threads(self._context, n_threads, n_threads)
+
     def decode(self, n_rows: int) -> DecodeResult:
         self._c_batch.struct.n_tokens = n_rows
         status = lib.llama_decode(self._context, self._c_batch.struct)

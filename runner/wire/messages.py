@@ -12,6 +12,7 @@ from runner.domain.engine import DeviceBuffers, EngineSizes
 from runner.domain.engine import EngineOptions as EngineOptions
 from runner.domain.events import Accepted, Failed, Finished, TextDelta
 from runner.domain.generation import GenerationRequest
+from runner.hardware.pinning import DevicePin
 
 PROTOCOL_VERSION = 1
 
@@ -21,12 +22,16 @@ PROTOCOL_VERSION = 1
 
 @attrs.frozen(kw_only=True)
 class LoadModel:
-    """First message. `engine` is `llama` or `scripted`; `chat_template` None takes the one in the file."""
+    """First message. `engine` is `llama` or `scripted`; `chat_template` None takes the one in the file.
+
+    `pins` are the devices that the worker may see, set before any back end is touched.
+    """
 
     engine: str
     weights_path: str
     options: EngineOptions
     chat_template: str | None = None
+    pins: tuple[DevicePin, ...] = ()
 
 
 @attrs.frozen
@@ -42,11 +47,18 @@ class Cancel:
 
 
 @attrs.frozen
+class SetThreads:
+    """Use so many threads from the next step on; never more than the model was loaded with."""
+
+    n_threads: int
+
+
+@attrs.frozen
 class Shutdown:
     """Cancel everything and exit 0."""
 
 
-ToWorker = LoadModel | Generate | Cancel | Shutdown
+ToWorker = LoadModel | Generate | Cancel | SetThreads | Shutdown
 
 # worker -> daemon
 

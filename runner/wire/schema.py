@@ -6,7 +6,7 @@ Each direction has its own table of tags, so that a worker cannot send what only
 lengths and types are checked before a value is built: to the daemon a worker is a stranger (THREATS W07).
 `Hello` keeps its form in every version, so that a worker of another version can be told apart.
 
-Imports the domain's values, the messages and `checks.py`. Used by `runner.wire.codec` alone.
+Imports the domain's values, device pins, the messages and `checks.py`. Used by `runner.wire.codec` alone.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from runner.domain.generation import (
     TokenPrompt,
 )
 from runner.domain.sampling import SamplingParams
+from runner.hardware.pinning import DevicePin
 from runner.wire.checks import (
     COUNT_MAX,
     ERROR_TEXT_LIMIT,
@@ -56,6 +57,7 @@ from runner.wire.messages import (
     LoadFailed,
     LoadModel,
     LoadProgress,
+    SetThreads,
     Shutdown,
     Step,
     StepEvent,
@@ -69,7 +71,7 @@ ITEMS_LIMIT: Final = 65_536
 """Items of any array to the worker; a request has at most 4096 messages (THREATS N12)."""
 
 PART: Final = 0
-_LOAD_MODEL, _GENERATE, _CANCEL, _SHUTDOWN = 1, 2, 3, 4
+_LOAD_MODEL, _GENERATE, _CANCEL, _SHUTDOWN, _SET_THREADS = 1, 2, 3, 4, 5
 _HELLO, _LOAD_PROGRESS, _LOADED, LOAD_FAILED, _STEP = 16, 17, 18, 19, 20
 
 _ACCEPTED, _DELTA, _FINISHED, _FAILED = 0, 1, 2, 3
@@ -89,6 +91,7 @@ def _encode_load_model(message: LoadModel) -> list[Any]:
         path_bytes(message.weights_path),
         options_fields(message.options),
         message.chat_template,
+        [(pin.variable, pin.value) for pin in message.pins],
     ]
 
 
@@ -126,6 +129,10 @@ def _encode_prompt(prompt: Prompt) -> list[Any]:
 
 def _encode_cancel(message: Cancel) -> list[Any]:
     return [_CANCEL, message.request_id]
+
+
+def _encode_set_threads(message: SetThreads) -> list[Any]:
+    return [_SET_THREADS, message.n_threads]
 
 
 def _encode_shutdown(message: Shutdown) -> list[Any]:
@@ -197,6 +204,7 @@ _ENCODERS: Final[Mapping[type, Callable[[Any], list[Any]]]] = {
     LoadModel: _encode_load_model,
     Generate: _encode_generate,
     Cancel: _encode_cancel,
+    SetThreads: _encode_set_threads,
     Shutdown: _encode_shutdown,
     Hello: _encode_hello,
     LoadProgress: _encode_load_progress,
@@ -207,13 +215,19 @@ _ENCODERS: Final[Mapping[type, Callable[[Any], list[Any]]]] = {
 
 
 def _read_load_model(fields: Fields) -> LoadModel:
-    _, engine, path, options, chat_template = fields
+    _, engine, path, options, chat_template, pins = fields
     return LoadModel(
         engine=as_text(engine, NAME_LIMIT),
         weights_path=as_path(path),
         options=read_options(as_array(options)),
         chat_template=None if chat_template is None else as_text(chat_template),
+        pins=tuple(_read_pin(as_array(pin)) for pin in as_array(pins)),
     )
+
+
+def _read_pin(fields: Fields) -> DevicePin:
+    variable, value = fields
+    return DevicePin(as_text(variable), as_text(value))
 
 
 def _read_generate(fields: Fields) -> Generate:
@@ -273,6 +287,11 @@ def _read_option(fields: Fields) -> tuple[str, str | int | float | bool]:
 def _read_cancel(fields: Fields) -> Cancel:
     _, request_id = fields
     return Cancel(as_request_id(request_id))
+
+
+def _read_set_threads(fields: Fields) -> SetThreads:
+    _, n_threads = fields
+    return SetThreads(as_positive(n_threads))
 
 
 def _read_shutdown(fields: Fields) -> Shutdown:
@@ -372,6 +391,7 @@ TO_WORKER: Final[Mapping[int, tuple[str, Callable[[Fields], ToWorker]]]] = {
     _LOAD_MODEL: ("LoadModel", _read_load_model),
     _GENERATE: ("Generate", _read_generate),
     _CANCEL: ("Cancel", _read_cancel),
+    _SET_THREADS: ("SetThreads", _read_set_threads),
     _SHUTDOWN: ("Shutdown", _read_shutdown),
 }
 FROM_WORKER: Final[Mapping[int, tuple[str, Callable[[Fields], FromWorker]]]] = {

@@ -1,7 +1,7 @@
 """The worker: load one model, then receive, step, send, until told to stop.
 
     reader thread        Generate ──> preparation thread ──┐
-                         Cancel, Shutdown ─────────────────┤
+                         Cancel, SetThreads, Shutdown ─────┤
                                                            v
     step thread (main)   inbox ──> Engine.submit / cancel ──> Engine.step ──> one Step frame
 
@@ -42,6 +42,7 @@ from runner.wire.messages import (
     LoadFailed,
     LoadModel,
     LoadProgress,
+    SetThreads,
     Shutdown,
     Step,
     StepEvent,
@@ -71,7 +72,7 @@ class _Ended:
     exit_code: int
 
 
-_Item = LoadModel | Cancel | Shutdown | Outcome | _Ended
+_Item = LoadModel | Cancel | SetThreads | Shutdown | Outcome | _Ended
 
 
 class Worker:
@@ -148,7 +149,7 @@ class Worker:
             case Shutdown():
                 self._is_stopping.set()  # seen by a load under way
                 self._inbox.put(message)
-            case LoadModel():
+            case LoadModel() | SetThreads():
                 self._inbox.put(message)
 
     def _end(self, exit_code: int) -> None:
@@ -173,6 +174,8 @@ class Worker:
 
     def _load(self, message: LoadModel) -> Engine | None:
         started_s = self._clock()
+        # For the engine's back ends, which read them when they are initialised; that happens in this load.
+        os.environ.update({pin.variable: pin.value for pin in message.pins})
         try:
             backend = load_backend(
                 message.engine, Path(message.weights_path), message.options, self._report_progress
@@ -233,6 +236,8 @@ class Worker:
                         return EXIT_PROTOCOL
                     case Cancel():
                         self._cancel(engine, item.request_id)
+                    case SetThreads():
+                        engine.set_threads(item.n_threads)
                     case Prepared():
                         self._submit(engine, item)
                     case Refused():

@@ -73,6 +73,7 @@ def test_tokens_without_the_answer_mark_continue_with_the_alphabet() -> None:
         (b"please [[say a [b] c]] now", Script(answer=b"a [b] c")),
         (b"[[hex e282]][[say x]]", Script(answer=b"\xe2\x82x")),
         (b"[[repeat 3 ab ]]", Script(answer=b"ab ab ab ")),
+        (b"[[say a]][[threads 5]]", Script(answer=b"a", n_told_threads=5)),
         (b"[[count 3]]", Script(answer=b"1 2 3")),
         (b"[[forever]]", Script(answer=b"", is_endless=True)),
         (b"[[slow 250]][[noise 9]]", Script(answer=b"", slow_s=0.25, n_noise=9)),

@@ -22,6 +22,7 @@ from runner.domain.generation import (
 )
 from runner.domain.sampling import SamplingParams
 from runner.errors import ProtocolFault, TooLarge
+from runner.hardware.pinning import DEVICE_VARIABLES, DevicePin
 from runner.wire.checks import ERROR_TEXT_LIMIT, REQUEST_ID_LIMIT
 from runner.wire.codec import (
     FRAME_LIMIT_BYTES,
@@ -40,6 +41,7 @@ from runner.wire.messages import (
     LoadFailed,
     LoadModel,
     LoadProgress,
+    SetThreads,
     Shutdown,
     Step,
     ToWorker,
@@ -160,6 +162,9 @@ requests = st.builds(
     stop=st.lists(st.text(min_size=1, max_size=9), max_size=3).map(tuple),
     ignore_eos=st.booleans(),
 )
+pins = st.builds(
+    DevicePin, st.sampled_from(sorted(DEVICE_VARIABLES)), st.sampled_from(["", "0", "0,1", "GPU-8c2a-11"])
+)
 to_worker = st.one_of(
     st.builds(
         LoadModel,
@@ -167,9 +172,11 @@ to_worker = st.one_of(
         weights_path=texts,
         options=engine_options,
         chat_template=st.none() | texts,
+        pins=st.lists(pins, max_size=3).map(tuple),
     ),
     st.builds(Generate, requests),
     st.builds(Cancel, request_ids),
+    st.builds(SetThreads, positives),
     st.just(Shutdown()),
 )
 
@@ -389,7 +396,7 @@ _plain = st.recursive(
 )
 
 
-@given(st.sampled_from([1, 2, 3, 4, 16, 17, 18, 19, 20]), st.lists(_plain, max_size=10))
+@given(st.sampled_from([1, 2, 3, 4, 5, 16, 17, 18, 19, 20]), st.lists(_plain, max_size=10))
 @settings(max_examples=300)
 @pytest.mark.parametrize("make_decoder", [FromWorkerDecoder, ToWorkerDecoder])
 def test_W07_any_fields_under_any_tag_are_a_message_or_a_fault(
@@ -517,10 +524,11 @@ def test_W07_a_payload_that_is_no_message_is_refused(
         (*_STEP, [("r1", 3, "Template-Failed", "no", None, None)]),
         (*_STEP, [("r1", 3, "template_failed", None, None, None)]),
         (*_STEP, [("r1", 3, "template_failed", "no", "9", None)]),
-        (1, "llama", b"/m", (1, 1, 1, 1, 1), None),  # LoadModel and the rest are not the worker's to say
+        (1, "llama", b"/m", (1, 1, 1, 1, 1), None, ()),  # LoadModel and the rest are not the worker's to say
         (2,),
         (3, "r1"),
         (4,),
+        (5, 1),
     ],
 )
 def test_W07_a_message_of_wrong_shape_is_refused(fields: tuple[Any, ...]) -> None:
@@ -566,6 +574,11 @@ def _request_with(index: int, value: Any) -> tuple[Any, ...]:
         (3, ""),
         (3,),
         (4, 1),
+        (5,),
+        (5, 0),
+        (5, -1),
+        (5, True),
+        (5, 1, 1),
         (16, 1, 1),  # Hello is not the daemon's to say
     ],
 )
@@ -573,6 +586,30 @@ def test_a_message_to_the_worker_of_wrong_shape_is_refused(fields: tuple[Any, ..
     assert ToWorkerDecoder().feed(packed(*_REQUEST))
     with pytest.raises(ProtocolFault):
         ToWorkerDecoder().feed(packed(*fields))
+
+
+@pytest.mark.parametrize(
+    "pins",
+    [
+        None,
+        (5,),
+        (("CUDA_VISIBLE_DEVICES",),),
+        (("CUDA_VISIBLE_DEVICES", 0),),
+        (("LD_PRELOAD", "0"),),
+        (("CUDA_VISIBLE_DEVICES", "a b"),),
+    ],
+)
+def test_W01_a_load_sets_variables_that_choose_devices_and_no_others(pins: object) -> None:
+    message = LoadModel(
+        engine="llama",
+        weights_path="/m",
+        options=EngineOptions(context_size=1, n_cells=1),
+        pins=(DevicePin("CUDA_VISIBLE_DEVICES", "1"),),
+    )
+    *fields, sent_pins = to_fields(message)
+    assert ToWorkerDecoder().feed(packed(*fields, sent_pins)) == [message]
+    with pytest.raises(ProtocolFault):
+        ToWorkerDecoder().feed(packed(*fields, pins))
 
 
 @pytest.mark.parametrize("n_events", [EVENTS_LIMIT - 1, EVENTS_LIMIT])

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import attrs
 import pytest
 
 from runner.domain.events import Accepted, Failed, Finished, FinishReason, GenerationEvent, TextDelta
 from runner.domain.generation import ChatMessage, ChatPrompt, TextPrompt, TokenPrompt
-from runner.engine.fake import N_VOCAB
+from runner.engine.fake import N_VOCAB, ScriptedBackend
+from runner.hardware.pinning import DevicePin
 from runner.wire.messages import (
     PROTOCOL_VERSION,
     Cancel,
@@ -20,6 +24,7 @@ from runner.wire.messages import (
     LoadFailed,
     LoadModel,
     LoadProgress,
+    SetThreads,
     Shutdown,
 )
 from runner.worker.loop import EXIT_DEAF_DAEMON, EXIT_DONE, EXIT_PROTOCOL
@@ -250,6 +255,50 @@ def test_a_daemon_that_does_not_read_is_left(weights: Path) -> None:
         for name in range(60):
             worker.send(chat(f"flood {name}", "[[forever]]", ignore_eos=True, max_tokens=200))
         assert worker.join() == EXIT_DEAF_DAEMON
+
+
+def test_a_change_of_threads_takes_effect_at_the_next_step(worker: WorkerThread, weights: Path) -> None:
+    worker.load(weights, options=attrs.evolve(ROOMY, n_threads=4))
+    worker.send(chat("one", "[[slow 5]][[threads 200]]"))
+    worker.events_until(lambda events: "444" in text_of(events.get("one", [])))
+    worker.send(SetThreads(1))
+    worker.events_until(lambda events: "111" in text_of(events.get("one", [])))
+    worker.send(SetThreads(3))
+    worker.events_until(lambda events: "333" in text_of(events.get("one", [])))
+
+
+def test_an_idle_worker_takes_a_change_of_threads_before_its_next_step(
+    worker: WorkerThread, weights: Path
+) -> None:
+    worker.load(weights, options=attrs.evolve(ROOMY, n_threads=4))
+    worker.send(SetThreads(2), chat("one", "[[threads 3]]"))
+    assert text_of(worker.outcome("one")) == "222"
+
+
+def test_a_worker_uses_no_more_threads_than_it_was_loaded_with(worker: WorkerThread, weights: Path) -> None:
+    worker.load(weights, options=attrs.evolve(ROOMY, n_threads=4))
+    worker.send(SetThreads(9), chat("one", "[[threads 3]]"))
+    assert text_of(worker.outcome("one")) == "444"
+
+
+def test_W01_pinned_devices_are_in_the_environment_when_the_engine_loads(
+    worker: WorkerThread, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    seen: list[str] = []
+    load = ScriptedBackend.load
+
+    def look_and_load(*arguments: Any) -> ScriptedBackend:
+        seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
+        return load(*arguments)
+
+    monkeypatch.setattr(ScriptedBackend, "load", look_and_load)
+    assert isinstance(worker.receive(), Hello)
+    pins = (DevicePin("CUDA_VISIBLE_DEVICES", "GPU-1"),)
+    worker.send(LoadModel(engine="scripted", weights_path=str(weights), options=OPTIONS, pins=pins))
+    while not isinstance(worker.receive(), Loaded):
+        pass
+    assert seen == ["GPU-1"]
 
 
 def test_an_idle_worker_takes_no_steps(loaded: WorkerThread) -> None:

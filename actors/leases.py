@@ -7,7 +7,7 @@ pinning and releasing never wait.
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from runner.domain.model import ModelFiles
 from runner.oci.digest import Digest
@@ -64,6 +64,12 @@ class StoreLease:
 
     def __repr__(self) -> str:
         return f"<StoreLease {self.files.model.name} {'released' if self._pins is None else 'held'}>"
+
+
+class StoreLeases(Protocol):
+    """What loads need of the store."""
+
+    async def lease(self, model_id: Digest) -> StoreLease: ...
 
 
 class KeptUploads:

@@ -13,13 +13,15 @@ Imports the keeper's events and the store's lease. Read on in `actors/scheduler.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from functools import partial
 
 import attrs
 import trio
 
 from actors.budget import MeasureBudget
-from actors.leases import StoreLease
+from actors.leases import StoreLeases
+from actors.sizing import EngineSettings as EngineSettings
+from actors.sizing import Sizer, Watch
 from actors.worker import (
     DeathReport,
     KeeperEvent,
@@ -32,31 +34,9 @@ from actors.worker import (
     WorkerSpec,
 )
 from runner.domain.engine import EngineOptions
-from runner.domain.model import ModelFiles
 from runner.errors import RunnerError
-from runner.memory.fit import DEFAULT_CONTEXT_SIZE, ContextPlan, choose_context
+from runner.memory.footprint import Footprint
 from runner.oci.digest import Digest
-
-_PLANNED_SHARE = (95, 100)
-"""Pools of cells shrink to this part of the budget, so that the next measurement, a little lower, still holds
-the load that waits for room."""
-
-
-class StoreLeases(Protocol):
-    """What a load needs of the store."""
-
-    async def lease(self, model_id: Digest) -> StoreLease: ...
-
-
-@attrs.frozen(kw_only=True)
-class EngineSettings:
-    """What every load is given. `context_size` is for models that say nothing themselves, in tokens."""
-
-    name: str = "llama"
-    context_size: int = DEFAULT_CONTEXT_SIZE
-    max_sequences: int = 8
-    n_threads: int = 1
-
 
 # what a load tells
 
@@ -67,7 +47,7 @@ class Measured:
 
     load_id: int
     options: EngineOptions
-    footprint_bytes: int
+    footprint: Footprint
     budget_bytes: int
 
 
@@ -116,6 +96,7 @@ class Workshop:
     store: StoreLeases
     launch: Launcher
     measure_budget: MeasureBudget
+    sizer: Sizer
     engine: EngineSettings
     tell: Callable[[LoadNews], None]
     report: Callable[[DeathReport | LoadFault], None]
@@ -158,22 +139,25 @@ class LoadTask:
             return
         with lease:
             budget_bytes = await shop.measure_budget()
-            options, footprint_bytes = choose_sizes(lease.files, shop.engine, budget_bytes)
+            sized = await shop.sizer.size(lease.files, shop.engine, budget_bytes)
             shop.tell(
                 Measured(
                     load_id=self.load_id,
-                    options=options,
-                    footprint_bytes=footprint_bytes,
+                    options=sized.options,
+                    footprint=sized.footprint,
                     budget_bytes=budget_bytes,
                 )
             )
             await self._may_start.wait()
             spec = WorkerSpec(
-                model=lease.files.model, files=lease.files, options=options, engine=shop.engine.name
+                model=lease.files.model, files=lease.files, options=sized.options, engine=shop.engine.name
             )
-            await shop.launch(spec, self._on_keeper_event)
+            with shop.sizer.watch(sized) as watch:
+                await shop.launch(spec, partial(self._on_keeper_event, watch))
 
-    def _on_keeper_event(self, event: KeeperEvent) -> None:
+    def _on_keeper_event(self, watch: Watch, event: KeeperEvent) -> None:
+        if isinstance(event, WorkerReady):
+            watch(event.handle)
         if isinstance(event, WorkerEnded):  # told on as LoadOver, when the files are released as well
             self._cause = event.report.cause
             self._is_crash = not event.report.was_requested and event.report.exit_code != 0
@@ -187,23 +171,3 @@ class LoadTask:
         self._is_crash = True
         if not self._may_start.is_set():
             self._workshop.tell(NotMeasured(self.load_id, RunnerError(self._cause)))
-
-
-def choose_sizes(files: ModelFiles, engine: EngineSettings, budget_bytes: int) -> tuple[EngineOptions, int]:
-    """The sizes a model is loaded with under this budget, and its footprint in bytes, which may exceed it."""
-    share, whole = _PLANNED_SHARE
-    plan: ContextPlan = choose_context(
-        weights_bytes=files.weights_bytes,
-        kv_bytes_per_cell=files.kv_bytes_per_cell,
-        budget_bytes=budget_bytes * share // whole,
-        trained_context_size=files.model.trained_context_size,
-        packaged_context_size=files.model.context_size,
-        default_context_size=engine.context_size,
-    )
-    options = EngineOptions(
-        context_size=plan.context_size,
-        n_cells=plan.n_cells,
-        max_sequences=engine.max_sequences,
-        n_threads=engine.n_threads,
-    )
-    return options, plan.footprint.total_bytes

@@ -74,8 +74,17 @@ class ExitStatus:
 
 def worker_command(channel_fd: int, parent_pid: int) -> tuple[str, ...]:
     """The real worker: this interpreter, its own import path, and what the worker must know to live."""
+    return _command("runner.worker", channel_fd, parent_pid)
+
+
+def probe_command(channel_fd: int, parent_pid: int) -> tuple[str, ...]:
+    """The process that tells what a load would take: started, limited and ended like a worker."""
+    return _command("runner.worker.probe", channel_fd, parent_pid)
+
+
+def _command(module: str, channel_fd: int, parent_pid: int) -> tuple[str, ...]:
     arguments = ("--channel-fd", str(channel_fd), "--parent-pid", str(parent_pid))
-    return (sys.executable, *interpreter_options(), "-m", "runner.worker", *arguments)
+    return (sys.executable, *interpreter_options(), "-m", module, *arguments)
 
 
 class WorkerProcess:

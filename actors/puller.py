@@ -71,12 +71,18 @@ class PullerActor:
     """Carries out packages side by side. A supervisor makes a new one for every start."""
 
     def __init__(
-        self, address: Address[PullerMessage], store: StoreHandle, *, now_s: Callable[[], float] = time.time
+        self,
+        address: Address[PullerMessage],
+        store: StoreHandle,
+        *,
+        now_s: Callable[[], float] = time.time,
+        on_published: Callable[[Model], None] = lambda model: None,
     ) -> None:
-        """`now_s` is Unix time."""
+        """`now_s` is Unix time. `on_published` hears of every model that was packaged."""
         self._address = address
         self._store = store
         self._now_s = now_s
+        self._on_published = on_published
         self._limiter = trio.CapacityLimiter(2)  # reading a header is CPU work that the loop would feel
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -98,7 +104,9 @@ class PullerActor:
         existing = await self._existing(spec.target)
         make = partial(_make, spec, blobs, existing, int(self._now_s()))
         built = await trio.to_thread.run_sync(make, limiter=self._limiter)
-        return await self._store.publish(built.config, built.layers, spec.target)
+        model = await self._store.publish(built.config, built.layers, spec.target)
+        self._on_published(model)
+        return model
 
     async def _existing(self, target: Reference) -> Model | None:
         try:

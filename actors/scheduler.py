@@ -22,6 +22,7 @@ import trio
 
 from actors.actor import Address, Reply
 from actors.budget import MeasureBudget
+from actors.leases import StoreLeases
 from actors.load import (
     EngineSettings,
     KeeperTold,
@@ -31,11 +32,11 @@ from actors.load import (
     LoadTask,
     Measured,
     NotMeasured,
-    StoreLeases,
     Workshop,
 )
 from actors.refusals import error_of
 from actors.scheduler_status import Board, LoadView, Notice, Row
+from actors.sizing import HeaderSizer, Sizer
 from actors.worker import (
     DeathReport,
     Launcher,
@@ -238,6 +239,7 @@ class SchedulerActor:
         measure_budget: MeasureBudget,
         settings: SchedulerSettings,
         *,
+        sizer: Sizer | None = None,
         report: Callable[[SchedulerNotice], None] = lambda notice: None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -246,6 +248,7 @@ class SchedulerActor:
         self._store = store
         self._launch = launch
         self._measure_budget = measure_budget
+        self._sizer = sizer or HeaderSizer()
         self._settings = settings
         self._report = report
         self._jitter = jitter
@@ -266,6 +269,7 @@ class SchedulerActor:
             store=self._store,
             launch=self._launch,
             measure_budget=self._measure_budget,
+            sizer=self._sizer,
             engine=self._settings.engine,
             tell=self._handle.address.tell,
             report=self._report,
@@ -324,7 +328,7 @@ class _Run:
             case Measured():
                 self._see(news.load_id, lambda seen: attrs.evolve(seen, options=news.options))
                 self._happen(events.BudgetChanged(news.budget_bytes))
-                self._happen(events.ModelSized(news.load_id, news.footprint_bytes))
+                self._happen(events.ModelSized(news.load_id, news.footprint.total_bytes))
             case NotMeasured():
                 self._happen(events.SizingFailed(news.load_id, _failure_of(news.error)))
             case KeeperTold():

@@ -4,6 +4,7 @@
     supervisor
     ├── store       the disk
     ├── puller      content on its way in
+    ├── footprints  what models take, measured before they are loaded
     ├── scheduler   which model is loaded where; the keepers of its workers live inside
     └── http        listeners and requests
 
@@ -28,8 +29,11 @@ import trio
 
 from actors.actor import Address
 from actors.budget import fixed, share_of_free_memory
+from actors.environment import PASSED_ON
+from actors.footprints import FootprintNotice, Footprints, ProbeFault
 from actors.leases import Pins
 from actors.load import EngineSettings, LoadFault
+from actors.probing import run_probe
 from actors.process import remove_stale_directories
 from actors.puller import PullerActor, PullerHandle, PullerMessage
 from actors.scheduler import SchedulerActor, SchedulerHandle, SchedulerNotice, SchedulerSettings
@@ -41,9 +45,11 @@ from runner.api.server import Server, ServerSettings
 from runner.config import Settings
 from runner.domain.status import ActorStatus, DaemonStatus, VersionInfo
 from runner.errors import StartRefused
+from runner.hardware.identity import installation_identity, machine_identity
 from runner.hardware.probe import compute_threads
 from runner.scheduling.decisions import Decision
 from runner.telemetry.logs import configure_logging
+from runner.telemetry.measurements import Measurements
 
 log = structlog.get_logger(__name__)
 
@@ -54,6 +60,7 @@ WORKERS_END_S = 15.0
 AT_ONCE_S = 3.0
 """After a second signal workers may end in order for so long."""
 _API_VERSION = "v1"
+ENGINE_PACKAGE = "llama-cpp-python"
 
 
 def run_daemon(settings: Settings) -> int:
@@ -175,13 +182,24 @@ class Daemon:
             default_context_size=settings.context_size,
         )
         self._server = Server(build_app(context), _server_settings(settings))
+        self._footprints = self._new_footprints(store)
         self._supervisor = Supervisor(
             (
                 ChildSpec(
                     name="store",
                     run=_fresh(lambda: StoreActor(store_address, pins, settings.store, report=_log_notice)),
                 ),
-                ChildSpec(name="puller", run=_fresh(lambda: PullerActor(puller_address, store))),
+                ChildSpec(
+                    name="puller",
+                    run=_fresh(
+                        lambda: PullerActor(
+                            puller_address,
+                            store,
+                            on_published=lambda model: self._footprints.anticipate(model.id),
+                        )
+                    ),
+                ),
+                ChildSpec(name="footprints", run=self._footprints.run),
                 ChildSpec(
                     name="scheduler", run=_fresh(lambda: self._new_scheduler(store)), shutdown_s=WORKERS_END_S
                 ),
@@ -205,14 +223,25 @@ class Daemon:
             SchedulerSettings(
                 queue_limit_per_model=settings.queue_limit,
                 default_keep_alive_s=settings.keep_alive_s,
-                engine=EngineSettings(
-                    name=settings.engine,
-                    context_size=settings.context_size,
-                    max_sequences=settings.max_sequences,
-                    n_threads=settings.threads or compute_threads(),
-                ),
+                engine=_engine_settings(settings),
             ),
+            sizer=self._footprints,
             report=_log_scheduler,
+        )
+
+    def _new_footprints(self, store: StoreHandle) -> Footprints:
+        settings = self._settings
+        environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ and name != "TZ"}
+        return Footprints(
+            partial(run_probe, directory=self._worker_directory),
+            Measurements(
+                settings.store.with_name(f"{settings.store.name}-measurements.sqlite3"),
+                report=_log_measurements,
+            ),
+            store,
+            engine_identity=f"{installation_identity(ENGINE_PACKAGE)} on {machine_identity(environment)}",
+            engine=_engine_settings(settings),
+            report=_log_footprints,
         )
 
     # running
@@ -291,6 +320,15 @@ def _fresh(make_actor: Callable[[], _Actor]) -> Run:
     return run
 
 
+def _engine_settings(settings: Settings) -> EngineSettings:
+    return EngineSettings(
+        name=settings.engine,
+        context_size=settings.context_size,
+        max_sequences=settings.max_sequences,
+        n_threads=settings.threads or compute_threads(),
+    )
+
+
 def _server_settings(settings: Settings) -> ServerSettings:
     return ServerSettings(
         host=settings.host,
@@ -304,7 +342,7 @@ def _server_settings(settings: Settings) -> ServerSettings:
 
 def _engine_version(engine: str) -> str:
     """Of the installed binding; the daemon itself never loads it."""
-    return f"llama-cpp-python {package_version('llama-cpp-python')}" if engine == "llama" else ""
+    return f"{ENGINE_PACKAGE} {package_version(ENGINE_PACKAGE)}" if engine == "llama" else ""
 
 
 def _log_notice(notice: StoreNotice) -> None:
@@ -333,6 +371,23 @@ def _log_scheduler(notice: SchedulerNotice) -> None:
             log.info(f"{notice.action.value} {notice.model}: {notice.why}", **notice.numbers)
         case _:
             assert_never(notice)
+
+
+def _log_footprints(notice: FootprintNotice) -> None:
+    if isinstance(notice, ProbeFault):
+        report = notice.report
+        log.warning(
+            "a model could not be measured; its size is estimated from its header",
+            model=report.model,
+            cause=report.cause,
+            tail=report.stderr_tail[-2000:],
+        )
+    else:
+        log.info(f"learned what {notice.model} takes", expected=str(notice.expected), found=str(notice.found))
+
+
+def _log_measurements(message: str) -> None:
+    log.warning(message)
 
 
 def _log_death(report: DeathReport) -> None:

@@ -40,8 +40,8 @@ class Model:
 class ModelFiles:
     """What a worker loads, valid while the store lease that returned it is held.
 
-    `weights` are blob paths in shard order (one today). Sizes in bytes. `kv_bytes_per_cell` comes from the
-    header and covers all layers, keys and values at f16.
+    `weights` are blob paths in shard order (one today), and `weights_digests` the digests of their content.
+    Sizes in bytes. `kv_bytes_per_cell` comes from the header and covers all layers, keys and values at f16.
     """
 
     model: Model
@@ -49,3 +49,4 @@ class ModelFiles:
     weights_bytes: int
     kv_bytes_per_cell: int
     chat_template: str | None = None
+    weights_digests: tuple[Digest, ...] = ()

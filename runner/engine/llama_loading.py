@@ -91,9 +91,7 @@ def new_context(model: Model, options: EngineOptions) -> Context:
     params.no_perf = True
     context = lib.llama_init_from_model(model, params)
     if context is None:
-        raise LoadingFailed(
-            "the engine could not make a context with these options; its log tells why"
-        )
+        raise LoadingFailed("the engine could not make a context with these options; its log tells why")
     if lib.llama_get_memory(context) is None or not lib.llama_get_causal_attn(context):
         lib.llama_free(context)
         raise LoadingFailed("this kind of model does not generate text token by token")

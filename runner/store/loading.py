@@ -40,6 +40,7 @@ class ModelLoader:
         return ModelFiles(
             model=stored.model,
             weights=(self._blobs.path(weights.digest),),
+            weights_digests=(weights.digest,),
             weights_bytes=weights.size_bytes,
             kv_bytes_per_cell=self._kv_bytes_per_cell(weights.digest),
             chat_template=_chat_template(stored, self._blobs),

@@ -1,0 +1,118 @@
+"""Which options a load is given, and what they take: the policy, without anything measured.
+
+Owns what the scheduler asks of whoever sizes loads, and the answer that needs nothing but the model's header.
+Imports the keeper's handle and `runner.memory`. Read on in `actors/footprints.py`, which measures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Final, Protocol
+
+import attrs
+import trio
+
+from actors.worker_handle import WorkerHandle
+from runner.domain.engine import CacheType, EngineOptions, FlashAttention
+from runner.domain.model import ModelFiles
+from runner.memory.fit import DEFAULT_CONTEXT_SIZE, PoolCost, choose_context, full_pool, wished_context
+from runner.memory.footprint import Footprint, cell_bytes, estimate
+from runner.telemetry.measurements import MeasurementKey
+
+_POOL_SHARE: Final = (95, 100)
+"""Pools of cells shrink to this part of the budget, so that the next measurement, a little lower, still holds
+the load that waits for room."""
+
+
+@attrs.frozen(kw_only=True)
+class EngineSettings:
+    """What every load is given. `context_size` is for models that say nothing themselves, in tokens."""
+
+    name: str = "llama"
+    context_size: int = DEFAULT_CONTEXT_SIZE
+    max_sequences: int = 8
+    n_threads: int = 1
+    key_type: CacheType = attrs.field(default=CacheType.F16, converter=CacheType)
+    value_type: CacheType = attrs.field(default=CacheType.F16, converter=CacheType)
+    flash_attention: FlashAttention = attrs.field(default=FlashAttention.AUTO, converter=FlashAttention)
+
+
+@attrs.frozen(kw_only=True)
+class Sized:
+    """What a load is to be given, and what it takes, which may exceed the budget. `key` None: unknown to the
+    measurements."""
+
+    options: EngineOptions
+    footprint: Footprint
+    key: MeasurementKey | None = None
+
+
+Watch = Callable[[WorkerHandle], None]
+"""Told of a worker that is ready: what it really takes is compared with what was expected."""
+
+
+class Sizer(Protocol):
+    """What loads need of this module."""
+
+    async def size(self, files: ModelFiles, engine: EngineSettings, budget_bytes: int) -> Sized: ...
+
+    def watch(self, sized: Sized) -> AbstractContextManager[Watch]:
+        """Around the life of the worker: tell it when the worker is ready."""
+
+
+class HeaderSizer:
+    """Sizes by the header alone. For engines that cannot be probed, and where nothing may be started."""
+
+    async def size(self, files: ModelFiles, engine: EngineSettings, budget_bytes: int) -> Sized:
+        await trio.lowlevel.checkpoint()
+        return by_header(files, engine, budget_bytes)
+
+    def watch(self, sized: Sized) -> AbstractContextManager[Watch]:
+        return nullcontext(lambda handle: None)
+
+
+def by_header(files: ModelFiles, engine: EngineSettings, budget_bytes: int) -> Sized:
+    """Sizes that need nothing but the model's header."""
+    wished = wished_options(files, engine)
+    options = fit(files, engine, estimate_of(files, wished), wished, budget_bytes)
+    return Sized(options=options, footprint=estimate_of(files, options))
+
+
+def wished_options(files: ModelFiles, engine: EngineSettings) -> EngineOptions:
+    """With room enough."""
+    model = files.model
+    context_size = wished_context(model.trained_context_size, model.context_size, engine.context_size)
+    return EngineOptions(
+        context_size=context_size,
+        n_cells=full_pool(context_size),
+        max_sequences=engine.max_sequences,
+        n_threads=engine.n_threads,
+        key_type=engine.key_type,
+        value_type=engine.value_type,
+        flash_attention=engine.flash_attention,
+    )
+
+
+def fit(
+    files: ModelFiles,
+    engine: EngineSettings,
+    footprint: Footprint,
+    wished: EngineOptions,
+    budget_bytes: int,
+) -> EngineOptions:
+    share, whole = _POOL_SHARE
+    plan = choose_context(
+        PoolCost.of(footprint, wished.n_cells),
+        budget_bytes=budget_bytes,
+        trained_context_size=files.model.trained_context_size,
+        packaged_context_size=files.model.context_size,
+        default_context_size=engine.context_size,
+        pool_budget_bytes=budget_bytes * share // whole,
+    )
+    return attrs.evolve(wished, context_size=plan.context_size, n_cells=plan.n_cells)
+
+
+def estimate_of(files: ModelFiles, options: EngineOptions) -> Footprint:
+    bytes_per_cell = cell_bytes(files.kv_bytes_per_cell, options.key_type, options.value_type)
+    return estimate(files.weights_bytes, bytes_per_cell, options.n_cells)

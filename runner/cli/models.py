@@ -71,7 +71,7 @@ def inspect(model: str, as_json: bool, host: str | None) -> None:
         ("Quantization", summary["quantization"]),
         ("Size", format_bytes(summary["size_bytes"])),
         ("Context", _context(summary)),
-        ("Licenses", ", ".join(report["licenses"]) or "none"),
+        ("Licenses", ", ".join(_title(text) for text in report["licenses"]) or "none"),
     ]
     _print_section(None, rows)
     _print_section(
@@ -92,6 +92,11 @@ def _context(summary: dict[str, Any]) -> str:
     packaged, trained = summary["context_size"], summary["trained_context_size"]
     parts = [f"{packaged} packaged" if packaged else "", f"{trained} trained" if trained else ""]
     return ", ".join(part for part in parts if part) or "unknown"
+
+
+def _title(license_text: str) -> str:
+    """Its first line that says something; `--json` has the whole."""
+    return next((_one_line(line, 60) for line in license_text.splitlines() if line.strip()), "(empty)")
 
 
 def _one_line(text: str, limit: int = 100) -> str:

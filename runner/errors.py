@@ -16,13 +16,16 @@
     │   └── BlobNotFound             404  a package names content that was never uploaded
     ├── Conflict
     │   ├── AmbiguousModel           409  a short id with several candidates
-    │   └── ModelInUse               409  removal of what is loaded or loading
+    │   ├── ModelInUse               409  removal of what is loaded or loading
+    │   └── ModelQuarantined         409  a model whose loads crashed; freed by command
     ├── Busy                         may succeed later; carries retry_after_s
     │   ├── QueueFull                429
     │   ├── InsufficientMemory       503  with needed, free and reserved bytes
     │   ├── LoadingFailed            503
+    │   ├── BreakerOpen              503  workers of this model keep crashing; it is left alone for a while
     │   ├── Draining                 503  the daemon is shutting down
     │   └── Unavailable              503  an actor restarts or has ended
+    ├── RequestQuarantined           422  this very request has ended two workers
     ├── LoadTimeout                  504
     ├── WorkerCrashed                502  with model, signal or exit code, request
     ├── ReaderTooSlow                500  a client left too much undelivered; seen only in mid-stream
@@ -191,6 +194,31 @@ class ModelInUse(Conflict):
         self.name = name
 
 
+class ModelQuarantined(Conflict):
+    """Loading the model has crashed the engine; it is free again by command, new content or a new engine."""
+
+    code = "model_quarantined"
+
+    def __init__(self, *, model: str, crashes: int, cause: str) -> None:
+        super().__init__(
+            f"{model} is in quarantine: loading it crashed the engine {crashes} times, last by {cause}; "
+            f"`runner ctl unquarantine` frees it"
+        )
+        self.model = model
+        self.crashes = crashes
+        self.cause = cause
+
+
+class RequestQuarantined(RunnerError):
+    """This very request was there both times when workers of the model died; others are served."""
+
+    code = "request_quarantined"
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"this request has ended the worker of {model} twice and is not run again for now")
+        self.model = model
+
+
 class Busy(RunnerError):
     """Nothing is wrong with the request; it may succeed after `retry_after_s` seconds."""
 
@@ -236,6 +264,19 @@ class LoadingFailed(Busy):
     """The model could not be loaded."""
 
     code = "loading_failed"
+
+
+class BreakerOpen(Busy):
+    """Workers of the model keep crashing; it is left alone for a while, then tried with one request."""
+
+    code = "breaker_open"
+
+    def __init__(self, *, model: str, retry_after_s: float) -> None:
+        super().__init__(
+            f"workers of {model} keep crashing; it is tried again in {retry_after_s:.0f} s",
+            retry_after_s=retry_after_s,
+        )
+        self.model = model
 
 
 class Draining(Busy):

@@ -28,6 +28,7 @@ from runner.errors import (
     LoadTimeout,
     NotFound,
     QueueFull,
+    RequestQuarantined,
     RunnerError,
     StoreError,
     TooLarge,
@@ -44,6 +45,7 @@ STATUS_OF_CLASS: dict[type[RunnerError], int] = {
     Conflict: 409,
     Busy: 503,
     QueueFull: 429,
+    RequestQuarantined: 422,  # of all statuses that fit, one that client libraries do not retry
     LoadTimeout: 504,
     WorkerCrashed: 502,
     StoreError: 500,

@@ -5,8 +5,10 @@
 A generation is opened until the worker has accepted it (rendered, tokenised, fits), then read to its end.
 What was taken is given back exactly once, however it ends: finished, failed, cancelled, crashed, client gone.
 A worker that dies before anything of its answer was passed on costs one more try on a fresh one (L01); there
-is no third (O09). Imports actor handles and the domain. Read on in `runner/api/generation_source.py` for
-streamed answers, in `actors/scheduler.py` and `actors/stream.py` for what is leased and read.
+is no third (O09), and a request that has ended two workers is refused (L05, `runner/api/trials.py`).
+
+Imports actor handles and the domain. Read on in `runner/api/generation_source.py` for streamed answers, in
+`actors/scheduler.py` and `actors/stream.py` for what is leased and read.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 import trio
 
+from runner.api.trials import Trial, Trials
 from runner.domain.events import Accepted, Failed, Finished, GenerationEvent, TextDelta
 from runner.domain.generation import GenerationRequest
 from runner.domain.model import Model
@@ -72,10 +75,16 @@ class Generation:
     """One accepted generation. Close it, whatever happened; a `with` block does."""
 
     def __init__(
-        self, stream: GenerationStream, first: list[GenerationEvent], fingerprint: str, taken: ExitStack
+        self,
+        stream: GenerationStream,
+        first: list[GenerationEvent],
+        fingerprint: str,
+        trial: Trial,
+        taken: ExitStack,
     ) -> None:
-        """`first` are events that came with the acceptance; `taken` gives back stream and lease."""
+        """`first` are events that came with the acceptance; `taken` gives back stream, lease and trial."""
         self.fingerprint = fingerprint
+        self._trial = trial
         self._stream = stream
         self._first = first
         self._taken = taken
@@ -84,8 +93,11 @@ class Generation:
         """Everything that is ready, at least one event; [] after the end. Raises like `GenerationStream`."""
         if self._first:
             events, self._first = self._first, []
-            return events
-        return await self._stream.receive()
+        else:
+            events = await _received(self._stream, self._trial)
+        if events and type(events[-1]) in (Finished, Failed):
+            self._trial.ended_well()
+        return events
 
     def close(self) -> None:
         """Cancel what still runs and give the lease back. Sync, idempotent."""
@@ -107,6 +119,7 @@ class Inference:
     def __init__(self, store: StoreHandle, scheduler: SchedulerHandle) -> None:
         self._store = store
         self._scheduler = scheduler
+        self._trials = Trials()
 
     async def complete(self, demand: Demand) -> Completed:
         """Generate to the end. A crash at any point may cost a second run, since nothing has been passed on.
@@ -127,7 +140,7 @@ class Inference:
         """Wait until a worker has accepted the request; the caller reads and closes the generation.
 
         Loads the model when it must, which may take minutes. Raises ModelNotFound, AmbiguousModel, the errors
-        of `SchedulerHandle.acquire`, what the worker refused with, WorkerCrashed.
+        of `SchedulerHandle.acquire`, what the worker refused with, WorkerCrashed, RequestQuarantined.
         """
         return await self._begin(demand, _Runs(demand))
 
@@ -140,11 +153,18 @@ class Inference:
     async def _begin(self, demand: Demand, runs: _Runs) -> Generation:
         model = await self._store.resolve(demand.name)
         while True:
-            lease = await self._scheduler.acquire(model, keep_alive_s=demand.keep_alive_s)
-            try:
-                return await _accepted(lease, runs.request, model)
-            except (WorkerCrashed, Unavailable) as error:  # the second: it ended between lease and request
-                runs.next_or_raise(error)
+            with ExitStack() as taken:
+                trial = await self._trials.enter(model, runs.request)
+                taken.callback(trial.close)
+                lease = await self._scheduler.acquire(model, keep_alive_s=demand.keep_alive_s)
+                taken.callback(lease.release)
+                try:
+                    return await _accepted(lease, trial, model, taken)
+                except (
+                    WorkerCrashed,
+                    Unavailable,
+                ) as error:  # the second: it ended between lease and request
+                    runs.next_or_raise(error)
 
 
 class _Runs:
@@ -208,20 +228,27 @@ class Opening:
             self._generation.close()
 
 
-async def _accepted(lease: ModelLease, request: GenerationRequest, model: Model) -> Generation:
-    """Hand the request to the leased worker and wait for its verdict. Any failure gives the lease back."""
-    with ExitStack() as taken:
-        taken.callback(lease.release)
-        stream = lease.worker.open_stream(request)
-        taken.callback(stream.close)
-        first = await stream.receive()
-        match first:
-            case [Accepted(), *events]:
-                fingerprint = fingerprint_of(model, lease.loaded.engine_version)
-                return Generation(stream, events, fingerprint, taken.pop_all())
-            case [Failed() as failed, *_]:
-                raise error_of(failed)
-        raise EngineFailed("the worker did not say whether it accepts the request")
+async def _accepted(lease: ModelLease, trial: Trial, model: Model, taken: ExitStack) -> Generation:
+    """Hand the request to the leased worker and wait for its verdict; an acceptance keeps what is `taken`."""
+    stream = lease.worker.open_stream(trial.request)
+    taken.callback(stream.close)
+    trial.began(lease.worker)
+    match await _received(stream, trial):
+        case [Accepted(), *events]:
+            fingerprint = fingerprint_of(model, lease.loaded.engine_version)
+            return Generation(stream, events, fingerprint, trial, taken.pop_all())
+        case [Failed() as failed, *_]:
+            trial.ended_well()
+            raise error_of(failed)
+    raise EngineFailed("the worker did not say whether it accepts the request")
+
+
+async def _received(stream: GenerationStream, trial: Trial) -> list[GenerationEvent]:
+    try:
+        return await stream.receive()
+    except WorkerCrashed:
+        trial.ended_in_a_death()
+        raise
 
 
 async def _collect(generation: Generation) -> tuple[str, Finished]:

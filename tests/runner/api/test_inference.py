@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+import attrs
 import pytest
 import trio
 
@@ -19,6 +21,7 @@ from runner.errors import (
     InvalidParameter,
     ModelNotFound,
     QueueFull,
+    RequestQuarantined,
     TemplateFailed,
     Unavailable,
     WorkerCrashed,
@@ -118,6 +121,45 @@ async def test_a_worker_that_ended_between_lease_and_request_is_replaced_once() 
     parts.scheduler.workers = [gone, gone, healthy]
     with pytest.raises(Unavailable):
         await inference_over(parts).complete(demand())
+    assert parts.scheduler.outstanding == 0
+
+
+async def test_L05_a_request_that_ended_two_workers_is_refused_without_a_third_and_others_are_served() -> (
+    None
+):
+    parts = FakeParts.make()
+    parts.scheduler.workers = [crashing(), crashing(), FakeWorker(lambda _: spoken("Yes"))]
+    inference = inference_over(parts)
+    with pytest.raises(WorkerCrashed):
+        await inference.complete(demand())
+    with pytest.raises(RequestQuarantined):
+        await inference.complete(attrs.evolve(demand(), keep_alive_s=5.0))
+    assert len(parts.scheduler.acquired) == 2
+    other = attrs.evolve(demand(), request=GenerationRequest(request_id="r2", prompt=TextPrompt("Who?")))
+    assert (await inference.complete(other)).text == "Yes"
+    assert parts.scheduler.outstanding == 0
+
+
+async def test_L05_a_death_in_mid_stream_counts_and_an_answer_to_the_end_clears() -> None:
+    said = Accepted(prompt_tokens=1), TextDelta("Be", 1)
+    parts = FakeParts.make()
+    well = FakeWorker(lambda _: spoken("Yes"))
+    parts.scheduler.workers = [crashing(*said), well, crashing(*said), crashing(*said), well]
+    inference = inference_over(parts)
+
+    async def stream() -> None:
+        with await inference.begin(demand()) as generation:
+            while await generation.receive():
+                pass
+
+    for _ in range(2):
+        with pytest.raises(WorkerCrashed):
+            await stream()
+        with contextlib.suppress(WorkerCrashed):
+            await stream()
+    with pytest.raises(RequestQuarantined):
+        await stream()
+    assert len(parts.scheduler.acquired) == 4
     assert parts.scheduler.outstanding == 0
 
 

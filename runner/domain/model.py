@@ -6,6 +6,7 @@ from pathlib import Path
 
 import attrs
 
+from runner.domain.settings import NOTHING, ModelSettings, SettingOrigin, SettingsLayer
 from runner.oci.digest import Digest
 from runner.oci.reference import Reference
 
@@ -16,7 +17,8 @@ class Model:
 
     `id` is the digest of the manifest bytes. `tags` are full references, sorted; empty when untagged.
     `size_bytes` sums config and layers. `context_size` is the packaged wish, `trained_context_size` the
-    header's. `created_s` is Unix time, 0 when unknown.
+    header's. `created_s` is Unix time, 0 when unknown. `has_chat_template`: the package carries one, beside
+    what the weights hold. `settings` are what somebody configured for it.
     """
 
     id: Digest
@@ -29,6 +31,16 @@ class Model:
     parameters: str
     context_size: int | None = None
     trained_context_size: int | None = None
+    has_chat_template: bool = False
+    settings: ModelSettings = NOTHING
+
+    def layers(self) -> tuple[SettingsLayer, ...]:
+        """What is said of this model, rather than of all: by whoever configured it, and by its packager."""
+        packaged = ModelSettings(context_size=self.context_size)
+        return (
+            SettingsLayer(SettingOrigin.CONFIGURED, self.settings),
+            SettingsLayer(SettingOrigin.PACKAGED, packaged),
+        )
 
     @property
     def name(self) -> str:

@@ -67,15 +67,13 @@ _LOOK_S: Final = 1.0
 class WorkerSpec:
     """What one worker is to load, with which sizes. `engine` is `llama` or `scripted`.
 
-    `engine_version` is for reports of workers that die before they have told it. `files` must stay leased
-    until `WorkerEnded`.
+    `files` must stay leased until `WorkerEnded`.
     """
 
     model: Model
     files: ModelFiles
     options: EngineOptions
     engine: str = "llama"
-    engine_version: str | None = None
 
 
 @attrs.frozen
@@ -126,13 +124,15 @@ class KeeperSettings:
     """Deadlines and limits of one keeper.
 
     `outbox_limit_bytes` bounds the requests that wait for the worker to read them. Working directories are
-    made below `directory` (None: the system's temporary one).
+    made below `directory` (None: the system's temporary one). `engine_version` is for reports of workers
+    that die before they have told their own.
     """
 
     watchdog: WatchdogRules = attrs.field(factory=WatchdogRules)
     stop: StopTimes = attrs.field(factory=StopTimes)
     outbox_limit_bytes: int = 64 * 1024 * 1024
     directory: Path | None = None
+    engine_version: str | None = None
 
 
 async def run_keeper(
@@ -151,7 +151,7 @@ async def run_keeper(
         keeper = _Keeper(spec, report, settings, command)
     except (OSError, TooLarge) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        _report_no_start(spec, report, f"could not be started: {reason}")
+        _report_no_start(spec, report, settings, f"could not be started: {reason}")
         await trio.lowlevel.checkpoint()
     else:
         await keeper.run()
@@ -306,6 +306,7 @@ class _Keeper:
             outbox=self._outbox,
             resident_bytes=self._process.resident_bytes,
             watch=WorkWatch(self._settings.watchdog, self._spec.files.weights_bytes),
+            n_threads=self._spec.options.n_threads,
         )
         self._report(WorkerReady(self._handle, loaded))
 
@@ -421,7 +422,7 @@ class _Keeper:
         return DeathReport(
             model=self._model,
             model_id=str(self._spec.model.id),
-            engine_version=self._loaded.engine_version if self._loaded else self._spec.engine_version,
+            engine_version=self._loaded.engine_version if self._loaded else self._settings.engine_version,
             pid=self._process.pid,
             kind=cause.kind,
             cause=cause.text + ("" if status else "; the process could not be ended"),
@@ -462,12 +463,14 @@ def _load_message(spec: WorkerSpec) -> LoadModel:
     )
 
 
-def _report_no_start(spec: WorkerSpec, report: Callable[[KeeperEvent], None], cause: str) -> None:
+def _report_no_start(
+    spec: WorkerSpec, report: Callable[[KeeperEvent], None], settings: KeeperSettings, cause: str
+) -> None:
     report(WorkerLoadFailed(LoadingFailed(f"the worker of {spec.model.name} {cause}")))
     death = DeathReport(
         model=spec.model.name,
         model_id=str(spec.model.id),
-        engine_version=spec.engine_version,
+        engine_version=settings.engine_version,
         pid=None,
         kind=DeathKind.NOT_STARTED,
         cause=cause,

@@ -19,7 +19,7 @@ from runner.domain.events import GenerationEvent
 from runner.domain.generation import GenerationRequest
 from runner.errors import RunnerError, Unavailable
 from runner.wire.codec import encode
-from runner.wire.messages import Cancel, Generate, Loaded, Step
+from runner.wire.messages import Cancel, Generate, Loaded, SetThreads, Step
 
 
 @attrs.frozen(kw_only=True)
@@ -47,6 +47,7 @@ class Outbox:
         self._limit_bytes = limit_bytes
         self._size_bytes = 0
         self._frames: deque[bytes] = deque()
+        self._first: bytes | None = None
         self._filled = trio.Event()
 
     def put_request(self, frames: bytes) -> None:
@@ -61,11 +62,19 @@ class Outbox:
         self._size_bytes += len(frames)
         self._filled.set()
 
+    def put_first(self, frames: bytes) -> None:
+        """Before everything that waits, and instead of what was put first and waits still."""
+        self._first = frames
+        self._filled.set()
+
     async def take(self) -> bytes:
-        """The oldest frames, once there are some; for one task."""
-        while not self._frames:
+        """What comes first, then the oldest frames, once there are some; for one task."""
+        while not self._frames and self._first is None:
             self._filled = trio.Event()
             await self._filled.wait()
+        if self._first is not None:
+            frames, self._first = self._first, None
+            return frames
         frames = self._frames.popleft()
         self._size_bytes -= len(frames)
         return frames
@@ -86,10 +95,15 @@ class WorkerHandle:
         outbox: Outbox,
         resident_bytes: Callable[[], int],
         watch: WorkWatch,
+        n_threads: int = 1,
     ) -> None:
+        """`n_threads`: what it was loaded with, and the most that it can use."""
         self.model = model
         self.loaded = loaded
         self.pid = pid
+        self.threads_max = n_threads
+        self.on_activity: Callable[[bool], None] = lambda is_active: None
+        """Called when the first stream has been opened, and when none is left; must not block."""
         self.watch = watch
         """For the keeper."""
         self._outbox = outbox
@@ -101,6 +115,8 @@ class WorkerHandle:
         self._prefill_tokens = 0
         self._decode_tokens = 0
         self._used = trio.Event()
+        self._n_threads = n_threads
+        self._is_active = False
         self._error: RunnerError | None = None
 
     def open_stream(self, request: GenerationRequest) -> GenerationStream:
@@ -118,7 +134,14 @@ class WorkerHandle:
         self._used.set()
         stream = GenerationStream(request.request_id, self._cancel)
         self._streams[request.request_id] = stream
+        self._tell_activity()
         return stream
+
+    def set_threads(self, n_threads: int) -> None:
+        """Have the worker use so many from its next step on, and before any request that it has not read."""
+        if n_threads != self._n_threads and self._error is None:
+            self._n_threads = n_threads
+            self._outbox.put_first(encode(SetThreads(n_threads)))
 
     def status(self) -> WorkerCounters:
         step = self._last_step
@@ -162,6 +185,7 @@ class WorkerHandle:
                 if stream.has_ended:
                     self._streams.pop(request_id, None)
                     self.watch.closed(request_id)
+                    self._tell_activity()
 
     def fail(self, error: RunnerError) -> None:
         """The worker is going or gone: refuse new requests, and end every stream with `error`."""
@@ -169,11 +193,19 @@ class WorkerHandle:
         streams, self._streams = self._streams, {}
         for stream in streams.values():
             stream.fail(error)
+        self._tell_activity()
 
     def _cancel(self, request_id: str) -> None:
         self.watch.closed(request_id)
         if self._streams.pop(request_id, None) is not None and self._error is None:
             self._outbox.put(encode(Cancel(request_id)))
+        self._tell_activity()
+
+    def _tell_activity(self) -> None:
+        is_active = bool(self._streams)
+        if is_active != self._is_active:
+            self._is_active = is_active
+            self.on_activity(is_active)
 
     def __repr__(self) -> str:
         state = "ended" if self._error is not None else f"{len(self._streams)} streams open"

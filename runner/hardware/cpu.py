@@ -73,7 +73,7 @@ def read_memory(
 
 def read_cores(paths: SystemPaths = SystemPaths(), affinity: frozenset[int] | None = None) -> CpuCores:
     """Processors we may use. `affinity` holds processor numbers; by default the mask of this process."""
-    allowed = _own_affinity() if affinity is None else affinity
+    allowed = own_processors() if affinity is None else affinity
     quotas = [*_cpu_quotas_v2(paths), *_cpu_quotas_v1(paths)]
     return CpuCores(
         logical=len(allowed),
@@ -82,7 +82,8 @@ def read_cores(paths: SystemPaths = SystemPaths(), affinity: frozenset[int] | No
     )
 
 
-def _own_affinity() -> frozenset[int]:
+def own_processors() -> frozenset[int]:
+    """Numbers of the processors that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return frozenset(os.sched_getaffinity(0))
     return frozenset(range(os.cpu_count() or 1))  # macOS has no affinity masks

@@ -12,7 +12,7 @@ from runner.domain.events import Accepted, Finished, FinishReason, TextDelta, Ti
 from runner.domain.generation import GenerationRequest, TextPrompt
 from runner.errors import ReaderTooSlow, Unavailable, WorkerCrashed
 from runner.wire.codec import ToWorkerDecoder, encode
-from runner.wire.messages import Cancel, Generate, Loaded, Step, StepEvent, ToWorker
+from runner.wire.messages import Cancel, Generate, Loaded, SetThreads, Step, StepEvent, ToWorker
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("virtual_clock")]
 
@@ -40,6 +40,7 @@ def make_handle(outbox: Outbox) -> WorkerHandle:
         outbox=outbox,
         resident_bytes=lambda: 4096,
         watch=WorkWatch(WatchdogRules(step_s=10, step_bytes_per_s=1e9), 0),
+        n_threads=4,
     )
 
 
@@ -184,3 +185,54 @@ async def test_a_worker_that_does_not_read_is_not_sent_more_than_the_limit() -> 
     assert "3 waiting" in repr(outbox)  # a cancel always finds room
     assert len(await sent(outbox)) == 3
     handle.open_stream(request("r3", "x" * 50))
+
+
+# ---- activity and threads
+
+
+async def test_the_first_stream_and_the_end_of_the_last_are_told() -> None:
+    handle = make_handle(Outbox(1000))
+    told: list[bool] = []
+    handle.on_activity = told.append
+    one, two = handle.open_stream(request("r1")), handle.open_stream(request("r2"))
+    assert told == [True]
+    handle.deliver(step(("r1", TextDelta("a", 1)), ("r1", FINISHED)))
+    one.close()
+    assert told == [True]
+    two.close()
+    assert told == [True, False]
+    handle.open_stream(request("r3"))
+    handle.fail(WorkerCrashed(model="ai/tiny", cause="signal SIGSEGV"))
+    assert told == [True, False, True, False]
+
+
+async def test_a_request_that_is_refused_is_no_activity() -> None:
+    outbox = Outbox(10)
+    handle = make_handle(outbox)
+    told: list[bool] = []
+    handle.on_activity = told.append
+    with pytest.raises(Unavailable):
+        handle.open_stream(request("r1", "x" * 100))
+    assert told == []
+
+
+async def test_threads_go_before_requests_that_wait_and_the_newest_number_wins() -> None:
+    outbox = Outbox(1000)
+    handle = make_handle(outbox)
+    handle.open_stream(request("r1"))
+    handle.set_threads(2)
+    handle.set_threads(3)
+    assert await sent(outbox) == [SetThreads(3), Generate(request("r1"))]
+
+
+async def test_a_number_of_threads_that_the_worker_has_already_is_not_sent() -> None:
+    outbox = Outbox(1000)
+    handle = make_handle(outbox)
+    handle.set_threads(4)  # what it was loaded with
+    assert await sent(outbox) == []
+    handle.set_threads(2)
+    assert await sent(outbox) == [SetThreads(2)]
+    handle.set_threads(2)
+    handle.fail(Unavailable("gone"))
+    handle.set_threads(1)
+    assert await sent(outbox) == []

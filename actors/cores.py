@@ -1,0 +1,177 @@
+"""Tells workers how many threads to use: cores are divided among those that are generating.
+
+    scheduler ──launch──> CoreSharing.launch ──launch──> keeper
+                               ^        │ set_threads
+                     on_activity└─ WorkerHandle
+
+It sits between the scheduler and the keepers, and sees which workers are ready and which have gone. A handle
+says when its worker becomes active or idle, within the call that opens or ends its only stream. So the new
+number reaches the worker before the request does, and no token costs anything here.
+
+Imports the keeper's events, the policy of `runner/scheduling/cores.py` and readings of `runner/hardware`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Final
+
+import attrs
+import trio
+
+from actors.worker import KeeperEvent, Launcher, WorkerEnded, WorkerFailing, WorkerReady, WorkerSpec
+from actors.worker_handle import WorkerHandle
+from runner.hardware.cpu import own_processors
+from runner.hardware.cpu_time import busy_s, process_busy_s
+from runner.scheduling.cores import CoreClaim, cores_left, cores_taken, divide_cores
+
+FIRST_LOOK_S: Final = 0.25
+"""After workers have become active; two readings of the kernel's clock ticks must not be closer."""
+LOOK_INTERVAL_S: Final = 1.0
+
+
+@attrs.frozen(kw_only=True)
+class WorkReading:
+    """Processor seconds so far: of all programs, and of our workers by process id."""
+
+    at_s: float
+    busy_s: float
+    ours_s: Mapping[int, float]
+
+
+ReadWork = Callable[[Iterable[int]], WorkReading | None]
+"""Of these processes and all programs; None when the system does not tell."""
+
+
+def read_work(pids: Iterable[int]) -> WorkReading | None:
+    total_s = busy_s(own_processors())
+    if total_s is None:
+        return None
+    ours_s = {pid: used_s for pid in pids if (used_s := process_busy_s(pid)) is not None}
+    return WorkReading(at_s=trio.current_time(), busy_s=total_s, ours_s=ours_s)
+
+
+def others_busy_cores(before: WorkReading | None, after: WorkReading | None) -> float | None:
+    """Cores that programs other than our workers kept busy in between.
+
+    None when that is not known: the system does not tell, or a worker has come or gone in between.
+    """
+    if before is None or after is None or after.at_s <= before.at_s:
+        return None
+    if before.ours_s.keys() != after.ours_s.keys():
+        return None
+    ours_s = sum(after.ours_s.values()) - sum(before.ours_s.values())
+    return (after.busy_s - before.busy_s - ours_s) / (after.at_s - before.at_s)
+
+
+@attrs.define
+class _Member:
+    handle: WorkerHandle
+    is_active: bool = False
+
+
+class CoreSharing:
+    """Divides `n_cores` of a machine with `n_processors` among the workers that `launch` keeps."""
+
+    def __init__(
+        self,
+        launch: Launcher,
+        n_cores: int,
+        *,
+        n_processors: int | None = None,
+        read: ReadWork = lambda pids: None,
+    ) -> None:
+        self._launch = launch
+        self._n_cores = n_cores
+        self._n_processors = n_processors if n_processors is not None else n_cores
+        self._read = read
+        self._taken = 0
+        self._ids = itertools.count(1)
+        self._members: dict[int, _Member] = {}
+        self._activity = trio.Event()
+
+    @property
+    def n_cores_left(self) -> int:
+        """What other programs leave to our workers, as far as it is known."""
+        return cores_left(self._n_cores, self._n_processors, self._taken)
+
+    async def launch(self, spec: WorkerSpec, report: Callable[[KeeperEvent], None]) -> None:
+        """Keep one worker until it is gone, as the launcher does that was given; see `actors/worker.py`."""
+        load_id = next(self._ids)
+
+        def see(event: KeeperEvent) -> None:
+            match event:
+                case WorkerReady():
+                    self._add(load_id, event.handle)
+                case WorkerFailing() | WorkerEnded():
+                    self._remove(load_id)
+            report(event)
+
+        try:
+            await self._launch(spec, see)
+        finally:
+            self._remove(load_id)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """While workers are active, look at what others use, and divide anew when that changes.
+
+        Once more after the last one has become idle, since requests may be short and follow each other.
+        """
+        task_status.started()
+        while True:
+            await self._activity.wait()
+            before = self._look()
+            pause_s = FIRST_LOOK_S
+            while self._activity.is_set():
+                if not any(member.is_active for member in self._members.values()):
+                    self._activity = trio.Event()
+                await trio.sleep(pause_s)
+                after = self._look()
+                self._judge(others_busy_cores(before, after))
+                before, pause_s = after, LOOK_INTERVAL_S
+
+    def _add(self, load_id: int, handle: WorkerHandle) -> None:
+        """It keeps the threads it was loaded with until it becomes active."""
+        self._members[load_id] = _Member(handle)
+        handle.on_activity = partial(self._change, load_id)
+
+    def _remove(self, load_id: int) -> None:
+        member = self._members.pop(load_id, None)
+        if member is not None and member.is_active:
+            self._divide()
+
+    def _change(self, load_id: int, is_active: bool) -> None:
+        member = self._members.get(load_id)
+        if member is None or member.is_active == is_active:
+            return
+        member.is_active = is_active
+        self._divide()
+        if is_active:
+            self._activity.set()
+
+    def _look(self) -> WorkReading | None:
+        return self._read([member.handle.pid for member in self._members.values()])
+
+    def _judge(self, others: float | None) -> None:
+        if others is None:
+            return
+        taken = cores_taken(self._taken, others)
+        if taken != self._taken:
+            self._taken = taken
+            self._divide()
+
+    def _divide(self) -> None:
+        """Idle workers are not told: their number counts when they become active, and is sent then."""
+        claims = [
+            CoreClaim(load_id=load_id, threads_max=member.handle.threads_max)
+            for load_id, member in self._members.items()
+            if member.is_active
+        ]
+        for load_id, n_threads in divide_cores(self.n_cores_left, claims).items():
+            self._members[load_id].handle.set_threads(n_threads)
+
+    def __repr__(self) -> str:
+        n_active = sum(member.is_active for member in self._members.values())
+        return f"<CoreSharing {n_active} of {len(self._members)} active on {self.n_cores_left} cores>"

@@ -11,7 +11,14 @@ from runner.units import format_age, format_bytes, format_duration, parse_bytes,
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("0", 0), ("512", 512), ("4GB", 4 * 10**9), ("1.5 GiB", 3 * 2**29), ("512mib", 512 * 2**20), ("1k", 1000)],
+    [
+        ("0", 0),
+        ("512", 512),
+        ("4GB", 4 * 10**9),
+        ("1.5 GiB", 3 * 2**29),
+        ("512mib", 512 * 2**20),
+        ("1k", 1000),
+    ],
 )
 def test_sizes(text: str, size: int) -> None:
     assert parse_bytes(text) == size

@@ -1,7 +1,7 @@
 """How a worker ended: kinds of death told apart (THREATS L02), the report, and the words for it.
 
 Pure but for one look at a kernel counter. A cause is a phrase for people that clients may see, so of what the
-worker printed it takes a class name at most. Imports nothing of ours but `actors/process.py`. Read on in
+worker printed it takes a class name at most. Imports the domain and `actors/process.py`. Read on in
 `actors/worker.py`.
 """
 
@@ -15,6 +15,7 @@ from typing import Final
 import attrs
 
 from actors.process import ExitStatus
+from runner.domain.status import CrashReport
 
 _VMSTAT = Path("/proc/vmstat")
 
@@ -77,6 +78,30 @@ class DeathReport:
     stderr_tail: str
     request_ids: tuple[str, ...]
     was_requested: bool
+
+    @property
+    def is_crash(self) -> bool:
+        """Neither asked to end, nor ended in order after it said why it cannot load the model."""
+        is_orderly = self.kind is DeathKind.LOADING_FAILED and self.exit_code == 0
+        return not self.was_requested and not is_orderly
+
+    def as_crash(self, at_s: float) -> CrashReport:
+        """For people and programs; `at_s` is Unix time."""
+        return CrashReport(
+            at_s=at_s,
+            model=self.model,
+            model_id=self.model_id,
+            engine_version=self.engine_version,
+            pid=self.pid,
+            kind=self.kind.value,
+            cause=self.cause,
+            exit_code=self.exit_code,
+            signal=self.signal,
+            phase=self.phase,
+            lived_s=self.lived_s,
+            request_ids=self.request_ids,
+            output_tail=self.stderr_tail,
+        )
 
 
 def cause_of_exit(status: ExitStatus, stderr_tail: str, *, was_out_of_memory: bool = False) -> Cause:

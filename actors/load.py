@@ -160,7 +160,7 @@ class LoadTask:
             watch(event.handle)
         if isinstance(event, WorkerEnded):  # told on as LoadOver, when the files are released as well
             self._cause = event.report.cause
-            self._is_crash = not event.report.was_requested and event.report.exit_code != 0
+            self._is_crash = event.report.is_crash
             self._workshop.report(event.report)
         else:
             self._workshop.tell(KeeperTold(self.load_id, event))

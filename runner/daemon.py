@@ -43,11 +43,12 @@ from actors.worker import DeathReport, KeeperSettings, run_keeper
 from runner.api.app import AppContext, build_app
 from runner.api.server import Server, ServerSettings
 from runner.config import Settings
-from runner.domain.status import ActorStatus, DaemonStatus, VersionInfo
+from runner.domain.status import ActorStatus, CrashReport, DaemonStatus, VersionInfo
 from runner.errors import StartRefused
 from runner.hardware.identity import installation_identity, machine_identity
 from runner.hardware.probe import compute_threads
 from runner.scheduling.decisions import Decision
+from runner.telemetry.crashes import CrashRecord
 from runner.telemetry.logs import configure_logging
 from runner.telemetry.measurements import Measurements
 
@@ -105,6 +106,7 @@ class Daemon:
         self._http_scope = trio.CancelScope()
         self.exit_status = 0
         self._addresses: dict[str, Address[Any]] = {}
+        self._crashes = CrashRecord()
         self._worker_directory = settings.socket.parent / "workers"
         self._build()
 
@@ -149,6 +151,9 @@ class Daemon:
             budgets=self._scheduler.snapshot().budgets,
             actors=tuple(self._actor_status(child) for child in self._supervisor.statistics()),
         )
+
+    def crashes(self, model_id: str | None = None) -> tuple[CrashReport, ...]:
+        return self._crashes.latest(model_id)
 
     def version(self) -> VersionInfo:
         return VersionInfo(
@@ -218,7 +223,10 @@ class Daemon:
         return SchedulerActor(
             self._scheduler,
             store,
-            partial(run_keeper, settings=KeeperSettings(directory=self._worker_directory)),
+            partial(
+                run_keeper,
+                settings=KeeperSettings(directory=self._worker_directory, engine_version=self._engine_name()),
+            ),
             share_of_free_memory if budget_bytes is None else fixed(budget_bytes),
             SchedulerSettings(
                 queue_limit_per_model=settings.queue_limit,
@@ -226,7 +234,7 @@ class Daemon:
                 engine=_engine_settings(settings),
             ),
             sizer=self._footprints,
-            report=_log_scheduler,
+            report=self._hear_scheduler,
         )
 
     def _new_footprints(self, store: StoreHandle) -> Footprints:
@@ -243,6 +251,11 @@ class Daemon:
             engine=_engine_settings(settings),
             report=_log_footprints,
         )
+
+    def _hear_scheduler(self, notice: SchedulerNotice) -> None:
+        if isinstance(notice, DeathReport) and notice.is_crash:
+            self._crashes.add(notice.as_crash(time.time()))
+        _log_scheduler(notice)
 
     # running
 
@@ -401,6 +414,7 @@ def _log_death(report: DeathReport) -> None:
         engine=report.engine_version,
         pid=report.pid,
         cause=report.cause,
+        phase=report.phase,
         requests=" ".join(report.request_ids),
         tail=report.stderr_tail[-2000:],
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import attrs
 
-from runner.domain.status import DaemonStatus, VersionInfo
+from runner.domain.status import CrashReport, DaemonStatus, VersionInfo
 
 if TYPE_CHECKING:
     from actors.puller import PullerHandle
@@ -27,6 +27,10 @@ class DaemonControl(Protocol):
     def status(self) -> DaemonStatus: ...
 
     def version(self) -> VersionInfo: ...
+
+    def crashes(self, model_id: str | None = None) -> tuple[CrashReport, ...]:
+        """The latest deaths of workers, the latest first."""
+        ...
 
     def request_shutdown(self) -> None:
         """Begin the ordered shutdown, after the answer to this request has left."""

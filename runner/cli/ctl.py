@@ -20,6 +20,8 @@ _COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "ps": ("runner.cli.workers:ps", "List loaded models."),
         "start": ("runner.cli.workers:start", "Load a model before the first request."),
         "unload": ("runner.cli.workers:unload", "Free the memory of models."),
+        "crashes": ("runner.cli.crashes:crashes", "List the latest deaths of workers."),
+        "unquarantine": ("runner.cli.crashes:unquarantine", "Load a model again that crashed the engine."),
         "status": ("runner.cli.daemon:status", "Show the state of the daemon."),
         "version": ("runner.cli.daemon:version", "Show versions of client and daemon."),
         "shutdown": ("runner.cli.daemon:shutdown", "Stop the daemon."),

@@ -97,7 +97,10 @@ class VersionInfo:
 
 @attrs.frozen(kw_only=True)
 class ModelSummary:
-    """A row of `ls`. `id` is `sha256:…`; `tags` are full references; sizes in bytes; times Unix seconds."""
+    """A row of `ls`. `id` is `sha256:…`; `tags` are full references; sizes in bytes; times Unix seconds.
+
+    `quarantine` tells why the model is not loaded any more; None when nothing speaks against it.
+    """
 
     id: str
     name: str
@@ -110,6 +113,41 @@ class ModelSummary:
     parameters: str
     context_size: int | None
     trained_context_size: int | None
+    quarantine: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class CrashReport:
+    """A worker that ended without being asked to.
+
+    `at_s` is Unix time. `kind` is a value of `actors.deaths.DeathKind` (`segmentation_fault`,
+    `out_of_memory`, `no_progress`, …), `cause` a phrase. At most one of `exit_code` and `signal` is set; the
+    signal may be the daemon's own. `phase` is what the worker was at: `starting`, `loading`, `serving`;
+    `lived_s` for how long. `request_ids` were running. `output_tail` is the end of what it printed, cleaned.
+    """
+
+    at_s: float
+    model: str
+    model_id: str
+    engine_version: str | None
+    pid: int | None
+    kind: str
+    cause: str
+    exit_code: int | None
+    signal: str | None
+    phase: str
+    lived_s: float
+    request_ids: tuple[str, ...]
+    output_tail: str
+
+
+@attrs.frozen(kw_only=True)
+class UnquarantineReport:
+    """`crashes` of loads that were forgotten, 0 when there were none."""
+
+    model: str
+    was_quarantined: bool
+    crashes: int
 
 
 @attrs.frozen(kw_only=True)

@@ -16,6 +16,7 @@ from runner.domain.events import Accepted, Finished, FinishReason, GenerationEve
 from runner.domain.generation import GenerationRequest
 from runner.domain.model import Model
 from runner.domain.status import (
+    CrashReport,
     DaemonStatus,
     LayerSummary,
     ModelReport,
@@ -272,6 +273,7 @@ class FakePuller:
 class FakeDaemon:
     is_draining: bool = False
     shutdowns: int = 0
+    crash_reports: list[CrashReport] = attrs.field(factory=list)
 
     def status(self) -> DaemonStatus:
         return DaemonStatus(
@@ -288,6 +290,9 @@ class FakeDaemon:
             budgets=(),
             actors=(),
         )
+
+    def crashes(self, model_id: str | None = None) -> tuple[CrashReport, ...]:
+        return tuple(one for one in self.crash_reports if model_id in (None, one.model_id))
 
     def version(self) -> VersionInfo:
         return VersionInfo(

@@ -12,7 +12,7 @@ from quart_trio.wrappers import TrioResponse
 
 from runner.api.bodies import parsed_body
 from runner.api.control import convert, schema
-from runner.errors import FieldFault, InvalidParameter, InvalidReference
+from runner.errors import FieldFault, InvalidParameter, InvalidReference, ModelNotFound
 from runner.oci.digest import Digest
 from runner.oci.reference import ModelName
 
@@ -47,6 +47,11 @@ def _add_status_routes(routes: Blueprint, context: AppContext) -> None:
     @routes.get("/ps")
     async def ps() -> TrioResponse:
         return _answer(context.scheduler.snapshot())
+
+    @routes.get("/crashes")
+    async def crashes() -> TrioResponse:
+        """`?model=NAME` asks for one; a model that has gone is known by its digest."""
+        return _answer(context.daemon.crashes(await _model_id_query(context)))
 
     @routes.post("/shutdown")
     async def shutdown() -> TrioResponse:
@@ -130,6 +135,19 @@ def _boolean_query(name: str) -> bool:
     if value is None:
         raise InvalidParameter(FieldFault(name, "must be true or false"))
     return value
+
+
+async def _model_id_query(context: AppContext) -> str | None:
+    text = request.args.get("model")
+    if text is None:
+        return None
+    name = ModelName.parse(text)
+    try:
+        return str((await context.store.resolve(name)).id)
+    except ModelNotFound:
+        if name.digest is None:
+            raise
+        return str(name.digest)
 
 
 def _answer(value: Any, status: int = 200) -> TrioResponse:

@@ -10,6 +10,7 @@ import orjson
 import pytest
 import trio
 
+from runner.domain.status import CrashReport
 from runner.errors import Conflict, Draining
 from runner.oci.digest import Digest
 from tests.support.api import answer_of, client_over, error_of, leave, post
@@ -19,7 +20,26 @@ pytestmark = pytest.mark.anyio
 
 MODEL = "ai/smollm2:135M-Q4_1"
 API = "/control/v1"
+OTHER_ID = str(Digest.of(b"another manifest"))
 LAYER = {"kind": "gguf", "digest": f"sha256:{'0' * 64}", "filename": "model.gguf"}
+
+
+def crash_report(model_id: str) -> CrashReport:
+    return CrashReport(
+        at_s=1.0,
+        model="ai/a",
+        model_id=model_id,
+        engine_version="scripted 1",
+        pid=17,
+        kind="segmentation_fault",
+        cause="signal SIGSEGV",
+        exit_code=None,
+        signal="SIGSEGV",
+        phase="serving",
+        lived_s=3.0,
+        request_ids=("r1",),
+        output_tail="last words",
+    )
 
 
 async def test_what_there_is_can_be_asked() -> None:
@@ -32,6 +52,21 @@ async def test_what_there_is_can_be_asked() -> None:
     report = await answer_of(await client.get(f"{API}/models/{MODEL}"))
     assert report["model"]["id"] == str(fake_model().id)
     assert report["metadata"] == {"general.name": "Smol"}
+
+
+async def test_L02_deaths_of_workers_are_told_of_all_models_or_of_one() -> None:
+    parts = FakeParts.make()
+    parts.daemon.crash_reports = [crash_report(str(fake_model().id)), crash_report(OTHER_ID)]
+    client = client_over(parts)
+    every = await answer_of(await client.get(f"{API}/crashes"))
+    assert [one["model_id"] for one in every] == [str(fake_model().id), OTHER_ID]
+    assert every[0]["kind"] == "segmentation_fault"
+    [one] = await answer_of(await client.get(f"{API}/crashes?model={MODEL}"))
+    assert one["model_id"] == str(fake_model().id)
+    [gone] = await answer_of(await client.get(f"{API}/crashes?model={OTHER_ID}"))
+    assert gone["model_id"] == OTHER_ID
+    refused = await error_of(await client.get(f"{API}/crashes?model=nowhere"))
+    assert refused["code"] == "model_not_found"
 
 
 async def test_models_are_tagged_and_untagged() -> None:

@@ -5,14 +5,15 @@ A worker is exec'd, never forked from the running daemon, with nothing of the da
 number cannot have been given to anybody else; its output is read into a bounded tail all the while (W11).
 
 Linux only so far. Imports nothing of ours but `actors/output.py` and `actors/environment.py`. Read on in
-`actors/worker.py`, which keeps one, and in `runner/worker/__main__.py`, which arms the signal of the
-parent's death.
+`actors/spare.py`, where one waits; in `actors/worker.py`, which keeps one; and in
+`runner/worker/__main__.py`, which arms the signal of the parent's death.
 """
 
 from __future__ import annotations
 
 import os
 import resource
+import select
 import shutil
 import signal
 import socket
@@ -22,7 +23,7 @@ import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import attrs
 import psutil
@@ -75,6 +76,15 @@ class ExitStatus:
 def worker_command(channel_fd: int, parent_pid: int) -> tuple[str, ...]:
     """The real worker: this interpreter, its own import path, and what the worker must know to live."""
     return _command("runner.worker", channel_fd, parent_pid)
+
+
+def spare_command(engine: str) -> Command:
+    """A worker that imports what `engine` needs before it says hello."""
+
+    def command(channel_fd: int, parent_pid: int) -> tuple[str, ...]:
+        return (*worker_command(channel_fd, parent_pid), "--ahead", engine)
+
+    return command
 
 
 def probe_command(channel_fd: int, parent_pid: int) -> tuple[str, ...]:
@@ -187,6 +197,21 @@ class WorkerProcess:
                     await self.exited.wait()
             self._supervision.cancel()
 
+    async def until_exit(self) -> None:
+        """Returns when it has ended, and has not been reaped; where `supervise` is not run for it yet."""
+        pidfd = os.pidfd_open(self.pid)
+        try:
+            await trio.lowlevel.wait_readable(pidfd)
+        finally:
+            os.close(pidfd)
+
+    def has_spoken(self) -> bool:
+        """It runs, and nobody has read what it said: true of a spare worker that is ready."""
+        poll = select.poll()
+        poll.register(self.channel.socket, select.POLLIN)
+        poll.register(self._pidfd, select.POLLIN)
+        return poll.poll(0) == [(self.channel.socket.fileno(), select.POLLIN)]
+
     def resident_bytes(self) -> int:
         """Memory of the process in bytes, 0 when it is gone."""
         try:
@@ -229,6 +254,30 @@ class WorkerProcess:
         if self.status is None:
             return f"<WorkerProcess {self.pid} running>"
         return f"<WorkerProcess {self.pid} ended, {self.status.signal or self.status.exit_code}>"
+
+
+class WorkerSource(Protocol):
+    """Where keepers get their worker processes."""
+
+    def take_or_start(self) -> WorkerProcess:
+        """One that nobody uses yet. Raises OSError as `WorkerProcess.start` does."""
+
+    def load_over(self) -> None:
+        """A load for which one was taken has ended, well or not; called once for each."""
+
+
+@attrs.frozen
+class NewWorkers:
+    """Starts one for each load."""
+
+    command: Command
+    directory: Path | None
+
+    def take_or_start(self) -> WorkerProcess:
+        return WorkerProcess.start(self.command, directory=self.directory)
+
+    def load_over(self) -> None:
+        pass
 
 
 def remove_stale_directories(directory: Path) -> None:

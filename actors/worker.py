@@ -27,7 +27,7 @@ import trio
 from actors.deaths import Cause, DeathKind, cause_of_exit, kernel_memory_kills
 from actors.deaths import DeathReport as DeathReport
 from actors.output import clean_text
-from actors.process import Command, StopTimes, WorkerProcess, worker_command
+from actors.process import Command, NewWorkers, StopTimes, WorkerSource, worker_command
 from actors.stream import GenerationStream as GenerationStream
 from actors.watchdog import LoadWatch, WatchdogRules, WorkWatch
 from actors.worker_handle import Outbox
@@ -141,14 +141,16 @@ async def run_keeper(
     *,
     settings: KeeperSettings = KeeperSettings(),
     command: Command = worker_command,
+    workers: WorkerSource | None = None,
 ) -> None:
     """Start a worker, load the model, serve until it ends; returns when nothing of it is left.
 
-    Cancel it to stop the worker: that takes the ladder of THREATS L08, 14 s at most. `report` is called from
-    this task and must not block. Whatever the worker does becomes an event; only faults of ours are raised.
+    Its process comes from `workers`; without, `command` starts one. Cancel it to stop the worker: that takes
+    the ladder of THREATS L08, 14 s at most. `report` is called from this task and must not block. Whatever
+    the worker does becomes an event; only faults of ours are raised.
     """
     try:
-        keeper = _Keeper(spec, report, settings, command)
+        keeper = _Keeper(spec, report, settings, workers or NewWorkers(command, settings.directory))
     except (OSError, TooLarge) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         _report_no_start(spec, report, settings, f"could not be started: {reason}")
@@ -185,7 +187,7 @@ class _Keeper:
         spec: WorkerSpec,
         report: Callable[[KeeperEvent], None],
         settings: KeeperSettings,
-        command: Command,
+        workers: WorkerSource,
     ) -> None:
         self._spec = spec
         self._model = spec.model.name
@@ -204,7 +206,8 @@ class _Keeper:
         self._ending: _Ending | None = None
         self._is_writing = False
         self._reading = trio.CancelScope()
-        self._process = WorkerProcess.start(command, directory=settings.directory)
+        self._workers: WorkerSource | None = workers
+        self._process = workers.take_or_start()
 
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
@@ -298,6 +301,7 @@ class _Keeper:
 
     def _become_ready(self, loaded: Loaded) -> None:
         self._phase = _Phase.READY
+        self._end_load()
         self._loaded = loaded
         self._handle = WorkerHandle(
             model=self._model,
@@ -309,6 +313,12 @@ class _Keeper:
             n_threads=self._spec.options.n_threads,
         )
         self._report(WorkerReady(self._handle, loaded))
+
+    def _end_load(self) -> None:
+        """Once, at the latest when the worker ends."""
+        workers, self._workers = self._workers, None
+        if workers is not None:
+            workers.load_over()
 
     async def _write(self) -> None:
         try:
@@ -375,6 +385,7 @@ class _Keeper:
                 request_ids = self._handle.open_request_ids
             self._tell(ending)
         finally:
+            self._end_load()
             await self._process.stop(self._ask if ending.is_polite else None, self._settings.stop)
             self._report(WorkerEnded(self._death_report(ending, request_ids)))
 

@@ -2,9 +2,9 @@
 
     python scripted_worker.py BEHAVIOUR[,BEHAVIOUR…] --channel-fd N --parent-pid P
 
-Behaviours of the process: `normal`, `slow-hello`, `wrong-version`, `two-hellos`, `step-too-early`,
-`load-hangs`, `load-fails:CODE:MESSAGE`, `exit-while-loading:N`, `ignore-shutdown`, `ignore-sigterm`, `fork`,
-`noise`, `busy`.
+Behaviours of the process: `normal`, `slow-hello`, `late-hello`, `wrong-version`, `two-hellos`,
+`step-too-early`, `load-hangs`, `load-fails:CODE:MESSAGE`, `exit-while-loading:N`, `ignore-shutdown`,
+`ignore-sigterm`, `fork`, `noise`, `busy`.
 Behaviours of one generation, as the text of its prompt: see `_generate`.
 """
 
@@ -83,6 +83,8 @@ class Worker:
             _fork_a_descendant()
         if self._has("noise"):
             _print_noise(200_000)
+        if self._has("late-hello"):
+            self._channel.recv(1)  # whoever wants to be greeted says so
         if self._has("slow-hello"):
             self._channel.sendall(b"\x00")  # a byte of a frame: not silence, and no greeting either
             _sleep_for_ever()

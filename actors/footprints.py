@@ -15,9 +15,9 @@ Imports the prober, measurements and `runner.memory`. Read on in `actors/load.py
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 import attrs
 import trio
@@ -25,8 +25,16 @@ import trio
 from actors.deaths import DeathKind, DeathReport
 from actors.leases import StoreLeases
 from actors.probing import ProbeFailed, Prober, refused
-from actors.sizing import EngineSettings, Sized, Watch, by_header, estimate_of, fit, wished_options
-from actors.worker_handle import WorkerHandle
+from actors.sizing import (
+    EngineSettings,
+    LoadedWorker,
+    Sized,
+    Watch,
+    by_header,
+    estimate_of,
+    fit,
+    wished_options,
+)
 from runner.domain.engine import DeviceBuffers, EngineOptions, EngineSizes
 from runner.domain.model import ModelFiles
 from runner.errors import RunnerError
@@ -91,7 +99,7 @@ class _Watched:
     """A worker that lives, and what is known of its sizes so far."""
 
     key: MeasurementKey
-    handle: WorkerHandle
+    worker: LoadedWorker
     known: Measurement
 
 
@@ -109,9 +117,10 @@ class Footprints:
         report: Callable[[FootprintNotice], None] = lambda notice: None,
         measure_timeout_s: float = MEASURE_TIMEOUT_S,
         resident: Callable[[int], int | None] = anonymous_bytes,
+        in_thread: Callable[..., Awaitable[Any]] = trio.to_thread.run_sync,
     ) -> None:
         """`engine` is what models are measured with before anybody loads them. `resident` gives the anonymous
-        memory of a process in bytes."""
+        memory of a process in bytes; `in_thread` makes calls that wait for the disk."""
         self._probe = probe
         self._measurements = measurements
         self._store = store
@@ -120,6 +129,7 @@ class Footprints:
         self._report = report
         self._measure_timeout_s = measure_timeout_s
         self._resident = resident
+        self._in_thread = in_thread
         self._known: OrderedDict[MeasurementKey, Measurement | None] = OrderedDict()
         """None: could not be measured, so that it is not tried at every load."""
         self._measuring: dict[MeasurementKey, trio.Event] = {}
@@ -157,10 +167,10 @@ class Footprints:
         """Compare what a worker really takes with `sized`, from when it is ready to when it is gone."""
         watched: list[_Watched] = []
 
-        def begin(handle: WorkerHandle) -> None:
+        def begin(worker: LoadedWorker) -> None:
             if sized.key is not None:
                 known = self._known.get(sized.key) or _measurement_of(sized.footprint)
-                watched.append(_Watched(sized.key, handle, known))
+                watched.append(_Watched(sized.key, worker, known))
                 self._watched += watched
                 self._has_news.set()
 
@@ -228,12 +238,12 @@ class Footprints:
             return self._known[key]
         done = self._measuring[key] = trio.Event()
         try:
-            found = await trio.to_thread.run_sync(self._measurements.find, key)
+            found: Measurement | None = await self._in_thread(self._measurements.find, key)
             if found is None:
                 async with self._limiter:
                     found = await self._ask_probe(key, files, options)
                 if found is not None:
-                    await trio.to_thread.run_sync(self._measurements.remember, key, found)
+                    await self._in_thread(self._measurements.remember, key, found)
             else:
                 self._keep(key, found)
             return found
@@ -268,17 +278,17 @@ class Footprints:
     async def _learn(self, watched: _Watched) -> None:
         """1. What the engine allocated replaces what it was expected to.  2. Memory of the process beyond all
         that is known becomes known (THREATS O02)."""
-        found = _corrected(watched.known, watched.handle.loaded)  # 1
-        used_bytes = self._resident(watched.handle.pid)
+        found = _corrected(watched.known, watched.worker.loaded)  # 1
+        used_bytes = self._resident(watched.worker.pid)
         if used_bytes is not None:
             found = _with_use(found, used_bytes)  # 2
         if found == watched.known:
             return
-        model, expected = watched.handle.model, _footprint_of(watched.known)
+        model, expected = watched.worker.model, _footprint_of(watched.known)
         watched.known = found
         self._keep(watched.key, found)
         self._report(MeasurementTaught(model, expected, _footprint_of(found)))
-        await trio.to_thread.run_sync(self._measurements.remember, watched.key, found)
+        await self._in_thread(self._measurements.remember, watched.key, found)
 
 
 # knowledge as values

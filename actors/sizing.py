@@ -1,7 +1,7 @@
 """Which options a load is given, and what they take: the policy, without anything measured.
 
 Owns what the scheduler asks of whoever sizes loads, and the answer that needs nothing but the model's header.
-Imports the keeper's handle and `runner.memory`. Read on in `actors/footprints.py`, which measures.
+Imports `runner.memory` and values. Read on in `actors/footprints.py`, which measures.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Final, Protocol
 import attrs
 import trio
 
-from actors.worker_handle import WorkerHandle
 from runner.domain.engine import CacheType, EngineOptions, FlashAttention
 from runner.domain.model import ModelFiles
 from runner.memory.fit import DEFAULT_CONTEXT_SIZE, PoolCost, choose_context, full_pool, wished_context
 from runner.memory.footprint import Footprint, cell_bytes, estimate
 from runner.telemetry.measurements import MeasurementKey
+from runner.wire.messages import Loaded
 
 _POOL_SHARE: Final = (95, 100)
 """Pools of cells shrink to this part of the budget, so that the next measurement, a little lower, still holds
@@ -48,7 +48,20 @@ class Sized:
     key: MeasurementKey | None = None
 
 
-Watch = Callable[[WorkerHandle], None]
+class LoadedWorker(Protocol):
+    """What there is to see of a worker that is ready."""
+
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def loaded(self) -> Loaded: ...
+
+
+Watch = Callable[[LoadedWorker], None]
 """Told of a worker that is ready: what it really takes is compared with what was expected."""
 
 

@@ -29,7 +29,10 @@ MARKERS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 @attrs.frozen(kw_only=True)
 class TinyModel:
-    """Sizes of the model. `n_embedding` must be a multiple of twice `n_heads`, `n_heads` of `n_heads_kv`."""
+    """Sizes of the model. `n_embedding` must be a multiple of twice `n_heads`, `n_heads` of `n_heads_kv`.
+
+    `is_quantized`: the matrices are Q4_0, which back ends may repack; sizes must then be multiples of 32.
+    """
 
     name: str = "Tiny"
     n_layers: int = 2
@@ -40,6 +43,7 @@ class TinyModel:
     context_length: int = 512
     seed: int = 0
     chat_template: str | None = CHAT_TEMPLATE
+    is_quantized: bool = False
 
 
 def write_tiny_gguf(path: Path, model: TinyModel = TinyModel()) -> Path:
@@ -48,7 +52,11 @@ def write_tiny_gguf(path: Path, model: TinyModel = TinyModel()) -> Path:
     _add_sizes(writer, model)
     n_tokens = _add_vocabulary(writer, model)
     for name, tensor in _tensors(model, n_tokens):
-        writer.add_tensor(name, tensor)
+        if model.is_quantized and tensor.ndim == 2:
+            kind = gguf.GGMLQuantizationType.Q4_0
+            writer.add_tensor(name, gguf.quantize(tensor, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(name, tensor)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -59,7 +67,8 @@ def write_tiny_gguf(path: Path, model: TinyModel = TinyModel()) -> Path:
 def _add_sizes(writer: gguf.GGUFWriter, model: TinyModel) -> None:
     writer.add_type("model")
     writer.add_name(model.name)
-    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+    is_quantized = model.is_quantized
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_0 if is_quantized else gguf.LlamaFileType.ALL_F32)
     writer.add_block_count(model.n_layers)
     writer.add_context_length(model.context_length)
     writer.add_embedding_length(model.n_embedding)
@@ -138,6 +147,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--heads-kv", type=int, default=defaults.n_heads_kv)
     parser.add_argument("--context", type=int, default=defaults.context_length)
     parser.add_argument("--seed", type=int, default=defaults.seed)
+    parser.add_argument("--quantized", action="store_true")
     given = parser.parse_args(arguments)
     model = TinyModel(
         name=given.name,
@@ -148,6 +158,7 @@ def main(arguments: list[str] | None = None) -> None:
         n_heads_kv=given.heads_kv,
         context_length=given.context,
         seed=given.seed,
+        is_quantized=given.quantized,
     )
     write_tiny_gguf(given.path, model)
     print(f"{given.path}: {given.path.stat().st_size} bytes")

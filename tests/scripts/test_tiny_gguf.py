@@ -36,6 +36,13 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
     assert len(first) < 500_000
 
 
+def test_matrices_can_be_quantized(tmp_path: Path) -> None:
+    plain = write_tiny_gguf(tmp_path / "plain.gguf")
+    small = write_tiny_gguf(tmp_path / "small.gguf", TinyModel(is_quantized=True))
+    assert read_metadata(small).quantization == "MOSTLY_Q4_0"
+    assert read_metadata(small).tensor_bytes < read_metadata(plain).tensor_bytes / 6
+
+
 def test_bytes_have_256_letters() -> None:
     letters = byte_letters()
     assert len(set(letters)) == 256

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import AsyncIterable, Callable
+from collections.abc import AsyncIterable, Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, assert_never
@@ -20,7 +20,9 @@ import trio
 
 from actors.actor import Address, Mailbox, Reply
 from actors.leases import KeptUploads, Pins, StoreLease
+from actors.uploads import UploadThreads
 from runner.domain.model import Model, ModelFiles
+from runner.domain.settings import ModelSettings
 from runner.domain.status import ModelReport, Removal, UploadedBlob
 from runner.errors import ModelNotFound, RunnerError, Unavailable
 from runner.oci import media_types
@@ -29,14 +31,20 @@ from runner.oci.manifest import Descriptor
 from runner.oci.reference import ModelName, Reference
 from runner.store.blobs import BlobWriter, StoredBlob
 from runner.store.catalog import Catalog, StoredModel
-from runner.store.changes import Change, carry_out, plan_publish, plan_remove, plan_tag, plan_untag
+from runner.store.changes import (
+    Change,
+    carry_out,
+    plan_configure,
+    plan_publish,
+    plan_remove,
+    plan_tag,
+    plan_untag,
+)
 from runner.store.describe import report_of
 from runner.store.directory import LoadedCatalog
 from runner.store.disk import Disk
 from runner.store.loading import ModelLoader
 from runner.store.opening import OpenStore, open_store
-
-UPLOAD_BUFFER_BYTES = 1 << 20  # one trip to a thread costs 0.3 ms, so small chunks travel together
 
 T = TypeVar("T")
 
@@ -100,6 +108,14 @@ class UntagModel:
 
 
 @attrs.frozen
+class ConfigureModel:
+    name: ModelName
+    changes: ModelSettings
+    unset: frozenset[str]
+    reply: Reply[Model]
+
+
+@attrs.frozen
 class RemoveModel:
     name: ModelName
     force: bool
@@ -155,7 +171,7 @@ class WorkFailed:
     loaded: LoadedCatalog | None
 
 
-ChangeMessage = TagModel | UntagModel | RemoveModel | AdoptUpload | HoldBlobs | PublishModel
+ChangeMessage = TagModel | UntagModel | ConfigureModel | RemoveModel | AdoptUpload | HoldBlobs | PublishModel
 StoreMessage = (
     ListModels | ResolveName | InspectModel | OpenFiles | BeginUpload | WorkDone | WorkFailed | ChangeMessage
 )  # fmt: skip
@@ -170,7 +186,7 @@ class StoreHandle:
     def __init__(self, address: Address[StoreMessage], pins: Pins) -> None:
         self._address = address
         self._pins = pins
-        self._upload_limiter = trio.CapacityLimiter(4)
+        self._uploads = UploadThreads()
 
     async def list(self) -> tuple[Model, ...]:
         """All models, by name, untagged ones last."""
@@ -191,6 +207,13 @@ class StoreHandle:
     async def untag(self, target: Reference) -> Model:
         """Take one name away; the model stays, if need be without a name. Raises ModelNotFound."""
         return await self._address.ask(lambda reply: UntagModel(target, reply))
+
+    async def configure(
+        self, name: ModelName, changes: ModelSettings, *, unset: Collection[str] = ()
+    ) -> Model:
+        """Keep what `changes` say for a model, by its digest, and nothing any more of what is in `unset`.
+        Raises InvalidParameter for what does not go together or not with the model; else like `resolve`."""
+        return await self._address.ask(lambda reply: ConfigureModel(name, changes, frozenset(unset), reply))
 
     async def remove(self, name: ModelName, *, force: bool = False) -> tuple[Removal, ...]:
         """Take a name away, and with the last one the model.
@@ -227,21 +250,19 @@ class StoreHandle:
         """
         writer: BlobWriter = await self._address.ask(lambda reply: BeginUpload(size_bytes, digest, reply))
         try:
-            await self._write_all(chunks, writer)
+            await self._uploads.write_all(chunks, writer)
         except BaseException:
-            await self._abandon(writer)
+            await self._uploads.abandon(writer)
             raise
         try:
             return await self._address.ask(lambda reply: AdoptUpload(writer, reply))
         except Unavailable:  # any other ending is the store's, which has the writer now
-            await self._abandon(writer)
+            await self._uploads.abandon(writer)
             raise
 
     async def hold_blobs(self, digests: tuple[Digest, ...]) -> tuple[StoredBlob, ...]:
         """Where this content lies. It stays there until it is published, or until the store restarts.
-
-        Raises BlobNotFound for the first one that is missing.
-        """
+        Raises BlobNotFound for the first one that is missing."""
         return await self._address.ask(lambda reply: HoldBlobs(digests, reply))
 
     async def publish(
@@ -256,24 +277,6 @@ class StoreHandle:
         return await self._address.ask(
             lambda reply: PublishModel(config, config_media_type, layers, tag, reply)
         )
-
-    async def _write_all(self, chunks: AsyncIterable[bytes], writer: BlobWriter) -> None:
-        await self._in_upload_thread(writer.open)
-        buffer = bytearray()
-        async for chunk in chunks:
-            buffer += chunk
-            if len(buffer) >= UPLOAD_BUFFER_BYTES:
-                await self._in_upload_thread(partial(writer.write, buffer))
-                buffer = bytearray()
-        await self._in_upload_thread(partial(writer.write, buffer))
-        await self._in_upload_thread(writer.finish)
-
-    async def _in_upload_thread(self, action: Callable[[], None]) -> None:
-        await trio.to_thread.run_sync(action, limiter=self._upload_limiter)
-
-    async def _abandon(self, writer: BlobWriter) -> None:
-        with trio.CancelScope(shield=True):
-            await self._in_upload_thread(writer.abandon)
 
 
 # actor
@@ -434,21 +437,16 @@ class _Run:
             case HoldBlobs():
                 hold = partial(self._directory.blobs.hold, change.digests)
                 return Work(reply=change.reply, in_thread=hold, settle=self._settle_held)
-            case PublishModel():
-                planned = plan_publish(
-                    catalog,
-                    change.config,
-                    change.layers,
-                    change.tag,
-                    config_media_type=change.config_media_type,
-                )
-                return self._index_work(change.reply, planned, self._settle_published)
-            case TagModel():
-                return self._index_work(
-                    change.reply, plan_tag(catalog, change.source, change.target), Change.model
-                )
-            case UntagModel():
-                return self._index_work(change.reply, plan_untag(catalog, change.target), Change.model)
+            case PublishModel(config, media_type, layers, tag, reply):
+                planned = plan_publish(catalog, config, layers, tag, config_media_type=media_type)
+                return self._index_work(reply, planned, self._settle_published)
+            case TagModel(source, target, reply):
+                return self._index_work(reply, plan_tag(catalog, source, target), Change.model)
+            case UntagModel(target, reply):
+                return self._index_work(reply, plan_untag(catalog, target), Change.model)
+            case ConfigureModel(name, changes, unset, reply):
+                planned = plan_configure(catalog, name, changes, unset)
+                return self._index_work(reply, planned, Change.model)
             case RemoveModel():
                 return self._plan_removal(change)
             case _:

@@ -195,7 +195,10 @@ def _read_boolean(value: object) -> bool:
 def _read_template(value: object) -> str:
     if not isinstance(value, str) or not value:
         raise ValueError("must be a text")
-    size_bytes = len(value.encode(errors="surrogatepass"))
+    try:
+        size_bytes = len(value.encode())
+    except UnicodeEncodeError:
+        raise ValueError("must be a text without lone surrogates") from None
     if size_bytes > CHAT_TEMPLATE_BYTES_MAX:
         raise ValueError(f"must have at most {CHAT_TEMPLATE_BYTES_MAX} bytes, and has {size_bytes}")
     return value

@@ -6,17 +6,22 @@ Owns how a name finds a model. Imports domain, oci and the index. A new catalog 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Self
+from types import MappingProxyType
+from typing import Final, Self
 
 import attrs
 
 from runner.domain.model import Model
+from runner.domain.settings import NOTHING, ModelSettings
 from runner.errors import AmbiguousModel, ModelNotFound, StoreDamaged
+from runner.oci import media_types
 from runner.oci.digest import Digest
 from runner.oci.manifest import Descriptor, Manifest
 from runner.oci.model_config import ModelConfig
 from runner.oci.reference import ModelName, Reference
 from runner.store.index import StoreIndex
+
+_NO_SETTINGS: Final[Mapping[Digest, ModelSettings]] = MappingProxyType({})
 
 
 @attrs.frozen(kw_only=True)
@@ -29,7 +34,7 @@ class StoredModel:
 
     @classmethod
     def of(cls, descriptor: Descriptor, manifest: Manifest, config: ModelConfig) -> Self:
-        """What manifest and config say; names come later, from the index."""
+        """What manifest and config say; names and settings come later, from index and settings."""
         model = Model(
             id=descriptor.digest,
             tags=(),
@@ -41,6 +46,7 @@ class StoredModel:
             parameters=config.parameters,
             context_size=config.context_size,
             trained_context_size=config.trained_context_size(),
+            has_chat_template=any(layer.media_type == media_types.CHAT_TEMPLATE for layer in manifest.layers),
         )
         return cls(descriptor=descriptor, manifest=manifest, model=model)
 
@@ -55,15 +61,20 @@ class Fault:
 
 @attrs.frozen(kw_only=True)
 class Catalog:
-    """`stored` and `faults` together hold every model of the index."""
+    """`stored` and `faults` together hold every model of the index; `settings` are of some of these."""
 
     index: StoreIndex
     stored: Mapping[Digest, StoredModel]
     faults: Mapping[Digest, Fault]
+    settings: Mapping[Digest, ModelSettings] = _NO_SETTINGS
 
     @classmethod
     def of(
-        cls, index: StoreIndex, stored: Mapping[Digest, StoredModel], faults: Mapping[Digest, Fault]
+        cls,
+        index: StoreIndex,
+        stored: Mapping[Digest, StoredModel],
+        faults: Mapping[Digest, Fault],
+        settings: Mapping[Digest, ModelSettings] = _NO_SETTINGS,
     ) -> Self:
         """The catalog of this index; what the index does not hold is left out."""
         model_ids = index.manifests().keys()
@@ -74,21 +85,30 @@ class Catalog:
         return cls(
             index=index,
             stored={
-                model_id: attrs.evolve(found, model=attrs.evolve(found.model, tags=tuple(tags[model_id])))
+                model_id: attrs.evolve(
+                    found,
+                    model=attrs.evolve(
+                        found.model, tags=tuple(tags[model_id]), settings=settings.get(model_id, NOTHING)
+                    ),
+                )
                 for model_id, found in stored.items()
                 if model_id in model_ids
             },
             faults={model_id: fault for model_id, fault in faults.items() if model_id in model_ids},
+            settings={model_id: found for model_id, found in settings.items() if model_id in model_ids},
         )
 
     def with_index(self, index: StoreIndex) -> Self:
-        return self.of(index, self.stored, self.faults)
+        return self.of(index, self.stored, self.faults, self.settings)
+
+    def with_settings(self, model_id: Digest, settings: ModelSettings) -> Self:
+        return self.of(self.index, self.stored, self.faults, {**self.settings, model_id: settings})
 
     def with_model(self, index: StoreIndex, added: StoredModel) -> Self:
         """With a model that was just written, so that an earlier fault of it is healed."""
         model_id = added.model.id
         faults = {faulty_id: fault for faulty_id, fault in self.faults.items() if faulty_id != model_id}
-        return self.of(index, {**self.stored, model_id: added}, faults)
+        return self.of(index, {**self.stored, model_id: added}, faults, self.settings)
 
     def models(self) -> tuple[Model, ...]:
         """All usable models, by name, untagged ones last."""

@@ -1,20 +1,28 @@
 """The changes of the store: planned as values against a catalog, carried out in one order.
 
-Owns what publish, tag, untag and remove mean. Planning is pure and raises before anything has happened; only
-`carry_out` touches the disk, and belongs in a thread. Its order is that of S17: content that must be there,
-documents, index; what is not needed any more goes last. Cut anywhere, the old or the new index is complete,
-and everything it refers to lies on disk.
+Owns what publish, tag, untag, configure and remove mean. Planning is pure and raises before anything has
+happened; only `carry_out` touches the disk, and belongs in a thread. Its order is that of S17: content that
+must be there, documents, index, settings; what is not needed any more goes last. Cut anywhere, the old or the
+new index is complete, and everything it refers to lies on disk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Set
+from collections.abc import Callable, Collection, Set
 
 import attrs
 
 from runner.domain.model import Model
+from runner.domain.settings import ModelSettings
 from runner.domain.status import Removal
-from runner.errors import Conflict, InvalidReference, ModelInUse, ModelNotFound
+from runner.errors import (
+    Conflict,
+    FieldFault,
+    InvalidParameter,
+    InvalidReference,
+    ModelInUse,
+    ModelNotFound,
+)
 from runner.oci import media_types
 from runner.oci.digest import Digest
 from runner.oci.manifest import Descriptor, Manifest
@@ -29,16 +37,23 @@ from runner.store.gc import removable_with
 class Change:
     """What to do and what the store shows afterwards.
 
-    `model_id` is what the change is about. `required` must lie in the store, `documents` are written in
-    order, `unneeded` goes in order. `removals` is what a removal reports.
+    `model_id` is what the change is about, `is_new` when the store did not have it. `required` must lie in
+    the store, `documents` are written in order, `unneeded` goes in order. `settings` are written for the
+    model unless None. `removals` is what a removal reports.
     """
 
     model_id: Digest
     catalog: Catalog
+    is_new: bool = False
     required: tuple[Descriptor, ...] = ()
     documents: tuple[bytes, ...] = ()
     unneeded: tuple[Digest, ...] = ()
+    settings: ModelSettings | None = None
     removals: tuple[Removal, ...] = ()
+
+    @property
+    def is_removal(self) -> bool:
+        return self.model_id not in self.catalog.index.manifests()
 
     def model(self) -> Model:
         """The model as it is afterwards; not for one that goes."""
@@ -62,6 +77,7 @@ def plan_publish(
     return Change(
         model_id=descriptor.digest,
         catalog=catalog.with_model(index, stored),
+        is_new=descriptor.digest not in catalog.index.manifests(),
         required=layers,
         documents=(config, content),
     )
@@ -82,6 +98,21 @@ def plan_untag(catalog: Catalog, target: Reference) -> Change:
     model_id = catalog.resolve(name).model.id
     index = catalog.index.without_name(target.without_digest())
     return Change(model_id=model_id, catalog=catalog.with_index(index))
+
+
+def plan_configure(
+    catalog: Catalog, name: ModelName, changes: ModelSettings, unset: Collection[str] = ()
+) -> Change:
+    """Other settings for a model, by its digest, so that all its names share them.
+
+    Raises InvalidParameter for what does not go together or not with the model; paths are the control API's.
+    """
+    model = catalog.resolve(name).model
+    settings = model.settings.changed(changes, unset)
+    faults = settings.faults(trained_context_size=model.trained_context_size)
+    if faults:
+        raise InvalidParameter(*(FieldFault(f"set.{fault.path}", fault.message) for fault in faults))
+    return Change(model_id=model.id, catalog=catalog.with_settings(model.id, settings), settings=settings)
 
 
 def plan_remove(
@@ -123,7 +154,13 @@ def carry_out(change: Change, directory: StoreDirectory) -> None:
     directory.require(change.required)
     for document in change.documents:
         directory.blobs.put(document)
+    if change.is_new:  # a removal that failed half-way may have left the settings of an earlier one
+        directory.settings.drop(change.model_id)
     directory.commit(change.catalog.index)
+    if change.settings is not None:
+        directory.settings.write(change.model_id, change.settings)
+    if change.is_removal:
+        directory.settings.drop(change.model_id)
     directory.drop(change.unneeded)
 
 

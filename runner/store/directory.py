@@ -1,7 +1,7 @@
 """The open store directory: reads what is there, writes the index, repairs a damaged one.
 
 Owns the content of the directory while `runner/store/opening.py` holds its lock. Imports the layout, disk,
-blobs, index and catalog. Everything here blocks and belongs in a thread, one call at a time.
+blobs, settings, index and catalog. Everything here blocks and belongs in a thread, one call at a time.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from runner.store.catalog import Catalog, Fault, StoredModel
 from runner.store.disk import Disk
 from runner.store.index import IndexEntry, StoreIndex, salvage
 from runner.store.layout import StoreLayout
+from runner.store.settings import SettingsFiles
 
 
 @attrs.frozen(kw_only=True)
@@ -39,6 +40,7 @@ class StoreDirectory:
         self.layout = layout
         self.disk = disk
         self.blobs = BlobStore(layout, disk)
+        self.settings = SettingsFiles(layout, disk, self.replace)
         self._synced_index: StoreIndex | None = (
             None  # None: unknown whether a power cut would keep what is there
         )
@@ -46,7 +48,10 @@ class StoreDirectory:
     # reading
 
     def load(self) -> LoadedCatalog:
-        """Index and manifests as they lie on disk. Rebuilds the index when it is missing or damaged."""
+        """Index, manifests and settings as they lie on disk. Rebuilds an index that is missing or damaged.
+
+        Raises StartRefused when a newer version wrote settings.
+        """
         content = self.disk.read(self.layout.index, limit_bytes=INDEX_BYTES_MAX)
         if content is None:
             return self._rebuild(b"", "is missing")
@@ -54,11 +59,12 @@ class StoreDirectory:
             index = StoreIndex.parse(content)
         except InvalidManifest as error:
             return self._rebuild(content, f"is damaged ({error})")
-        catalog = self._look_up(index)
-        notices = (f"model {model_id.short()}: {fault.reason}" for model_id, fault in catalog.faults.items())
-        return LoadedCatalog(catalog=catalog, notices=tuple(notices))
+        catalog, notices = self._look_up(index)
+        faults = (f"model {model_id.short()}: {fault.reason}" for model_id, fault in catalog.faults.items())
+        return LoadedCatalog(catalog=catalog, notices=(*faults, *notices))
 
-    def _look_up(self, index: StoreIndex) -> Catalog:
+    def _look_up(self, index: StoreIndex) -> tuple[Catalog, tuple[str, ...]]:
+        """What the index leads to, and what is to be said of settings."""
         stored: dict[Digest, StoredModel] = {}
         faults: dict[Digest, Fault] = {}
         for descriptor in index.manifests().values():
@@ -67,7 +73,8 @@ class StoreDirectory:
                 faults[descriptor.digest] = found
             else:
                 stored[descriptor.digest] = found
-        return Catalog.of(index, stored, faults)
+        found_settings = self.settings.read_all()
+        return Catalog.of(index, stored, faults, found_settings.settings), found_settings.notices
 
     def _read_model(self, descriptor: Descriptor) -> StoredModel | Fault:
         manifest = None
@@ -110,7 +117,7 @@ class StoreDirectory:
         self.blobs.remove(digests)
 
     def replace(self, target: Path, content: bytes) -> None:
-        """Write a file of the root whole: temporary file, sync, rename, sync directory (S17)."""
+        """Write a small file whole: temporary file, sync, rename, sync directory (S17)."""
         path = self.layout.partial / f"{secrets.token_hex(8)}.json"
         descriptor = self.disk.create(path)
         try:
@@ -123,7 +130,7 @@ class StoreDirectory:
         except StoreError:
             self._unlink_if_possible(path)
             raise
-        self.disk.sync_directory(self.layout.root)
+        self.disk.sync_directory(target.parent)
 
     def _unlink_if_possible(self, path: Path) -> None:
         try:
@@ -149,14 +156,16 @@ class StoreDirectory:
         if damaged:
             self.replace(self.layout.damaged_index, damaged)
         self.commit(index)
+        catalog, notices = self._look_up(index)
         named_now = [entry for entry in index.entries if entry.name is not None]
         lost = [str(entry.name) for entry in named.entries if entry.model_id not in found]
         return LoadedCatalog(
-            catalog=self._look_up(index),
+            catalog=catalog,
             notices=(
                 f"index.json {reason}; it was rebuilt from {len(found)} manifests, "
                 f"and {len(named_now)} names were recovered",
                 *(f"the manifest of {name} is gone" for name in lost),
+                *notices,
             ),
             was_rebuilt=True,
         )

@@ -7,6 +7,7 @@
 <root>/blobs/sha256/<hex>   manifests, configs, layers; read-only, replaced but never rewritten
 <root>/store.json           which version of this program's store it is
 <root>/quarantine.json      models that crash the engine while they load
+<root>/settings/<hex>.json  what was configured for one model; <hex>.damaged.json is one kept for a look
 <root>/lock                 held by the one daemon that owns the directory
 <root>/partial/             files that are being written
 """
@@ -53,6 +54,16 @@ class StoreLayout:
         return self.root / "lock"
 
     @property
+    def settings(self) -> Path:
+        return self.root / "settings"
+
+    def settings_of(self, model_id: Digest) -> Path:
+        return self.settings / f"{model_id.hex}.json"
+
+    def damaged_settings(self, model_id: Digest) -> Path:
+        return self.settings / f"{model_id.hex}.damaged.json"
+
+    @property
     def partial(self) -> Path:
         return self.root / "partial"
 
@@ -65,8 +76,8 @@ class StoreLayout:
 
     def directories(self) -> tuple[Path, ...]:
         """All directories below the root, parents first."""
-        return self.root / "blobs", self.blobs, self.partial
+        return self.root / "blobs", self.blobs, self.settings, self.partial
 
     def names_of_a_beginning(self) -> frozenset[str]:
         """What lies in the root of a store that was cut while it was created, before it had a version."""
-        return frozenset({self.lock.name, self.partial.name, self.blobs.parent.name})
+        return frozenset({self.lock.name, self.partial.name, self.settings.name, self.blobs.parent.name})

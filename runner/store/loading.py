@@ -43,7 +43,7 @@ class ModelLoader:
             weights_digests=(weights.digest,),
             weights_bytes=weights.size_bytes,
             kv_bytes_per_cell=self._kv_bytes_per_cell(weights.digest),
-            chat_template=_chat_template(stored, self._blobs),
+            chat_template=stored.model.settings.chat_template or _chat_template(stored, self._blobs),
         )
 
     def _kv_bytes_per_cell(self, digest: Digest) -> int:

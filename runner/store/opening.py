@@ -80,6 +80,8 @@ def _open_locked(directory: StoreDirectory, lock_descriptor: int, now_s: float) 
     _complete(directory)
     loaded = directory.load()
     _remove_partial_files(directory)
+    if not loaded.was_rebuilt:  # then a model may be missing by mistake
+        directory.settings.drop_all_but(loaded.catalog.index.manifests().keys())
     removed = _remove_leftovers(directory, loaded, now_s)
     notices = loaded.notices + ((f"removed {removed} leftover files",) if removed else ())
     return OpenStore(

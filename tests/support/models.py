@@ -15,11 +15,19 @@ from actors.leases import Pins
 from actors.puller import PullerActor, PullerHandle
 from actors.store import StoreActor, StoreHandle, StoreMessage, StoreNotice
 from runner.domain.model import Model
+from runner.domain.settings import NOTHING, ModelSettings, write_settings
 from runner.gguf.metadata import read_metadata
 from runner.oci.digest import Digest
 from runner.oci.manifest import Descriptor
 from runner.oci.reference import ModelName, Reference
-from runner.store.changes import carry_out, plan_publish, plan_remove, plan_tag, plan_untag
+from runner.store.changes import (
+    carry_out,
+    plan_configure,
+    plan_publish,
+    plan_remove,
+    plan_tag,
+    plan_untag,
+)
 from runner.store.disk import Disk
 from runner.store.opening import OpenStore, open_store
 from runner.store.package import BuiltPackage, PackageLayer, PackageSpec, build
@@ -89,6 +97,12 @@ def untag(store: OpenStore, target: str) -> None:
     store.catalog = change.catalog
 
 
+def configure(store: OpenStore, target: str, *unset: str, **changes: object) -> None:
+    change = plan_configure(store.catalog, name(target), ModelSettings(**changes), unset)
+    carry_out(change, store.directory)
+    store.catalog = change.catalog
+
+
 def remove(store: OpenStore, target: str, *, force: bool = False) -> None:
     change = plan_remove(store.catalog, name(target), force=force, is_pinned=lambda model_id: False)
     carry_out(change, store.directory)
@@ -102,17 +116,20 @@ def opened(root: Path, *, disk: Disk | None = None, now_s: float = NOW_S) -> Ite
 
 
 def shown(store: OpenStore) -> dict[str, str]:
-    """Every name with its model, and untagged models; all of them are usable and complete."""
+    """Every name with its model and settings, and untagged models; all of them are usable and complete."""
     assert not store.catalog.faults, store.catalog.faults
     found = {}
     for model in store.catalog.models():
         stored = store.catalog.usable(model.id)
         for part in stored.manifest.descriptors():
             check_content(store, part)
+        what = " ".join([model.id.short(), *map(str, write_settings(model.settings).items())])
         for tagged in model.tags:
-            found[tagged.familiar()] = model.id.short()
+            found[tagged.familiar()] = what
         if not model.tags:
-            found[f"<none> {model.id.short()}"] = model.id.short()
+            found[f"<none> {model.id.short()}"] = what
+    configured = {model.id.hex for model in store.catalog.models() if model.settings != NOTHING}
+    assert {path.stem for path in store.directory.layout.settings.iterdir()} == configured
     return found
 
 

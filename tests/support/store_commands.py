@@ -47,6 +47,11 @@ def _two_models(store: OpenStore) -> None:
     models.publish(store, "new:1", NEW, LICENSE)
 
 
+def _one_configured(store: OpenStore) -> None:
+    _two_names(store)
+    models.configure(store, "old:1", context_size=512, chat_template="{{ messages }}", keep_alive_s=9.0)
+
+
 def _remove_by_id(store: OpenStore) -> None:
     model_id = next((model.id for model in store.catalog.models()), None)
     models.remove(store, str(model_id) if model_id else "old:1", force=True)
@@ -60,6 +65,16 @@ COMMANDS = {
     "package over a name": Command(_one_model, lambda store: models.publish(store, "old:1", NEW, LICENSE)),
     "tag": Command(_one_model, lambda store: models.tag(store, "old:1", "old:2")),
     "move a tag": Command(_two_models, lambda store: models.tag(store, "old:1", "new:1")),
+    "tag a configured model": Command(_one_configured, lambda store: models.tag(store, "old:1", "old:3")),
+    "configure": Command(_one_model, lambda store: models.configure(store, "old:1", context_size=512)),
+    "configure one thing more": Command(
+        _one_configured, lambda store: models.configure(store, "old:2", "keep_alive", temperature=0.5)
+    ),
+    "configure nothing any more": Command(
+        _one_configured,
+        lambda store: models.configure(store, "old:1", "context_size", "chat_template", "keep_alive"),
+    ),
+    "remove a configured model": Command(_one_configured, _remove_by_id, True),
     "untag one of two": Command(_two_names, lambda store: models.untag(store, "old:2"), True),
     "untag the last": Command(_one_model, lambda store: models.untag(store, "old:1"), True),
     "remove the last name": Command(_one_model, lambda store: models.remove(store, "old:1"), True),

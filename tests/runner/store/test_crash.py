@@ -59,7 +59,9 @@ def test_S18_a_power_cut_at_any_operation_leaves_the_old_or_the_new_state(tmp_pa
     print(f"\n{name}: {len(states) - 1} power cuts")
 
 
-@pytest.mark.parametrize("name", ["package over a name", "untag the last", "remove beside another"])
+@pytest.mark.parametrize(
+    "name", ["package over a name", "untag the last", "remove beside another", "configure one thing more"]
+)
 def test_S18_a_real_process_that_is_killed_leaves_the_old_or_the_new_state(tmp_path, name):
     played = subprocess.run(
         [sys.executable, "-m", "tests.support.store_commands", str(tmp_path), name],

@@ -11,6 +11,7 @@ from runner.oci.digest import Digest
 from runner.store.layout import StoreLayout
 
 LAYOUT = StoreLayout(Path("/store"))
+DIGEST = Digest.of(b"manifest")
 
 
 @given(st.binary().map(Digest.of))
@@ -31,5 +32,14 @@ def test_every_path_lies_in_the_root():
     )
     assert len(set(paths)) == len(paths)
     assert {path.parent for path in paths} == {Path("/store")}
-    assert LAYOUT.directories() == (Path("/store/blobs"), Path("/store/blobs/sha256"), Path("/store/partial"))
-    assert LAYOUT.names_of_a_beginning() == {"lock", "partial", "blobs"}
+    assert LAYOUT.directories() == (
+        Path("/store/blobs"),
+        Path("/store/blobs/sha256"),
+        Path("/store/settings"),
+        Path("/store/partial"),
+    )
+    assert LAYOUT.names_of_a_beginning() == {"lock", "partial", "settings", "blobs"}
+    assert {path.parent for path in (LAYOUT.settings_of(DIGEST), LAYOUT.damaged_settings(DIGEST))} == {
+        LAYOUT.settings
+    }
+    assert LAYOUT.settings_of(DIGEST) != LAYOUT.damaged_settings(DIGEST)

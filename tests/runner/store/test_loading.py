@@ -36,6 +36,12 @@ def test_a_worker_gets_the_path_and_the_figures_of_its_weights(store, stored):
     assert files.chat_template is None
 
 
+def test_a_configured_template_replaces_every_other(store):
+    models.configure(store, "a:1", chat_template="{{ eos_token }}")
+    files = ModelLoader(store.directory.blobs).files_of(store.catalog.resolve(models.name("a:1")))
+    assert files.chat_template == "{{ eos_token }}"
+
+
 def test_a_packaged_template_replaces_the_one_in_the_weights(store, stored):
     template = b"{{ bos_token }}"
     store.directory.blobs.put(template)

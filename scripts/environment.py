@@ -3,8 +3,8 @@
     python3 scripts/environment.py [--dev]
 
 Standard library only, and little of it before something is to be done: it runs before anything is installed
-and at every call of `scripts/run`. The stamp in the environment tells what it was made from; a marker in it
-tells that somebody began and did not finish. Only one process at a time works on it.
+and at every call of `scripts/run`. The stamp in the environment tells what it was made from; a marker beside
+it tells that somebody began and did not finish. Only one process at a time works on it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 STAMP = VENV / ".stamp"
-MARKER = VENV / ".unfinished"
 CACHE = ROOT / ".cache"
+MARKER = CACHE / "setup.unfinished"
 LOG = CACHE / "install.log"
 _BUILD_CONSTRAINT = ("PIP_CONSTRAINT", "PIP_BUILD_CONSTRAINT")
 """Reach what pip installs to build with: the first up to pip 25.2, the second from 25.3 on."""
@@ -55,7 +55,7 @@ def _set_up(is_dev: bool, lock: int) -> None:
     _require_tools()
     if not _is_usable():
         _create()
-    _mark_unfinished()
+    MARKER.touch()
     _install(is_dev, lock)
     _write(STAMP, _stamp(is_dev))
     MARKER.unlink()
@@ -161,20 +161,15 @@ def _create() -> None:
     import venv
 
     say("creating a virtual environment in .venv")
+    MARKER.touch()
     if VENV.is_symlink() or VENV.is_file():
         VENV.unlink()
     shutil.rmtree(VENV, ignore_errors=True)
-    _mark_unfinished()
     try:
         venv.EnvBuilder(with_pip=True, symlinks=True).create(VENV)
     except subprocess.CalledProcessError as error:
         sys.stderr.write((error.output or b"").decode(errors="replace"))
         fail("the virtual environment could not be made; does this Python have ensurepip?")
-
-
-def _mark_unfinished() -> None:
-    VENV.mkdir(exist_ok=True)
-    _write(MARKER, "")
 
 
 def _install(is_dev: bool, lock: int) -> None:
@@ -283,6 +278,7 @@ class Shown:
 
 _UNREACHABLE = (
     "No matching distribution",
+    "The user requested (constraint)",
     "NewConnectionError",
     "Name or service not known",
     "Temporary failure in name resolution",
@@ -299,7 +295,7 @@ def reason_of(output: str) -> str | None:
     if "No space left on device" in output:
         return "the disk is full (compiling needs about 2 GB below /tmp or TMPDIR)"
     if any(sign in output for sign in _UNREACHABLE):
-        missing = re.search(r"No matching distribution found for (\S+)", output)
+        missing = re.search(r"(?:No matching distribution found for|\(constraint\)) (\S+)", output)
         return (
             f"the Python package {missing[1] if missing else 'that is due'} could not be fetched. Needed is "
             "a package registry that can be reached (or a mirror: PIP_INDEX_URL), or wheels in PIP_FIND_LINKS"

@@ -82,7 +82,7 @@ def _upload(client: Client, path: Path, *, is_silent: bool) -> str:
         raise _unreadable(path, error) from error
     with file:
         size_bytes = os.fstat(file.fileno()).st_size
-        with progress(path.name, size_bytes, is_silent=is_silent) as shown:
+        with progress(path.name, size_bytes, is_silent=is_silent or size_bytes < _CHUNK_BYTES) as shown:
             try:
                 blob = client.upload("/control/v1/blobs", _chunks(file, path, shown), size_bytes)
             except ValueError as error:

@@ -61,9 +61,7 @@ def test_an_answer_may_arrive_in_any_pieces(cuts: list[int]) -> None:
     data = encode(ANSWER)
     decoder = FromProbeDecoder()
     edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
-    messages = [
-        m for begin, end in itertools.pairwise(edges) for m in decoder.feed(data[begin:end])
-    ]
+    messages = [m for begin, end in itertools.pairwise(edges) for m in decoder.feed(data[begin:end])]
     assert messages == [ANSWER]
     assert decoder.is_between_messages
 

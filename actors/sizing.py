@@ -15,6 +15,7 @@ import trio
 
 from runner.domain.engine import CacheType, EngineOptions, FlashAttention
 from runner.domain.model import ModelFiles
+from runner.domain.settings import resolve
 from runner.memory.fit import DEFAULT_CONTEXT_SIZE, PoolCost, choose_context, full_pool, wished_context
 from runner.memory.footprint import Footprint, cell_bytes, estimate
 from runner.telemetry.measurements import MeasurementKey
@@ -93,17 +94,17 @@ def by_header(files: ModelFiles, engine: EngineSettings, budget_bytes: int) -> S
 
 
 def wished_options(files: ModelFiles, engine: EngineSettings) -> EngineOptions:
-    """With room enough."""
-    model = files.model
-    context_size = wished_context(model.trained_context_size, model.context_size, engine.context_size)
+    """With room enough: what was said of this model, else what every load is given."""
+    model, said = files.model, resolve(*files.model.layers()).values
+    context_size = wished_context(model.trained_context_size, said.context_size, engine.context_size)
     return EngineOptions(
         context_size=context_size,
         n_cells=full_pool(context_size),
-        max_sequences=engine.max_sequences,
-        n_threads=engine.n_threads,
-        key_type=engine.key_type,
-        value_type=engine.value_type,
-        flash_attention=engine.flash_attention,
+        max_sequences=said.max_sequences or engine.max_sequences,
+        n_threads=said.threads or engine.n_threads,
+        key_type=said.key_type or engine.key_type,
+        value_type=said.value_type or engine.value_type,
+        flash_attention=said.flash_attention or engine.flash_attention,
     )
 
 
@@ -119,7 +120,7 @@ def fit(
         PoolCost.of(footprint, wished.n_cells),
         budget_bytes=budget_bytes,
         trained_context_size=files.model.trained_context_size,
-        packaged_context_size=files.model.context_size,
+        packaged_context_size=resolve(*files.model.layers()).values.context_size,
         default_context_size=engine.context_size,
         pool_budget_bytes=budget_bytes * share // whole,
     )

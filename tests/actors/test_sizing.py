@@ -9,6 +9,7 @@ import trio
 from actors.sizing import EngineSettings, HeaderSizer, by_header, wished_options
 from runner.domain.engine import CacheType, EngineOptions, FlashAttention
 from runner.domain.model import ModelFiles
+from runner.domain.settings import ModelSettings
 from runner.memory.footprint import OVERHEAD_BYTES, Basis
 from tests.support.scheduler_bench import model_named
 
@@ -40,6 +41,38 @@ def test_never_the_trained_maximum_blindly() -> None:
 def test_the_wish_of_the_packager_counts() -> None:
     options = by_header(files(context_size=1024), ENGINE, PLENTY).options
     assert (options.context_size, options.n_cells) == (1024, 2048)
+
+
+def test_what_is_configured_for_the_model_counts_more_than_all_else() -> None:
+    settings = ModelSettings(
+        context_size=512,
+        max_sequences=2,
+        threads=1,
+        key_type=CacheType.Q8_0,
+        value_type=CacheType.Q4_0,
+        flash_attention=FlashAttention.ON,
+    )
+    options = by_header(files(context_size=1024, settings=settings), ENGINE, PLENTY).options
+    assert options == EngineOptions(
+        context_size=512,
+        n_cells=1024,
+        max_sequences=2,
+        n_threads=1,
+        key_type=CacheType.Q8_0,
+        value_type=CacheType.Q4_0,
+        flash_attention=FlashAttention.ON,
+    )
+
+
+def test_one_thing_configured_leaves_the_rest_to_packager_and_daemon() -> None:
+    options = by_header(files(context_size=1024, settings=ModelSettings(threads=1)), ENGINE, PLENTY).options
+    assert options == EngineOptions(context_size=1024, n_cells=2048, max_sequences=4, n_threads=1)
+
+
+def test_a_configured_context_is_not_halved_when_memory_is_short() -> None:
+    settings = ModelSettings(context_size=4096)
+    assert by_header(files(settings=settings), ENGINE, 1).options.context_size == 4096
+    assert by_header(files(), ENGINE, 1).options.context_size == 2048
 
 
 def test_a_small_budget_shrinks_the_pool_and_leaves_a_margin_for_the_next_measurement() -> None:

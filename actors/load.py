@@ -36,6 +36,7 @@ from actors.worker import (
 from runner.domain.engine import EngineOptions
 from runner.errors import RunnerError
 from runner.memory.footprint import Footprint
+from runner.memory.limits import private_limit_bytes
 from runner.oci.digest import Digest
 
 # what a load tells
@@ -150,7 +151,11 @@ class LoadTask:
             )
             await self._may_start.wait()
             spec = WorkerSpec(
-                model=lease.files.model, files=lease.files, options=sized.options, engine=shop.engine.name
+                model=lease.files.model,
+                files=lease.files,
+                options=sized.options,
+                engine=shop.engine.name,
+                private_bytes_max=private_limit_bytes(sized.footprint),
             )
             with shop.sizer.watch(sized) as watch:
                 await shop.launch(spec, partial(self._on_keeper_event, watch))

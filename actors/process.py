@@ -4,7 +4,7 @@ A worker is exec'd, never forked from the running daemon, with nothing of the da
 (THREATS W01). Its exit is seen through a pidfd; its process group is killed before it is reaped, while its
 number cannot have been given to anybody else; its output is read into a bounded tail all the while (W11).
 
-Linux only so far. Imports nothing of ours but `actors/output.py` and `actors/environment.py`. Read on in
+Linux only so far. Of ours it imports `actors/output.py`, `environment.py` and `memory_limits.py`. Read on in
 `actors/spare.py`, where one waits; in `actors/worker.py`, which keeps one; and in
 `runner/worker/__main__.py`, which arms the signal of the parent's death.
 """
@@ -30,6 +30,7 @@ import psutil
 import trio
 
 from actors.environment import interpreter_options, worker_environment
+from actors.memory_limits import limit_private_memory, prefer_as_victim
 from actors.output import OutputTail
 
 Command = Callable[[int, int], Sequence[str]]
@@ -159,6 +160,7 @@ class WorkerProcess:
             pidfd = os.pidfd_open(popen.pid)
             on_failure.pop_all()  # from here on all of it is the object's
         _forbid_core_dumps(popen.pid)
+        prefer_as_victim(popen.pid)
         return cls(popen, pidfd=pidfd, channel=own, output_fd=read_fd, directory=cwd)
 
     async def supervise(self) -> None:
@@ -211,6 +213,11 @@ class WorkerProcess:
         poll.register(self.channel.socket, select.POLLIN)
         poll.register(self._pidfd, select.POLLIN)
         return poll.poll(0) == [(self.channel.socket.fileno(), select.POLLIN)]
+
+    def limit_private_memory(self, limit_bytes: int) -> None:
+        """More than this much private memory is refused to it from now on (THREATS W08)."""
+        if self.status is None:
+            limit_private_memory(self.pid, limit_bytes)
 
     def resident_bytes(self) -> int:
         """Memory of the process in bytes, 0 when it is gone."""

@@ -67,13 +67,15 @@ _LOOK_S: Final = 1.0
 class WorkerSpec:
     """What one worker is to load, with which sizes. `engine` is `llama` or `scripted`.
 
-    `files` must stay leased until `WorkerEnded`.
+    `files` must stay leased until `WorkerEnded`. The worker may take `private_bytes_max` of private memory,
+    which the mapped model file is not; None sets no limit.
     """
 
     model: Model
     files: ModelFiles
     options: EngineOptions
     engine: str = "llama"
+    private_bytes_max: int | None = None
 
 
 @attrs.frozen
@@ -290,6 +292,8 @@ class _Keeper:
         self._load_watch = LoadWatch(
             self._settings.watchdog, self._spec.files.weights_bytes, trio.current_time()
         )
+        if self._spec.private_bytes_max is not None:
+            self._process.limit_private_memory(self._spec.private_bytes_max)
         self._outbox.put(self._load_frames)
 
     def _tell_progress(self, fraction: float) -> None:

@@ -23,12 +23,13 @@ answer's token `N` (default 0, the first) is computed:
     [[noise N]]               writes N bytes to stdout and stderr, as libraries do, before the first token
     [[crash HOW after N]]     HOW is segv, bus, abort, kill, exit or exception
     [[hang after N]]          never returns from the step
+    [[grow MIB after N]]      takes so much memory more, and keeps it
     [[fail after N]]          the forward pass reports an error and leaves its rows in memory
     [[nan after N]]           the logits are not numbers
 
 **In the file**, within its first 64 KiB:
 
-    [[load fail]]  [[load slow MS]]  [[load crash HOW]]  [[load hang]]
+    [[load fail]]  [[load slow MS]]  [[load crash HOW]]  [[load hang]]  [[load grow MIB]]
 
 Imports numpy, `runner.domain`, `runner.errors` and this package's protocols.
 """
@@ -72,7 +73,7 @@ _CRASHES = frozenset(_SIGNALS) | {"abort", "exit", "exception"}
 
 @attrs.frozen
 class Fault:
-    """`kind` is crash, hang, fail or nan; `how` is of a crash."""
+    """`kind` is crash, hang, grow, fail or nan; `how` is of a crash, or the size of what grows."""
 
     kind: str
     how: str
@@ -129,7 +130,7 @@ def _with_directive(script: Script, name: str, argument: bytes) -> Script:
             return attrs.evolve(script, slow_s=int(argument) / 1000)
         case "noise":
             return attrs.evolve(script, n_noise=int(argument))
-        case "crash" | "hang" | "fail" | "nan":
+        case "crash" | "hang" | "grow" | "fail" | "nan":
             return attrs.evolve(script, faults=(*script.faults, _read_fault(name, argument.decode())))
         case _:
             raise ValueError(name)
@@ -139,7 +140,7 @@ def _read_fault(kind: str, argument: str) -> Fault:
     how, after = argument, "0"
     if match := _AFTER.fullmatch(argument):
         how, after = match.groups()
-    if how not in (_CRASHES if kind == "crash" else {""}):
+    if not (how.isdecimal() if kind == "grow" else how in (_CRASHES if kind == "crash" else {""})):
         raise ValueError(argument)
     return Fault(kind, how, int(after))
 
@@ -343,6 +344,8 @@ def _next_logits(cells: _Cells, script: Script, n_threads: int) -> npt.NDArray[n
             _crash(fault.how)
         elif fault.is_due("hang", n_answered):
             _hang()
+        elif fault.is_due("grow", n_answered):
+            _grow(int(fault.how))
         elif fault.is_due("nan", n_answered):
             logits[:] = np.nan
     return logits
@@ -368,6 +371,14 @@ def _hang() -> NoReturn:
         time.sleep(60)
 
 
+def _grow(size_mib: int) -> None:
+    """Touched, so that it is there and not only promised."""
+    _grown.append(bytearray(b"x") * (size_mib << 20))
+
+
+_grown: list[bytearray] = []
+
+
 def _misbehave_in_load(wish: str, fraction: float) -> None:
     name, _, argument = wish.partition(" ")
     if name == "slow":
@@ -380,6 +391,8 @@ def _misbehave_in_load(wish: str, fraction: float) -> None:
         _crash(argument)
     elif name == "hang":
         _hang()
+    elif name == "grow":
+        _grow(int(argument))
 
 
 def _report(progress: ProgressReport, fraction: float) -> None:

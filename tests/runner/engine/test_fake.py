@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from runner.domain.engine import EngineOptions
@@ -80,6 +81,9 @@ def test_tokens_without_the_answer_mark_continue_with_the_alphabet() -> None:
         (b"[[crash segv]]", Script(answer=b"", faults=(Fault("crash", "segv", 0),))),
         (b"[[crash kill after 12]]", Script(answer=b"", faults=(Fault("crash", "kill", 12),))),
         (b"[[hang after 2]]", Script(answer=b"", faults=(Fault("hang", "", 2),))),
+        (b"[[grow 64]]", Script(answer=b"", faults=(Fault("grow", "64", 0),))),
+        (b"[[grow 64 after 3]]", Script(answer=b"", faults=(Fault("grow", "64", 3),))),
+        (b"[[grow much]]", Script(answer=b"cannot follow [[grow]]")),
         (b"[[nan]]", Script(answer=b"", faults=(Fault("nan", "", 0),))),
         (b"[[dance]]", Script(answer=b"cannot follow [[dance]]")),
         (b"[[crash gently]]", Script(answer=b"cannot follow [[crash]]")),
@@ -215,3 +219,12 @@ def test_a_missing_file_is_a_failed_load_that_names_no_path(tmp_path: Path) -> N
 def test_an_unknown_engine_is_a_failed_load(tmp_path: Path) -> None:
     with pytest.raises(LoadingFailed):
         load_backend("steam", tmp_path, OPTIONS, lambda _: True)
+
+
+def test_memory_that_a_script_takes_is_taken() -> None:
+    before = psutil.Process().memory_info().rss
+    fake._grow(64)
+    try:
+        assert psutil.Process().memory_info().rss - before > 60 * 2**20
+    finally:
+        fake._grown.clear()

@@ -1,0 +1,33 @@
+"""The cap on a worker's private memory (W08)."""
+
+from __future__ import annotations
+
+import pytest
+
+from runner.domain.engine import DeviceBuffers, EngineSizes
+from runner.memory.footprint import OVERHEAD_BYTES, PROCESS_BYTES, estimate, exact
+from runner.memory.limits import HEADROOM_BYTES, private_limit_bytes
+
+HOST = DeviceBuffers(
+    device="cpu",
+    weights_bytes=10_000,
+    repacked_bytes=2_000,
+    kv_cache_bytes=300,
+    compute_bytes=40,
+    output_bytes=5,
+)
+
+
+def test_W08_the_mapping_of_the_model_file_does_not_count() -> None:
+    measured = exact(EngineSizes(devices=(HOST,), process_bytes=7), learned_bytes=11)
+    assert private_limit_bytes(measured) == 2_345 + 7 + 11 + PROCESS_BYTES + HEADROOM_BYTES
+
+
+def test_W08_what_only_the_header_told_may_be_copied_whole() -> None:
+    assert private_limit_bytes(estimate(10_000, 1, 256)) == 10_256 + OVERHEAD_BYTES + HEADROOM_BYTES
+
+
+@pytest.mark.parametrize("weights_bytes", [0, 1])
+def test_a_worker_that_uses_other_devices_has_no_cap(weights_bytes: int) -> None:
+    gpu = DeviceBuffers(device="CUDA0", weights_bytes=weights_bytes)
+    assert private_limit_bytes(exact(EngineSizes(devices=(HOST, gpu)))) is None

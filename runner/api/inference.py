@@ -27,6 +27,8 @@ from runner.api.trials import Trial, Trials
 from runner.domain.events import Accepted, Failed, Finished, GenerationEvent, TextDelta
 from runner.domain.generation import GenerationRequest
 from runner.domain.model import Model
+from runner.domain.sampling import SamplingParams
+from runner.domain.settings import NOTHING, ModelSettings, SettingOrigin, SettingsLayer, resolve
 from runner.errors import (
     ContextLengthExceeded,
     Draining,
@@ -55,10 +57,15 @@ _FIELD_PATH = re.compile(r"[a-z_]+(?:\[\d+\]|\.[a-z_]+)*")
 
 @attrs.frozen(kw_only=True)
 class Demand:
-    """What a dialect wants generated. `keep_alive_s` None leaves the daemon's default, `inf` is never."""
+    """What a dialect wants generated. `keep_alive_s` None leaves what holds for the model, `inf` is never.
+
+    `said` is what the client itself said of what can be configured. The sampling of the request follows from
+    it and, where it is silent, from what was configured for the model.
+    """
 
     name: ModelName
     request: GenerationRequest
+    said: ModelSettings = NOTHING
     keep_alive_s: float | None = None
 
 
@@ -152,6 +159,7 @@ class Inference:
 
     async def _begin(self, demand: Demand, runs: _Runs) -> Generation:
         model = await self._store.resolve(demand.name)
+        runs.sampling = sampling_for(model, demand.said)
         while True:
             with ExitStack() as taken:
                 trial = await self._trials.enter(model, runs.request)
@@ -173,11 +181,12 @@ class _Runs:
     def __init__(self, demand: Demand) -> None:
         self._demand = demand
         self._run_index = 0
+        self.sampling = demand.request.sampling  # until the model is known
 
     @property
     def request(self) -> GenerationRequest:
         """The request of this run; ids stay unique although a worker may still report on the run before."""
-        request = self._demand.request
+        request = attrs.evolve(self._demand.request, sampling=self.sampling)
         if self._run_index == 0:
             return request
         return attrs.evolve(request, request_id=f"{request.request_id}.{self._run_index + 1}")
@@ -263,6 +272,11 @@ async def _collect(generation: Generation) -> tuple[str, Finished]:
                 case Failed():
                     raise error_of(event)
     raise EngineFailed("the answer has no end")
+
+
+def sampling_for(model: Model, said: ModelSettings) -> SamplingParams:
+    """What the client said, else what was configured for the model, else the usual."""
+    return resolve(SettingsLayer(SettingOrigin.REQUEST, said), *model.layers()).values.sampling()
 
 
 def fingerprint_of(model: Model, engine_version: str) -> str:

@@ -19,12 +19,12 @@ from runner.api.openai.schema import ChatRequest, CompletionRequest, GenerationF
 from runner.domain.events import Failed, Finished, GenerationEvent, TextDelta, Timings, Usage
 from runner.domain.generation import ChatPrompt, GenerationRequest, Prompt
 from runner.domain.model import Model
-from runner.domain.sampling import SamplingParams
+from runner.domain.sampling import RANGES
+from runner.domain.settings import ModelSettings, resolve
 from runner.errors import RunnerError
 
 DONE: Final = sse.encode_data(b"[DONE]")
 _MARK: Final = "\0"  # stands for the text in a template; no text of a template holds it
-_SAMPLING_FIELDS: Final = ("temperature", "top_p", "top_k", "min_p", "seed")
 
 
 @attrs.frozen(kw_only=True)
@@ -59,15 +59,19 @@ class ReplyHead:
 
 def generation_request(request: ChatRequest | CompletionRequest, request_id: str) -> GenerationRequest:
     """What a worker is asked. Fields that were not sent take the domain's defaults."""
-    sent = {name: getattr(request, name) for name in _SAMPLING_FIELDS if getattr(request, name) is not None}
     return GenerationRequest(
         request_id=request_id,
         prompt=_prompt(request),
-        sampling=SamplingParams(**sent),
+        sampling=said_of(request).sampling(),
         max_tokens=_max_tokens(request),
         stop=(request.stop,) if isinstance(request.stop, str) else request.stop or (),
         ignore_eos=bool(request.ignore_eos),
     )
+
+
+def said_of(request: GenerationFields) -> ModelSettings:
+    """What was sent of what can be configured, so that only the rest is filled in."""
+    return ModelSettings(keep_alive_s=request.keep_alive, **{name: getattr(request, name) for name in RANGES})
 
 
 def wants_usage_chunk(request: GenerationFields) -> bool:
@@ -235,9 +239,9 @@ def model_list(models: Iterable[Model], default_context_size: int) -> dict[str, 
 
 
 def context_window(model: Model, default_context_size: int) -> int:
-    """Tokens that one sequence may have: the packager's wish, else the default, within what was trained.
+    """Tokens that one sequence may have: configured, packaged or the default, within what was trained.
 
     A load may still have to give it less where memory is short.
     """
-    wished = model.context_size or default_context_size
+    wished = resolve(*model.layers()).values.context_size or default_context_size
     return min(wished, model.trained_context_size or wished)

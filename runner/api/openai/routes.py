@@ -79,6 +79,7 @@ async def _generate(
     demand = Demand(
         name=request.model,
         request=convert.generation_request(request, reply_id),
+        said=convert.said_of(request),
         keep_alive_s=request.keep_alive,
     )
     if not request.stream:

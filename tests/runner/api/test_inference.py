@@ -14,6 +14,8 @@ import trio
 from runner.api.inference import Demand, Inference, Opening, error_of, fingerprint_of
 from runner.domain.events import Accepted, Failed, GenerationEvent, TextDelta
 from runner.domain.generation import GenerationRequest, TextPrompt
+from runner.domain.sampling import SamplingParams
+from runner.domain.settings import ModelSettings
 from runner.errors import (
     ContextLengthExceeded,
     Draining,
@@ -306,3 +308,35 @@ async def test_an_opening_that_ends_with_the_daemon_reports_draining() -> None:
     with pytest.raises(Draining):
         await opening.wait()
     assert parts.scheduler.outstanding == 0
+
+
+# what was configured for the model
+
+
+def configured(parts: FakeParts, **settings: object) -> None:
+    parts.store.models[0] = attrs.evolve(parts.store.models[0], settings=ModelSettings(**settings))  # type: ignore[arg-type]  # any of its fields
+
+
+async def test_what_the_client_did_not_say_is_as_configured_and_what_it_said_counts() -> None:
+    parts = FakeParts.make(lambda _: spoken("Because."))
+    configured(parts, temperature=0.1, top_k=7, seed=3)
+    said = ModelSettings(temperature=1.5, top_p=0.5)
+    await inference_over(parts).complete(attrs.evolve(demand(), said=said))
+    [request] = parts.scheduler.workers[0].requests
+    assert request.sampling == SamplingParams(temperature=1.5, top_p=0.5, top_k=7, seed=3)
+
+
+async def test_without_anything_configured_or_said_sampling_is_the_usual() -> None:
+    parts = FakeParts.make(lambda _: spoken("Because."))
+    await inference_over(parts).complete(demand())
+    [request] = parts.scheduler.workers[0].requests
+    assert request.sampling == SamplingParams()
+
+
+async def test_a_second_run_is_sampled_as_the_first() -> None:
+    crashed, alive = crashing(), FakeWorker(lambda _: spoken("Because."))
+    parts = FakeParts.make()
+    parts.scheduler.workers = [crashed, alive]
+    configured(parts, temperature=0.0)
+    await inference_over(parts).complete(demand())
+    assert crashed.requests[0].sampling == alive.requests[0].sampling == SamplingParams(temperature=0.0)

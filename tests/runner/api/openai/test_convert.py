@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import timeit
 from typing import Any
 
@@ -19,6 +20,7 @@ from runner.api.openai.schema import parse_chat, parse_completion
 from runner.domain.events import Accepted, Failed, Finished, FinishReason, TextDelta, Timings, Usage
 from runner.domain.generation import ChatMessage, ChatPrompt, GenerationRequest, TextPrompt
 from runner.domain.sampling import SamplingParams
+from runner.domain.settings import ModelSettings
 from runner.errors import WorkerCrashed
 from tests.support.fake_handles import fake_model
 
@@ -294,6 +296,17 @@ def test_the_context_window_is_what_was_packaged_else_the_default_within_what_wa
 ) -> None:
     model = attrs.evolve(fake_model(), context_size=packaged, trained_context_size=trained)
     assert convert.context_window(model, 8192) == window
+
+
+def test_the_context_window_is_what_was_configured_before_what_was_packaged() -> None:
+    model = attrs.evolve(fake_model(), context_size=1024, settings=ModelSettings(context_size=512))
+    assert convert.context_window(model, 8192) == 512
+
+
+def test_what_was_sent_is_told_apart_from_what_was_not() -> None:
+    body = {"model": "a", "prompt": "Why?", "temperature": 0, "keep_alive": -1, "seed": None}
+    said = convert.said_of(parse_completion(orjson.dumps(body)))
+    assert said == ModelSettings(temperature=0.0, keep_alive_s=math.inf)
 
 
 def test_a_token_costs_one_small_encoding() -> None:

@@ -156,12 +156,14 @@ def carry_out(change: Change, directory: StoreDirectory) -> None:
         directory.blobs.put(document)
     if change.is_new:  # a removal that failed half-way may have left the settings of an earlier one
         directory.settings.drop(change.model_id)
-    directory.commit(change.catalog.index)
+    directory.commit(change.catalog.index, may_use_reserve=bool(change.removals))
     if change.settings is not None:
         directory.settings.write(change.model_id, change.settings)
     if change.is_removal:
         directory.settings.drop(change.model_id)
     directory.drop(change.unneeded)
+    if change.removals:
+        directory.hold_reserve()
 
 
 def _as_target(name: Reference) -> Reference:

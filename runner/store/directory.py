@@ -11,7 +11,7 @@ from pathlib import Path
 
 import attrs
 
-from runner.errors import BlobNotFound, InvalidManifest, StoreError
+from runner.errors import BlobNotFound, DiskFull, InvalidManifest, StoreError
 from runner.oci import media_types
 from runner.oci.digest import Digest
 from runner.oci.manifest import INDEX_BYTES_MAX, MANIFEST_BYTES_MAX, Descriptor, Manifest
@@ -22,6 +22,8 @@ from runner.store.disk import Disk
 from runner.store.index import IndexEntry, StoreIndex, salvage
 from runner.store.layout import StoreLayout
 from runner.store.settings import SettingsFiles
+
+RESERVE_BYTES = 1 << 20  # an index of some 3000 names
 
 
 @attrs.frozen(kw_only=True)
@@ -98,19 +100,47 @@ class StoreDirectory:
             if facts is None or facts.size_bytes != descriptor.size_bytes:
                 raise BlobNotFound(str(descriptor.digest))
 
-    def commit(self, index: StoreIndex) -> None:
+    def commit(self, index: StoreIndex, *, may_use_reserve: bool = False) -> None:
         """Replace the index. After an error the disk may show either one.
 
         The copy is written first: as long as `index.json` is good nobody reads it, and when it is damaged,
-        the copy is as new.
+        the copy is as new. What makes room may write in the room that is held for it.
         """
         if index == self._synced_index:
             return
         self._synced_index = None
         content = index.encode()
+        try:
+            self._replace_index(content)
+        except DiskFull:
+            if not may_use_reserve:
+                raise
+            self.disk.unlink(self.layout.reserve)
+            self._replace_index(content)
+        self._synced_index = index
+
+    def _replace_index(self, content: bytes) -> None:
         self.replace(self.layout.index_copy, content)
         self.replace(self.layout.index, content)
-        self._synced_index = index
+
+    def hold_reserve(self) -> None:
+        """Take room that nothing but a removal may use, so that a full disk can be emptied by our own means.
+
+        That there is no room to hold is no error: there will be after the next removal.
+        """
+        path = self.layout.reserve
+        try:
+            facts = self.disk.facts(path)
+            if facts is not None and facts.size_bytes == RESERVE_BYTES:
+                return
+            self.disk.unlink(path)  # taking the room was cut off
+            descriptor = self.disk.create(path)
+            try:
+                self.disk.allocate(descriptor, RESERVE_BYTES)
+            finally:
+                self.disk.close(descriptor)
+        except StoreError:
+            self._unlink_if_possible(path)
 
     def drop(self, digests: tuple[Digest, ...]) -> None:
         """Remove blobs that the committed index does not lead to."""

@@ -60,6 +60,11 @@ class Disk:
             while rest:
                 rest = rest[os.write(descriptor, rest) :]
 
+    def allocate(self, descriptor: int, size_bytes: int) -> None:
+        """Take this much room on the disk, without content."""
+        with translated("taking room"):
+            os.posix_fallocate(descriptor, 0, size_bytes)
+
     def seal(self, descriptor: int) -> None:
         """Make it read-only, for a file that is complete."""
         with translated("sealing a file"):

@@ -68,6 +68,10 @@ class StoreLayout:
         return self.root / "partial"
 
     @property
+    def reserve(self) -> Path:
+        return self.root / "reserve"
+
+    @property
     def blobs(self) -> Path:
         return self.root / "blobs" / ALGORITHM
 

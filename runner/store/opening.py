@@ -83,6 +83,7 @@ def _open_locked(directory: StoreDirectory, lock_descriptor: int, now_s: float) 
     if not loaded.was_rebuilt:  # then a model may be missing by mistake
         directory.settings.drop_all_but(loaded.catalog.index.manifests().keys())
     removed = _remove_leftovers(directory, loaded, now_s)
+    directory.hold_reserve()
     notices = loaded.notices + ((f"removed {removed} leftover files",) if removed else ())
     return OpenStore(
         directory=directory, catalog=loaded.catalog, notices=notices, lock_descriptor=lock_descriptor
@@ -130,8 +131,7 @@ def _lock(layout: StoreLayout, disk: Disk) -> int:
     try:
         disk.facts(layout.lock)
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()}\n".encode())
+        _note_holder(descriptor)
     except BlockingIOError:
         holder = os.read(descriptor, 20).decode(errors="replace").strip()
         os.close(descriptor)
@@ -144,6 +144,15 @@ def _lock(layout: StoreLayout, disk: Disk) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def _note_holder(descriptor: int) -> None:
+    """For the message to whoever comes second; on a full disk there is none."""
+    try:
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode())
+    except OSError:
+        pass
 
 
 # which version wrote it

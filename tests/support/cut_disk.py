@@ -85,6 +85,10 @@ class CountingDisk(Disk):
             self._before("write")
             super().write(descriptor, part)
 
+    def allocate(self, descriptor: int, size_bytes: int) -> None:
+        self._before("allocate")
+        super().allocate(descriptor, size_bytes)
+
     def seal(self, descriptor: int) -> None:
         self._before("seal")
         super().seal(descriptor)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 
 from runner.domain.status import Removal
 from runner.errors import (
     BlobNotFound,
     Conflict,
+    DiskFull,
     InvalidManifest,
     InvalidReference,
     ModelInUse,
@@ -17,7 +20,9 @@ from runner.errors import (
 from runner.oci.digest import Digest
 from runner.oci.manifest import Descriptor
 from runner.store.changes import carry_out, plan_publish, plan_remove, plan_tag, plan_untag
+from runner.store.directory import RESERVE_BYTES
 from tests.support import models
+from tests.support.cut_disk import CountingDisk, do_nothing, fail_at
 from tests.support.models import name, reference
 
 WEIGHTS, OTHER_WEIGHTS, LICENSE = models.tiny_gguf(), models.tiny_gguf("Other"), models.LICENSE
@@ -207,3 +212,48 @@ def test_publishing_heals_a_damaged_model(store):
     assert store.catalog.faults
     models.publish(store, "a:1", WEIGHTS)
     assert store.catalog.usable(model_id).model.name == "ai/a:1"
+
+
+# a full disk
+
+
+def full_while(path):
+    """No room for anything new, until `path` gives its room back."""
+
+    def does_fail(number, operation):
+        is_held = path.exists() and path.stat().st_size == RESERVE_BYTES
+        return is_held and operation in ("create", "write")
+
+    return fail_at(does_fail, errno.ENOSPC)
+
+
+def test_S23_a_model_can_be_removed_from_a_full_disk(tmp_path):
+    disk = CountingDisk()
+    with models.opened(tmp_path / "store", disk=disk) as store:
+        models.publish(store, "a:1", WEIGHTS)
+        reserve = store.directory.layout.reserve
+        disk.arm(full_while(reserve))
+        with pytest.raises(DiskFull):
+            carry_out(plan_tag(store.catalog, name("a:1"), reference("b:1")), store.directory)
+        assert reserve.exists(), "only what makes room may use it"
+        carry_out(removal_of(store, "a:1"), store.directory)
+        assert store.directory.blobs.digests() == ()
+        assert reserve.stat().st_blocks * 512 >= RESERVE_BYTES, "there is room again, so it is held again"
+        disk.arm(do_nothing)
+    with models.opened(tmp_path / "store") as store:
+        assert models.shown(store) == {}
+
+
+def test_a_reserve_that_was_cut_off_is_taken_anew(tmp_path):
+    with models.opened(tmp_path / "store") as store:
+        reserve = store.directory.layout.reserve
+    reserve.write_bytes(b"")
+    with models.opened(tmp_path / "store"):
+        assert reserve.stat().st_size == RESERVE_BYTES
+
+
+def test_a_disk_without_room_for_a_reserve_is_used_all_the_same(tmp_path):
+    disk = CountingDisk(fail_at(lambda number, operation: operation == "allocate", errno.ENOSPC))
+    with models.opened(tmp_path / "store", disk=disk) as store:
+        assert not store.directory.layout.reserve.exists()
+        models.publish(store, "a:1", WEIGHTS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
@@ -129,6 +130,15 @@ def test_a_refused_or_failed_opening_gives_the_lock_back(root):
     assert "cannot be opened" in refusal(root, disk=disk)
     with models.opened(root):
         pass
+
+
+def test_a_store_on_a_full_disk_is_opened_without_a_note_of_who_did(root, monkeypatch):
+    def write(descriptor, content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "write", write)
+    with open_store(root, now_s=NOW_S):
+        assert "another runner uses this store" in refusal(root)
 
 
 def test_S25_a_lock_that_is_a_link_is_refused(root, tmp_path):

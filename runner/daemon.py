@@ -103,7 +103,7 @@ class Daemon:
         self._started_s = time.monotonic()
         self._listeners: tuple[str, ...] = ()
         self._is_draining = False
-        self._http_scope = trio.CancelScope()
+        self._http_scope: trio.CancelScope | None = None  # a new one with each restart
         self.exit_status = 0
         self._addresses: dict[str, Address[Any]] = {}
         self._crashes = CrashRecord()
@@ -112,8 +112,7 @@ class Daemon:
 
     async def run(self) -> None:
         """Serve until a signal, a command or idleness ends it. Raises what a first start raises."""
-        self._worker_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        remove_stale_directories(self._worker_directory)
+        self._prepare_worker_directory()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._obey_signals)
             await nursery.start(self._supervisor_until_end, nursery.cancel_scope)
@@ -259,6 +258,17 @@ class Daemon:
 
     # running
 
+    def _prepare_worker_directory(self) -> None:
+        """Where workers have their empty directories; what killed daemons left of theirs goes."""
+        try:
+            for path in (self._worker_directory.parent, self._worker_directory):  # `parents` has other modes
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise StartRefused(
+                f"cannot create {self._worker_directory}: {error.strerror}; choose another path with --socket"
+            ) from error
+        remove_stale_directories(self._worker_directory)
+
     async def _supervisor_until_end(
         self, everything: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
@@ -267,9 +277,9 @@ class Daemon:
 
     async def _run_http(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         async with trio.open_nursery() as nursery:
-            with self._http_scope:
-                self._listeners = await nursery.start(self._server.run)
-                task_status.started()
+            self._listeners = await nursery.start(self._server.run)
+            self._http_scope = nursery.cancel_scope
+            task_status.started()
 
     async def _obey_signals(self) -> None:
         """The first signal begins the ordered end; a second one ends requests and workers at once."""
@@ -278,7 +288,8 @@ class Daemon:
                 if self._is_draining:
                     log.warning("ending at once", signal=signal.Signals(number).name)
                     self.exit_status = 128 + number
-                    self._http_scope.cancel()
+                    if self._http_scope is not None:
+                        self._http_scope.cancel()
                     break
                 log.info("ending; running requests may finish", signal=signal.Signals(number).name)
                 self.request_shutdown()

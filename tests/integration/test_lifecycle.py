@@ -88,8 +88,10 @@ def test_L09_a_second_signal_ends_at_once(own_daemon: RunningDaemon) -> None:
             time.sleep(0.02)  # the listeners close first; only then is the second signal a second one
         started = time.monotonic()
         own_daemon.process.send_signal(signal.SIGTERM)
-        own_daemon.wait_for_end()
+        assert own_daemon.wait_for_end() == 128 + signal.SIGTERM
         assert time.monotonic() - started < 10  # the drain alone would take 30 s
+    left = list((own_daemon.socket_path.parent / "workers").iterdir())
+    assert left == [], "workers end in order even then, and give back their directories"
 
 
 def test_L10_W10_after_kill_9_no_worker_is_left_and_the_next_start_works(

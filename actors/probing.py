@@ -26,6 +26,9 @@ from runner.wire.messages import FromProbe, LoadFailed, Probed, ProbeModel
 PROBE_TIMEOUT_S: Final = 20.0
 """From the start to the answer. A vocabulary of 262,144 tokens takes 2 s, and 6 s beside busy neighbours."""
 
+MEMORY_LIMIT_BYTES: Final = 4 * 1024**3
+"""Private memory of a probe. A simulated load with a large vocabulary takes a twentieth of it."""
+
 _READ_BYTES: Final = 65_536
 _EXIT_WAIT_S: Final = 2.0
 
@@ -62,6 +65,7 @@ async def run_probe(
         await trio.lowlevel.checkpoint()
         cause = Cause(DeathKind.NOT_STARTED, f"could not be started: {error.strerror}")
         return ProbeFailed(_report(files, None, cause, 0.0))
+    process.limit_private_memory(MEMORY_LIMIT_BYTES)
     answer: Probed | None = None
     cause = Cause(DeathKind.NO_PROGRESS, f"no answer within {timeout_s:g} s")
     async with trio.open_nursery() as nursery:

@@ -1,7 +1,7 @@
 """`python -m runner.worker.probe --channel-fd N --parent-pid P`: what would a load take? One question.
 
 Started by `actors/process.py` like a worker, and trusted as little: the file it is asked about may be
-hostile. It neither loads weights nor runs them, and may take little memory.
+hostile. It neither loads weights nor runs them.
 
 Imports `runner.wire`, this package, and the engine once it is asked. Read on in
 `runner/engine/llama_memory.py`.
@@ -10,17 +10,12 @@ Imports `runner.wire`, this package, and the engine once it is asked. Read on in
 from __future__ import annotations
 
 import os
-import resource
 import socket
 import sys
 import traceback
 from pathlib import Path
-from typing import Final
 
 from runner.worker.birth import read_arguments, settle_descriptors, settle_process, tie_to
-
-MEMORY_LIMIT_BYTES: Final = 4 * 1024**3
-"""Private memory of the process. A simulated load of a large vocabulary takes a twentieth of it."""
 
 _USAGE = "usage: python -m runner.worker.probe --channel-fd N --parent-pid P\n"
 _EXIT_USAGE = 2
@@ -39,18 +34,11 @@ def main(arguments: list[str]) -> int:
     tie_to(parent_pid)
     settle_process()
     settle_descriptors()
-    _limit_memory()
 
     from runner.worker.channel import adopt
 
     with adopt(channel_fd) as channel:
         return _answer(channel)
-
-
-def _limit_memory() -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    limit_bytes = MEMORY_LIMIT_BYTES if hard == resource.RLIM_INFINITY else min(MEMORY_LIMIT_BYTES, hard)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, limit_bytes))
 
 
 def _answer(channel: socket.socket) -> int:

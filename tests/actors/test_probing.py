@@ -60,10 +60,11 @@ async def test_an_answer_is_the_outcome(behaviour: str) -> None:
         ("cut", DeathKind.EXIT, "exit code 0"),
         ("closing", DeathKind.PROTOCOL_FAULT, "protocol fault: it closed its channel"),
         ("segv", DeathKind.SEGMENTATION_FAULT, "signal SIGSEGV"),
+        ("hoarding", DeathKind.OUT_OF_MEMORY, "exit code 1, Python exception MemoryError"),
         ("raising", DeathKind.PYTHON_EXCEPTION, "exit code 1, Python exception RuntimeError"),
     ],
 )
-async def test_W07_anything_else_is_a_failure_with_its_cause(
+async def test_W07_W08_anything_else_is_a_failure_with_its_cause(
     behaviour: str, kind: DeathKind, cause: str
 ) -> None:
     outcome = await probe(behaviour)

@@ -72,6 +72,8 @@ def main() -> None:
             os.kill(os.getpid(), signal.SIGSEGV)
         case "raising":
             raise RuntimeError("a fault")
+        case "hoarding":
+            channel.sendall(answer()[: len(bytearray(5 * 1024**3))])
         case "noisy":
             sys.stderr.write("noise\n" * 100_000)
             channel.sendall(answer())

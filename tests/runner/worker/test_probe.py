@@ -1,10 +1,9 @@
-"""The probe's process: its arguments, its parent, its limits. What it answers is tested in
+"""The probe's process: its arguments, its parent, its question. What it answers is tested in
 `tests/actors/test_probing.py` and `tests/runner/engine/test_llama_memory.py`."""
 
 from __future__ import annotations
 
 import os
-import resource
 import socket
 import subprocess
 import sys
@@ -14,20 +13,8 @@ import pytest
 
 from runner.wire.codec import encode
 from runner.wire.messages import Shutdown
-from runner.worker.probe import MEMORY_LIMIT_BYTES
 
 ROOT = Path(__file__).parents[3]
-
-_LIMITS = """
-import resource
-from runner.worker import probe
-probe._limit_memory()
-print(*resource.getrlimit(resource.RLIMIT_DATA))
-try:
-    bytearray(5 * 2**30)
-except MemoryError:
-    print("refused")
-"""
 
 
 def start(*arguments: str, fd: int | None = None) -> subprocess.Popen[str]:
@@ -84,13 +71,3 @@ def test_W07_a_probe_that_is_asked_something_else_ends(question: bytes) -> None:
         )
     assert code == 1
     assert "ProtocolFault" in output
-
-
-def test_W08_a_probe_may_take_little_memory() -> None:
-    """The file may be hostile; what it makes the engine allocate ends the probe and nothing else."""
-    result = subprocess.run(
-        [sys.executable, "-c", _LIMITS], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
-    )
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    limit_bytes = MEMORY_LIMIT_BYTES if hard == resource.RLIM_INFINITY else min(hard, MEMORY_LIMIT_BYTES)
-    assert result.stdout.split() == [str(limit_bytes), str(limit_bytes), "refused"]

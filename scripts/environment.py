@@ -212,6 +212,8 @@ def _install(is_dev: bool, lock: int) -> None:
     if pip.returncode != 0:
         MARKER.unlink()  # pip ended in order, so the next call may go on from here
         reason = reason_of("\n".join(tail))
+        if pip.returncode < 0:
+            reason = f"pip was ended by signal {-pip.returncode}"
         if reason is None:
             sys.stderr.write("\n".join(tail[-_SHOWN_LINES:]) + "\n")
         fail(f"{reason or 'installing failed'}; the full output is in .cache/install.log")

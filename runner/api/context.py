@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import attrs
 
+from runner.domain.settings import USUAL, SettingsLayer
 from runner.domain.status import CrashReport, DaemonStatus, VersionInfo
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class AppContext:
     """Everything a route may use. `allowed_origins`: web origins that may read answers, none by default.
 
     `default_context_size` is what a sequence may have of a model whose package does not say, in tokens.
+    `setting_layers` are what daemon and program say of all models.
     """
 
     store: StoreHandle
@@ -50,3 +52,4 @@ class AppContext:
     daemon: DaemonControl
     allowed_origins: frozenset[str] = frozenset()
     default_context_size: int = 8192
+    setting_layers: tuple[SettingsLayer, ...] = (USUAL,)

@@ -340,6 +340,21 @@ class ResolvedSettings:
         )
 
 
+USUAL: Final = SettingsLayer(
+    SettingOrigin.BUILT_IN,
+    ModelSettings(
+        key_type=CacheType.F16,
+        value_type=CacheType.F16,
+        flash_attention=FlashAttention.AUTO,
+        pin=False,
+        temperature=SamplingParams().temperature,
+        top_p=SamplingParams().top_p,
+        top_k=SamplingParams().top_k,
+        min_p=SamplingParams().min_p,
+    ),
+)
+"""What holds where nobody says anything, as far as it does not depend on the machine."""
+
 _RANK: Final[Mapping[SettingOrigin, int]] = MappingProxyType(
     {origin: rank for rank, origin in enumerate(SettingOrigin)}
 )

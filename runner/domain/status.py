@@ -171,6 +171,33 @@ class ModelReport:
 
 
 @attrs.frozen(kw_only=True)
+class SettingStatus:
+    """One setting of a model: what holds, and who said so, a value of `runner.domain.settings.SettingOrigin`.
+
+    `value` is as it would be set. None: the engine's choice (a seed) or somebody else's text (a template).
+    """
+
+    name: str
+    value: str | int | float | bool | None
+    origin: str
+
+
+@attrs.frozen(kw_only=True)
+class ModelConfiguration:
+    """`configure`: every setting of a model, and what changing them did to one that is loaded.
+
+    `was_unloaded`: it was idle, so that its next use loads it anew. `is_outdated`: it is in use, and keeps
+    what it was loaded with until it is unloaded.
+    """
+
+    model: str
+    model_id: str
+    settings: tuple[SettingStatus, ...]
+    was_unloaded: bool = False
+    is_outdated: bool = False
+
+
+@attrs.frozen(kw_only=True)
 class Removal:
     """One thing that `rm` or `untag` did: exactly one of both is set."""
 

@@ -6,7 +6,7 @@ that a test can say that nothing was left.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Callable
+from collections.abc import AsyncIterable, Callable, Collection
 
 import attrs
 import trio
@@ -15,6 +15,7 @@ from actors.stream import GenerationStream
 from runner.domain.events import Accepted, Finished, FinishReason, GenerationEvent, TextDelta, Timings, Usage
 from runner.domain.generation import GenerationRequest
 from runner.domain.model import Model
+from runner.domain.settings import ModelSettings
 from runner.domain.status import (
     CrashReport,
     DaemonStatus,
@@ -128,6 +129,9 @@ class FakeScheduler:
     gate: trio.Event | None = None
     refusal: RunnerError | None = None
     cancelled_acquires: int = 0
+    unload_report: UnloadReport = attrs.field(
+        factory=lambda: UnloadReport(unloaded=("ai/smollm2:135M-Q4_1",), in_use=())
+    )
 
     async def acquire(self, model: Model, *, keep_alive_s: float | None = None) -> FakeLease:
         self.acquired.append((model.name, keep_alive_s))
@@ -156,7 +160,7 @@ class FakeScheduler:
     async def unload(self, model_ids: tuple[Digest, ...] | None) -> UnloadReport:
         self.calls.append(("unload", model_ids))
         await trio.lowlevel.checkpoint()
-        return UnloadReport(unloaded=("ai/smollm2:135M-Q4_1",), in_use=())
+        return self.unload_report
 
     def snapshot(self) -> SchedulerStatus:
         return SchedulerStatus(workers=(worker_status(fake_model()),))
@@ -238,6 +242,14 @@ class FakeStore:
         model = await self.resolve(ModelName.of(target))
         self.changes.append(("untag", str(target)))
         return model
+
+    async def configure(
+        self, name: ModelName, changes: ModelSettings, *, unset: Collection[str] = ()
+    ) -> Model:
+        model = await self.resolve(name)
+        settings = model.settings.changed(changes, unset)
+        self.models = [attrs.evolve(one, settings=settings) if one is model else one for one in self.models]
+        return await self.resolve(name)
 
     async def remove(self, name: ModelName, *, force: bool = False) -> tuple[Removal, ...]:
         model = await self.resolve(name)

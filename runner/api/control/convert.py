@@ -14,7 +14,8 @@ import orjson
 
 from runner.api.control.schema import PackageRequest
 from runner.domain.model import Model
-from runner.domain.status import ModelSummary
+from runner.domain.settings import SETTINGS, SettingOrigin, SettingsLayer, resolve, write_settings
+from runner.domain.status import ModelConfiguration, ModelSummary, SettingStatus
 from runner.store.package import PackageLayer, PackageSpec
 
 
@@ -40,6 +41,27 @@ def model_summary(model: Model) -> ModelSummary:
         parameters=model.parameters,
         context_size=model.context_size,
         trained_context_size=model.trained_context_size,
+    )
+
+
+def model_configuration(model: Model, layers: tuple[SettingsLayer, ...]) -> ModelConfiguration:
+    """Every setting of a model; `layers` say what holds for all models."""
+    resolved = resolve(*model.layers(), *layers).within(model.trained_context_size)
+    values = write_settings(resolved.values)
+    unsaid = {
+        "chat_template": SettingOrigin.PACKAGED if model.has_chat_template else SettingOrigin.MODEL,
+    }
+    return ModelConfiguration(
+        model=model.name,
+        model_id=str(model.id),
+        settings=tuple(
+            SettingStatus(
+                name=one.name,
+                value=values.get(one.name),
+                origin=resolved.origins.get(one.name, unsaid.get(one.name, SettingOrigin.BUILT_IN)).value,
+            )
+            for one in SETTINGS
+        ),
     )
 
 

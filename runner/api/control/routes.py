@@ -11,7 +11,7 @@ from quart import Blueprint, request
 from quart_trio.wrappers import TrioResponse
 
 from runner.api.bodies import parsed_body
-from runner.api.control import convert, schema
+from runner.api.control import configuring, convert, schema
 from runner.errors import FieldFault, InvalidParameter, InvalidReference, ModelNotFound
 from runner.oci.digest import Digest
 from runner.oci.reference import ModelName
@@ -30,6 +30,7 @@ def blueprint(context: AppContext) -> Blueprint:
     routes = Blueprint("control", __name__, url_prefix=PREFIX)
     _add_status_routes(routes, context)
     _add_model_routes(routes, context)
+    _add_configuration_routes(routes, context)
     _add_content_routes(routes, context)
     _add_worker_routes(routes, context)
     return routes
@@ -85,6 +86,19 @@ def _add_model_routes(routes: Blueprint, context: AppContext) -> None:
         return _answer(convert.model_summary(await context.store.untag(asked.target)))
 
 
+def _add_configuration_routes(routes: Blueprint, context: AppContext) -> None:
+    @routes.get("/configure")
+    async def show_configuration() -> TrioResponse:
+        name = request.args.get("model")
+        if name is None:
+            raise InvalidParameter(FieldFault("model", "is required"))
+        return _answer(await configuring.shown(context, ModelName.parse(name)))
+
+    @routes.post("/configure")
+    async def configure() -> TrioResponse:
+        return _answer(await configuring.configured(context, await parsed_body(schema.parse_configure)))
+
+
 def _add_content_routes(routes: Blueprint, context: AppContext) -> None:
     @routes.post("/blobs")
     async def upload() -> TrioResponse:
@@ -105,7 +119,8 @@ def _add_worker_routes(routes: Blueprint, context: AppContext) -> None:
     async def start() -> TrioResponse:
         asked = await parsed_body(schema.parse_start)
         model = await context.store.resolve(asked.model)
-        return _answer(await context.scheduler.start(model, keep_alive_s=asked.keep_alive))
+        kept_s = model.settings.keep_alive_s if asked.keep_alive is None else asked.keep_alive
+        return _answer(await context.scheduler.start(model, keep_alive_s=kept_s))
 
     @routes.post("/unload")
     async def unload() -> TrioResponse:

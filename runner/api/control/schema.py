@@ -8,8 +8,16 @@ import attrs
 
 from runner.api import strict_json
 from runner.api.keep_alive import KeepAlive
-from runner.api.structure import Length, Schema, Text
+from runner.api.structure import By, Fault, Faults, Length, Schema, Text
 from runner.domain.sampling import Range
+from runner.domain.settings import (
+    NOTHING,
+    SETTING_BY_NAME,
+    SETTINGS,
+    ModelSettings,
+    read_settings,
+    write_settings,
+)
 from runner.errors import FieldFault, InvalidParameter
 from runner.oci.digest import Digest
 from runner.oci.reference import ModelName, Reference
@@ -63,6 +71,34 @@ class UnloadRequest:
     all: bool | None = None
 
 
+def _read_set(value: Any) -> ModelSettings:
+    if type(value) is not dict:
+        raise Fault("must be an object")
+    try:
+        return read_settings(value)
+    except InvalidParameter as error:
+        raise Faults([(fault.path, Fault(fault.message)) for fault in error.faults]) from None
+
+
+def _read_setting_name(value: Any) -> str:
+    if type(value) is not str or value not in SETTING_BY_NAME:
+        raise Fault("is no setting of a model")
+    name: str = value
+    return name
+
+
+SettingName = Annotated[str, By(_read_setting_name)]
+
+
+@attrs.frozen(kw_only=True)
+class ConfigureRequest:
+    """`set` changes what it names and nothing else; `unset` leaves settings to others who say something."""
+
+    model: ModelName
+    set: Annotated[ModelSettings, By(_read_set)] | None = None
+    unset: Annotated[tuple[SettingName, ...], Length(0, len(SETTINGS))] | None = None
+
+
 def parse_tag(body: bytes) -> TagRequest:
     return _parse(body, TagRequest)
 
@@ -83,6 +119,19 @@ def parse_unload(body: bytes) -> UnloadRequest:
     request = _parse(body, UnloadRequest)
     if bool(request.models) == bool(request.all):
         raise InvalidParameter(FieldFault("models", "name models, or send all: true, and not both"))
+    return request
+
+
+def parse_configure(body: bytes) -> ConfigureRequest:
+    request = _parse(body, ConfigureRequest)
+    named = write_settings(request.set or NOTHING)
+    if not named and not request.unset:
+        raise InvalidParameter(FieldFault("set", "names no setting to change, and neither does unset"))
+    twice = [
+        FieldFault("unset", f"names {name}, which is set") for name in request.unset or () if name in named
+    ]
+    if twice:
+        raise InvalidParameter(*twice)
     return request
 
 

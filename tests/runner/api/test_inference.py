@@ -340,3 +340,13 @@ async def test_a_second_run_is_sampled_as_the_first() -> None:
     configured(parts, temperature=0.0)
     await inference_over(parts).complete(demand())
     assert crashed.requests[0].sampling == alive.requests[0].sampling == SamplingParams(temperature=0.0)
+
+
+@pytest.mark.parametrize(("asked_s", "kept_s"), [(None, 9.0), (0.0, 0.0), (math.inf, math.inf)])
+async def test_a_model_is_kept_as_configured_unless_the_request_says_otherwise(
+    asked_s: float | None, kept_s: float
+) -> None:
+    parts = FakeParts.make(lambda _: spoken("Because."))
+    configured(parts, keep_alive_s=9.0)
+    await inference_over(parts).complete(demand(keep_alive_s=asked_s))
+    assert [kept for _, kept in parts.scheduler.acquired] == [kept_s]

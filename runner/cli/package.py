@@ -12,6 +12,7 @@ import click
 from runner.cli.connect import connect_or_start, host_option, json_option, short_id, usage_error
 from runner.cli.output import Progress, message, print_json, progress
 from runner.client import Client
+from runner.errors import InvalidReference
 
 _CHUNK_BYTES = 1 << 20
 _MAGIC = b"GGUF"
@@ -42,6 +43,7 @@ def package(
     if chat_template is not None:
         files.append(("chat_template", chat_template))
     _check(files)
+    _check_names(name, files)
     client = connect_or_start(host)
     layers = [
         {"kind": kind, "filename": path.name, "digest": _upload(client, path, is_silent=as_json)}
@@ -64,6 +66,22 @@ def _check(files: list[tuple[str, Path]]) -> None:
             raise usage_error(f"{path} is not a regular file")
         if kind == "gguf" and _first_bytes(path) != _MAGIC:
             raise usage_error(f"{path} is not a GGUF file")
+
+
+def _check_names(name: str, files: list[tuple[str, Path]]) -> None:
+    from runner.oci.filename import file_name_fault  # not needed by any other command
+    from runner.oci.reference import Reference
+
+    try:
+        target = Reference.parse(name)
+    except InvalidReference as error:
+        raise usage_error(str(error)) from error
+    if target.digest is not None:
+        raise usage_error("NAME has a digest; that is what packaging yields")
+    for _, path in files:
+        fault = file_name_fault(path.name)
+        if fault is not None:
+            raise usage_error(f"{path}: the model keeps the name of the file, and {fault}; rename it")
 
 
 def _first_bytes(path: Path) -> bytes:

@@ -101,6 +101,16 @@ def test_a_pipe_is_no_file(daemon: Cli, file: Path, tmp_path: Path, option: tupl
     assert daemon.server.requests == []
 
 
+@pytest.mark.parametrize("name", ["a b", "../x", f"m@{digest_of(b'')}", digest_of(b"")])
+def test_a_name_that_cannot_be_given_is_told_before_anything_is_sent(
+    daemon: Cli, file: Path, name: str
+) -> None:
+    ended = daemon("ctl", "package", str(file), name)
+    assert ended.status == 2
+    assert daemon.sent("POST /control/v1/package") == []
+    assert "%" not in ended.stderr
+
+
 def test_a_refused_upload_is_told_with_a_hint(daemon: Cli, file: Path) -> None:
     daemon.routes["POST /control/v1/blobs"] = lambda _: refusal(507, "disk_full", "no space is left")
     ended = daemon("ctl", "package", str(file), "m", "--json")
@@ -112,10 +122,14 @@ def test_a_refused_upload_is_told_with_a_hint(daemon: Cli, file: Path) -> None:
     assert daemon.sent("POST /control/v1/package") == []
 
 
-def test_K06_a_hostile_file_name_is_shown_harmlessly(daemon: Cli, file: Path) -> None:
+def test_K06_a_hostile_file_name_is_refused_before_anything_is_sent_and_shown_harmlessly(
+    daemon: Cli, file: Path
+) -> None:
     hostile = file.with_name("\x1b]0;x\x07.gguf")
     file.rename(hostile)
     ended = daemon("ctl", "package", str(hostile), "m")
-    assert ended.status == 0
+    assert ended.status == 2
     assert "\x1b" not in ended.stderr
-    assert r"\x1b]0;x\x07.gguf: 100%" in ended.stderr
+    assert r"\x1b]0;x\x07.gguf" in ended.stderr
+    assert "rename it" in ended.stderr
+    assert "%" not in ended.stderr

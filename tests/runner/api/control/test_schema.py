@@ -40,6 +40,22 @@ def test_requests_become_values() -> None:
     assert [name.text for name in schema.parse_unload(b'{"models": ["ai/x"]}').models or ()] == ["ai/x"]
 
 
+@pytest.mark.parametrize("field", ["path", "file", "url", "socket", "device"])
+def test_N14_no_field_names_a_file_or_a_place(field: str) -> None:
+    layer = {**LAYER, field: "/etc/passwd"}
+    assert faults_of(schema.parse_package, {**PACKAGE, "layers": [layer]}) == [f"layers[0].{field}"]
+    assert faults_of(schema.parse_package, {**PACKAGE, field: "/etc/passwd"}) == [field]
+    assert faults_of(schema.parse_start, {"model": "ai/x", field: "/etc/passwd"}) == [field]
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../model.gguf", "file:///etc/passwd", "C:\\model.gguf"])
+def test_N14_a_file_name_is_data_and_no_path(name: str) -> None:
+    request = schema.parse_package(orjson.dumps({**PACKAGE, "layers": [{**LAYER, "filename": name}]}))
+    with pytest.raises(InvalidParameter) as caught:
+        convert.package_spec(request).check()
+    assert [fault.path for fault in caught.value.faults] == ["layers[0].filename"]
+
+
 def test_a_package_request_becomes_a_spec() -> None:
     request = schema.parse_package(orjson.dumps({**PACKAGE, "context_size": 4096}))
     assert convert.package_spec(request) == PackageSpec(

@@ -1,4 +1,4 @@
-"""How a worker ended: kinds of death told apart (THREATS L02), the report, and the words for it.
+"""How a worker ended: kinds of death told apart (L02), the report, and the words for it.
 
 Pure but for one look at a kernel counter. A cause is a phrase for people that clients may see, so of what the
 worker printed it takes a class name at most. Imports the domain and `actors/process.py`. Read on in

@@ -1,4 +1,4 @@
-"""What a worker process gets of the daemon's environment: an allowlist, and nothing else (THREATS W01).
+"""What a worker process gets of the daemon's environment: an allowlist, and nothing else (W01).
 
 Functions of values, but for what the running interpreter says of itself. Imports nothing of ours but the name
 of the package. Used by `actors/process.py`.

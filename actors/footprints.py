@@ -277,7 +277,7 @@ class Footprints:
 
     async def _learn(self, watched: _Watched) -> None:
         """1. What the engine allocated replaces what it was expected to.  2. Memory of the process beyond all
-        that is known becomes known (THREATS O02)."""
+        that is known becomes known (O02)."""
         found = _corrected(watched.known, watched.worker.loaded)  # 1
         used_bytes = self._resident(watched.worker.pid)
         if used_bytes is not None:

@@ -22,7 +22,7 @@ _HIGHEST: Final = 1000
 
 
 def limit_private_memory(pid: int, limit_bytes: int) -> None:
-    """From now on the process may hold so much private memory; more is refused to it (THREATS W08)."""
+    """From now on the process may hold so much private memory; more is refused to it (W08)."""
     try:
         _, hard = resource.prlimit(pid, resource.RLIMIT_DATA)
         if hard != resource.RLIM_INFINITY:
@@ -33,7 +33,7 @@ def limit_private_memory(pid: int, limit_bytes: int) -> None:
 
 
 def prefer_as_victim(pid: int, proc: Path = Path("/proc")) -> None:
-    """When the host runs out of memory, the kernel takes this process before the daemon (THREATS W09)."""
+    """When the host runs out of memory, the kernel takes this process before the daemon (W09)."""
     try:
         ours = int((proc / "self" / "oom_score_adj").read_bytes())
         (proc / str(pid) / "oom_score_adj").write_text(str(min(ours + _MORE_THAN_OURS, _HIGHEST)))

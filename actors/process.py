@@ -1,7 +1,7 @@
 """Starts worker processes and ends them: the only file that does.
 
 A worker is exec'd, never forked from the running daemon, with nothing of the daemon's but its channel
-(THREATS W01). Its exit is seen through a pidfd; its process group is killed before it is reaped, while its
+(W01). Its exit is seen through a pidfd; its process group is killed before it is reaped, while its
 number cannot have been given to anybody else; its output is read into a bounded tail all the while (W11).
 
 Linux only so far. Of ours it imports `actors/output.py`, `environment.py` and `memory_limits.py`. Read on in
@@ -177,7 +177,7 @@ class WorkerProcess:
     async def stop(
         self, ask: Callable[[], Awaitable[None]] | None = None, times: StopTimes = StopTimes()
     ) -> None:
-        """Climb the ladder (THREATS L08) until the process is gone; `supervise` must have been started.
+        """Climb the ladder (L08) until the process is gone; `supervise` must have been started.
 
         1. `ask` it to end, when given: 2 s.  2. Close the channel, SIGTERM: 2 s.
         3. SIGKILL to the whole group: 10 s, then give it up (a process stuck in the kernel).
@@ -215,7 +215,7 @@ class WorkerProcess:
         return poll.poll(0) == [(self.channel.socket.fileno(), select.POLLIN)]
 
     def limit_private_memory(self, limit_bytes: int) -> None:
-        """More than this much private memory is refused to it from now on (THREATS W08)."""
+        """More than this much private memory is refused to it from now on (W08)."""
         if self.status is None:
             limit_private_memory(self.pid, limit_bytes)
 

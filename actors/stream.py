@@ -16,9 +16,9 @@ from runner.domain.events import Failed, Finished, GenerationEvent, TextDelta
 from runner.errors import ReaderTooSlow, RunnerError
 
 UNDELIVERED_LIMIT_BYTES: Final = 1024 * 1024
-"""Text that may wait for its reader (THREATS N24)."""
+"""Text that may wait for its reader (N24)."""
 UNDELIVERED_LIMIT_EVENTS: Final = 65_536
-"""Events that may wait, so that a worker cannot send empty deltas without end (THREATS W07)."""
+"""Events that may wait, so that a worker cannot send empty deltas without end (W07)."""
 
 
 class GenerationStream:

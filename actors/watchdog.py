@@ -1,4 +1,4 @@
-"""How long a worker may go without counted work (THREATS L07), and the count itself. Pure.
+"""How long a worker may go without counted work (L07), and the count itself. Pure.
 
 Work is what frames count: a load's fraction that rises, requests that were judged, tokens that were
 prefilled or decoded. A frame alone is none, so a worker whose threads live on while its engine hangs is

@@ -148,7 +148,7 @@ async def run_keeper(
     """Start a worker, load the model, serve until it ends; returns when nothing of it is left.
 
     Its process comes from `workers`; without, `command` starts one. Cancel it to stop the worker: that takes
-    the ladder of THREATS L08, 14 s at most. `report` is called from this task and must not block. Whatever
+    the ladder of L08, 14 s at most. `report` is called from this task and must not block. Whatever
     the worker does becomes an event; only faults of ours are raised.
     """
     try:

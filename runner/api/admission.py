@@ -2,7 +2,7 @@
 
 Owns the rules against pages in a browser that speak to local ports, against upgrades, and the size of bodies.
 Every request of every listener passes `admit`, routes never check any of this again. Pure; imports heads and
-refusals only. Caller: `runner.api.protocol`. Requirements: THREATS.md N02 to N05, N09, N22, N25.
+refusals only. Caller: `runner.api.protocol`. Requirements: N02 to N05, N09, N22, N25.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
 Owns the order of things on a connection: head, admission, body, answer, next head. Built on hypercorn's
 protocol classes and h11; stands between `runner.api.connection` (the socket, its deadlines) and Quart.
-Differs from hypercorn's own in what THREATS.md asks for: heads are read strictly and admitted before the app
-starts, bodies are counted, refusals are JSON, an answer leaves in as few writes as it can, a client that
-leaves is noticed even while more of its requests wait. One object lives as long as its connection.
+Differs from hypercorn's own in what docs/requirements.md asks for: heads are read strictly and admitted
+before the app starts, bodies are counted, refusals are JSON, an answer leaves in as few writes as it can, a
+client that leaves is noticed even while more of its requests wait. One object lives as long as its
+connection.
 """
 
 from __future__ import annotations

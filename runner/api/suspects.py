@@ -1,4 +1,4 @@
-"""Requests that end workers, and are not run a third time (THREATS L05). Pure.
+"""Requests that end workers, and are not run a third time (L05). Pure.
 
 Whoever was running when a worker died is suspected, until it finishes somewhere. Suspects of one model run
 one at a time (`runner/api/trials.py`), so the next death tells who it was: a request that was there both

@@ -1,4 +1,4 @@
-"""Runs of requests, as far as one must know them to tell which of them ended a worker (THREATS L05).
+"""Runs of requests, as far as one must know them to tell which of them ended a worker (L05).
 
 Nothing is kept or computed while no worker has died lately. Afterwards, suspects of one model take turns, and
 a death while a suspect runs is the suspect's. The turns end with the suspicion.

@@ -1,4 +1,4 @@
-"""Keeps clients' text from being read as the model's control tokens (THREATS G10).
+"""Keeps clients' text from being read as the model's control tokens (G10).
 
 A rendered prompt is one text, and tokenising it reads `<|im_start|>` as the control token wherever it stands:
 whoever writes it in a message opens a turn of a role of his choice. Where it came from must therefore survive

@@ -16,7 +16,7 @@ from typing import Any
 from jinja2.utils import Namespace
 
 TEXT_MAX = 4 * 1024 * 1024
-"""Characters of any one text, the output included (THREATS G07)."""
+"""Characters of any one text, the output included (G07)."""
 ITEMS_MAX = 100_000
 RANGE_MAX = 10_000
 """A request has at most 4096 messages; templates count over them."""

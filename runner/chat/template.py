@@ -5,7 +5,7 @@ controls; `messages` as dictionaries, `tools` and `documents` none, `add_generat
 the BOS and EOS tokens, `raise_exception` and `strftime_now`; `tojson` as Python writes JSON.
 
 A template that fails fails the request: another format would answer with a model that was asked something
-else (THREATS G09). Imports jinja2, `runner.domain` and `runner.errors`. Read on in `sandbox.py` for what a
+else (G09). Imports jinja2, `runner.domain` and `runner.errors`. Read on in `sandbox.py` for what a
 template may do, and in `control_text.py` for what clients' text may not.
 """
 

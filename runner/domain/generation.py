@@ -26,7 +26,7 @@ TEMPLATE_OPTIONS: Mapping[str, type[str] | type[bool]] = MappingProxyType(
         "date_string": str,  # Llama 3
     }
 )
-"""What a request may hand to a chat template, and of which type (THREATS G08): names that real templates read,
+"""What a request may hand to a chat template, and of which type (G08): names that real templates read,
 none of them a name that the renderer sets itself."""
 
 TEMPLATE_OPTION_CHARACTERS_MAX = 1024

@@ -1,4 +1,4 @@
-"""What the engine derives sizes from, checked first (THREATS G03): layers, heads, experts, tensor types.
+"""What the engine derives sizes from, checked first (G03): layers, heads, experts, tensor types.
 
 Each limit here stands where llama.cpp asserts, divides or indexes without looking: src/llama-model.cpp
 (`load_hparams`), src/llama-hparams.h, and the kernels of ggml-cpu for tensor types. Found by reading and by

@@ -40,7 +40,7 @@ F16_BYTES = 2
 TEXT_ARRAY_MAX = 50
 """Longer arrays are left out of the text map: they are the tokenizer."""
 TEXT_MAP_MAX = 1024**2
-"""Characters of the text map without its keys. No model config may be larger (THREATS S03)."""
+"""Characters of the text map without its keys. No model config may be larger (S03)."""
 
 _COUNT_UNITS = (("Q", 1000**5), ("T", 1000**4), ("B", 1000**3), ("M", 1000**2), ("K", 1000), ("", 1))
 _SIZE_UNITS = (

@@ -1,4 +1,4 @@
-"""What the engine believes of a tokenizer without looking, checked first (THREATS G03).
+"""What the engine believes of a tokenizer without looking, checked first (G03).
 
 The engine indexes scores and token types by token, aborts on a token that occurs twice, and takes two
 characters of a byte token for its value, so all of that must hold before a file reaches it. The rules stand

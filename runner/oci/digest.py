@@ -1,7 +1,7 @@
 """The digest type: the only value that can become the path of a blob.
 
 Imports only the error tree. One algorithm, lowercase hex, 64 digits: what nobody here verifies is not a
-digest (THREATS S01).
+digest (S01).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """File names in manifests and packages: data from outside that must never become a surprising path.
 
-Owns the refusals of THREATS S13; imports nothing of ours. Nothing is repaired: a name that would need it is
+Owns the refusals of S13; imports nothing of ours. Nothing is repaired: a name that would need it is
 refused.
 """
 

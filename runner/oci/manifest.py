@@ -1,6 +1,6 @@
 """Descriptors, manifests and indexes: what an OCI artifact is made of, as values.
 
-Owns their formats and limits (THREATS S03). Imports errors, digests and media types. The bytes of a manifest
+Owns their formats and limits (S03). Imports errors, digests and media types. The bytes of a manifest
 are its identity: what came from elsewhere is kept verbatim, and only what we build is written here.
 """
 

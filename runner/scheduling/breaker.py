@@ -1,4 +1,4 @@
-"""Models whose workers keep crashing are left alone for a while (THREATS L04). Pure; no clock.
+"""Models whose workers keep crashing are left alone for a while (L04). Pure; no clock.
 
     closed ── 3 crashes within 60 s ──> open, 30 s ── next request ──> probing ── success ──> closed
                                           └──────── twice as long, at most 5 min <── crash ──┘

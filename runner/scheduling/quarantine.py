@@ -1,4 +1,4 @@
-"""Models that crash the engine while they load, and are not loaded again (THREATS L06). Pure.
+"""Models that crash the engine while they load, and are not loaded again (L06). Pure.
 
 A model is known by its digest and the engine by its version, so new content and a new engine are free of the
 past. A command frees it as well. What is known outlives restarts: whoever runs this writes `records` down

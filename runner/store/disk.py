@@ -1,6 +1,6 @@
 """The file operations of the store: every change to the disk goes through one object.
 
-Owns what a file of the store may be (THREATS S25) and how errors of the operating system read (`DiskFull`,
+Owns what a file of the store may be (S25) and how errors of the operating system read (`DiskFull`,
 `StoreError`). Imports only the error tree. Tests replace single operations to cut the power at each of them.
 """
 

@@ -1,6 +1,6 @@
 """What a worker needs to load a model: paths and figures, checked once more. Belongs in a thread.
 
-Owns the last look at a model's parts before an engine sees them (THREATS G02). Imports gguf and the store's
+Owns the last look at a model's parts before an engine sees them (G02). Imports gguf and the store's
 blobs.
 """
 

@@ -2,7 +2,7 @@
 
 Owns their format and what becomes of a damaged one: it is kept aside, named, and costs no other model
 anything. A file is replaced whole, so that a change to one value shows the old or the new configuration, with
-everything else in it (THREATS S18). Imports the layout, the disk and the domain. Blocks, so it belongs in a
+everything else in it (S18). Imports the layout, the disk and the domain. Blocks, so it belongs in a
 thread.
 """
 

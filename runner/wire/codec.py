@@ -6,7 +6,7 @@
 
 A message to the worker that is larger than a frame travels as parts, `[PART, is_last, bytes]`, with nothing
 in between; their bytes joined are its payload, at most 32 MiB. From the worker there are no parts. There are
-no maps, no extension types, and nothing that runs on decoding (THREATS W07).
+no maps, no extension types, and nothing that runs on decoding (W07).
 
 Imports the schema and the messages. Read on in `actors/worker.py` and `runner/worker/channel.py`.
 """

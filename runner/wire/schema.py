@@ -3,7 +3,7 @@
     [tag, field…]      fields by position, exactly those of `runner.wire.messages`; no maps
 
 Each direction has its own table of tags, so that a worker cannot send what only the daemon may say. Numbers,
-lengths and types are checked before a value is built: to the daemon a worker is a stranger (THREATS W07).
+lengths and types are checked before a value is built: to the daemon a worker is a stranger (W07).
 `Hello` keeps its form in every version, so that a worker of another version can be told apart.
 
 Imports the domain's values, device pins, the messages and `checks.py`. Used by `runner.wire.codec` alone.
@@ -68,7 +68,7 @@ from runner.wire.sizes import buffers_fields, options_fields, read_buffers, read
 EVENTS_LIMIT: Final = 4096
 """Events in one step. Also bounds the arrays that a hostile frame makes the decoder allocate."""
 ITEMS_LIMIT: Final = 65_536
-"""Items of any array to the worker; a request has at most 4096 messages (THREATS N12)."""
+"""Items of any array to the worker; a request has at most 4096 messages (N12)."""
 
 PART: Final = 0
 _LOAD_MODEL, _GENERATE, _CANCEL, _SHUTDOWN, _SET_THREADS = 1, 2, 3, 4, 5

@@ -27,7 +27,7 @@ def read_arguments(arguments: list[str]) -> tuple[int, int] | None:
 
 
 def tie_to(parent_pid: int) -> None:
-    """End with the parent, whatever this process is doing then (THREATS W10).
+    """End with the parent, whatever this process is doing then (W10).
 
     The signal follows the parent's *thread* that started us. It is armed only from here on: a parent that
     died before has left us to somebody else.

@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 KILL_AFTER_S = 3.0
-"""One second after the deadline of `runner.chat.template`, for what does not end by it (DESIGN section 3)."""
+"""One second after the deadline of `runner.chat.template`, for what does not end by it."""
 MEMORY_HEADROOM_BYTES = 512 * 1024 * 1024
 """A thousand times what a template with the longest allowed output needs."""
 

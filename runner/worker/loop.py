@@ -8,7 +8,7 @@
 The step thread alone touches the engine and writes to the channel. It sends one frame per step with
 everything that happened, and blocks on its inbox when there is nothing to do. When the daemon closes the
 channel the reader ends the process at once, also in the middle of native code: nobody is left to work for
-(THREATS W10).
+(W10).
 
 Imports `runner.engine`, `runner.wire` and this package; the engine's implementation only when a model names
 it. Read on in `preparation.py`.

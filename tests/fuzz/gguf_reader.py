@@ -3,7 +3,7 @@
     python -m tests.fuzz.gguf_reader --iterations 100000 --seed 7
     python -m tests.fuzz.gguf_reader --iterations 20000 --engine
 
-Every mutant must give metadata or `InvalidModelFile`, within the time of THREATS G01, and metadata must be
+Every mutant must give metadata or `InvalidModelFile`, within the time of G01, and metadata must be
 sane. With `--engine`, each mutant that we accept is also loaded by the real engine in a child process, which
 must survive: a death there is a check that is missing here. Mutants that fail are kept in a directory.
 

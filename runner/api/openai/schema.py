@@ -1,7 +1,7 @@
 """What OpenAI clients send, checked: bodies in, typed requests or all their faults out.
 
 Fields that no class or table here names are ignored (N13). Known fields that would change the result and are
-not implemented are in `unsupported.py`. Ranges are THREATS N12's. Imports the shared schema machinery and the
+not implemented are in `unsupported.py`. Ranges are N12's. Imports the shared schema machinery and the
 domain; knows nothing of HTTP.
 """
 

@@ -1,4 +1,4 @@
-"""What the engine derives sizes from, checked first (THREATS G03), and what a token costs in memory."""
+"""What the engine derives sizes from, checked first (G03), and what a token costs in memory."""
 
 from __future__ import annotations
 

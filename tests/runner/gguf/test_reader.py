@@ -1,4 +1,4 @@
-"""The structure of GGUF headers: what is read, and what is refused (THREATS G02)."""
+"""The structure of GGUF headers: what is read, and what is refused (G02)."""
 
 from __future__ import annotations
 

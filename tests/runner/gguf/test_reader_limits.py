@@ -1,4 +1,4 @@
-"""No count of a GGUF header is believed, and time and memory are bounded (THREATS G01)."""
+"""No count of a GGUF header is believed, and time and memory are bounded (G01)."""
 
 from __future__ import annotations
 

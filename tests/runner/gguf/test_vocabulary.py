@@ -1,4 +1,4 @@
-"""What a tokenizer must look like before the engine sees it (THREATS G03)."""
+"""What a tokenizer must look like before the engine sees it (G03)."""
 
 from __future__ import annotations
 

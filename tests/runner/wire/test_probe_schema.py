@@ -1,4 +1,4 @@
-"""A probe's question and answer, and everything a stranger might answer instead (THREATS W07)."""
+"""A probe's question and answer, and everything a stranger might answer instead (W07)."""
 
 from __future__ import annotations
 

@@ -108,8 +108,8 @@ def plan_step(running: Iterable[C], prefill_budget: int, *, decoded_last: bool) 
 
     Mixed passes are rejected for what they cost: with flash attention on a CPU, a tile of 64 rows computes
     every cell that any of them sees, so that 64 rows of a prompt beside 6 streams of 512 tokens took 653 ms,
-    and alone 324 ms, with 74 ms for the streams (llama.cpp's `flash_attn_ext_tiled` skips what none of the rows sees).
-    Taking turns also shows the tokens of a decoding step before the next chunk is computed.
+    and alone 324 ms, with 74 ms for the streams (llama.cpp's `flash_attn_ext_tiled` skips what none of the
+    rows sees). Taking turns also shows the tokens of a decoding step before the next chunk is computed.
     """
     singles: list[Chunk[C]] = []
     prompts: list[Chunk[C]] = []

@@ -42,8 +42,8 @@ class Origin(enum.Enum):
 class Settings:
     """Everything a daemon is told. Durations in seconds, sizes in bytes, `inf` for "never".
 
-    `memory_budget_bytes` None means 80 % of the free memory; `threads` 0 means one per usable core.
-    `idle_exit_s` ends the daemon that long after its last client, `inf` never.
+    `memory_budget_bytes` None means 80 % of the free memory; `threads` are cores that all workers share, 0
+    means all usable ones. `idle_exit_s` ends the daemon that long after its last client, `inf` never.
     """
 
     host: str
@@ -57,6 +57,7 @@ class Settings:
     context_size: int
     max_sequences: int
     threads: int
+    spare_worker: bool
     memory_budget_bytes: int | None
     queue_limit: int
     allowed_hosts: tuple[str, ...]
@@ -161,6 +162,12 @@ def _origin(text: str) -> str:
     return f"{scheme}://{rest.removesuffix(_DEFAULT_PORTS.get(scheme, ' '))}"
 
 
+def _flag(text: str) -> bool:
+    if text.lower() not in _FLAGS:
+        raise ValueError(f"{text!r} is not one of {', '.join(_FLAGS)}")
+    return _FLAGS[text.lower()]
+
+
 def _optional(parse: Callable[[str], Any]) -> Callable[[str], Any]:
     return lambda text: None if text in ("", "auto", "none") else parse(text)
 
@@ -169,6 +176,7 @@ _HOST_NAME = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?
 _ORIGIN = re.compile(rf"[A-Za-z][A-Za-z0-9+.-]*://{_HOST_NAME.pattern}")
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 _NUMBER = (int, str)
+_FLAGS = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
 
 OPTIONS: tuple[Option, ...] = (
     Option("host", _host, lambda: "127.0.0.1", "address to listen on", "RUNNER_LISTEN_HOST"),
@@ -217,9 +225,17 @@ OPTIONS: tuple[Option, ...] = (
         "threads",
         _integer(0, 1024),
         lambda: 0,
-        "threads of one worker, 0 for one per usable core",
+        "cores for all workers together, 0 for all that are usable",
         "RUNNER_THREADS",
         _NUMBER,
+    ),
+    Option(
+        "spare_worker",
+        _flag,
+        lambda: True,
+        "keep a process ready, so that the next model loads sooner",
+        "RUNNER_SPARE_WORKER",
+        (bool, str),
     ),
     Option(
         "memory_budget",
@@ -358,7 +374,18 @@ def _read_file(file: Path | None, faults: list[str]) -> dict[str, str]:
     return _checked(document, path, faults)
 
 
-_TOML_NAMES: Mapping[type, str] = {str: "a text", int: "a whole number", float: "a number", list: "a list"}
+_TOML_NAMES: Mapping[type, str] = {
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    list: "a list",
+}
+
+
+def _is_of(value: object, types: tuple[type, ...]) -> bool:
+    """A truth value is no number here."""
+    return bool in types if isinstance(value, bool) else isinstance(value, types)
 
 
 def _checked(document: Mapping[str, Any], path: Path, faults: list[str]) -> dict[str, str]:
@@ -368,7 +395,7 @@ def _checked(document: Mapping[str, Any], path: Path, faults: list[str]) -> dict
         option = known.get(key)
         if option is None:
             faults.append(f"{path}: {key}: no such setting")
-        elif isinstance(value, bool) or not isinstance(value, option.toml_types):
+        elif not _is_of(value, option.toml_types):
             wanted = " or ".join(_TOML_NAMES[kind] for kind in option.toml_types)
             faults.append(f"{path}: {key}: {wanted} is due")
         elif isinstance(value, list):

@@ -5,6 +5,8 @@
     ├── store       the disk
     ├── puller      content on its way in
     ├── footprints  what models take, measured before they are loaded
+    ├── cores       looks at what other programs leave to the workers
+    ├── spare       a worker that waits for the next load
     ├── scheduler   which model is loaded where; the keepers of its workers live inside
     └── http        listeners and requests
 
@@ -29,14 +31,16 @@ import trio
 
 from actors.actor import Address
 from actors.budget import fixed, share_of_free_memory
+from actors.cores import CoreSharing, read_work
 from actors.environment import PASSED_ON
 from actors.footprints import FootprintNotice, Footprints, ProbeFault
 from actors.leases import Pins
 from actors.load import EngineSettings, LoadFault
 from actors.probing import run_probe
-from actors.process import remove_stale_directories
+from actors.process import remove_stale_directories, spare_command, worker_command
 from actors.puller import PullerActor, PullerHandle, PullerMessage
 from actors.scheduler import SchedulerActor, SchedulerHandle, SchedulerNotice, SchedulerSettings
+from actors.spare import SpareEnded, SpareWorker
 from actors.store import StoreActor, StoreHandle, StoreMessage, StoreNotice
 from actors.supervisor import ChildCrashed, ChildSpec, ChildStatistics, RestartLimitReached, Run, Supervisor
 from actors.worker import DeathReport, KeeperSettings, run_keeper
@@ -45,6 +49,7 @@ from runner.api.server import Server, ServerSettings
 from runner.config import Settings
 from runner.domain.status import ActorStatus, CrashReport, DaemonStatus, VersionInfo
 from runner.errors import StartRefused
+from runner.hardware.cpu import read_cores
 from runner.hardware.identity import installation_identity, machine_identity
 from runner.hardware.probe import compute_threads
 from runner.scheduling.decisions import Decision
@@ -187,6 +192,8 @@ class Daemon:
         )
         self._server = Server(build_app(context), _server_settings(settings))
         self._footprints = self._new_footprints(store)
+        self._spare = self._new_spare() if settings.spare_worker else None
+        self._cores = self._new_cores()
         self._supervisor = Supervisor(
             (
                 ChildSpec(
@@ -204,6 +211,8 @@ class Daemon:
                     ),
                 ),
                 ChildSpec(name="footprints", run=self._footprints.run),
+                ChildSpec(name="cores", run=self._cores.run),
+                *([ChildSpec(name="spare", run=self._spare.run)] if self._spare is not None else ()),
                 ChildSpec(
                     name="scheduler", run=_fresh(lambda: self._new_scheduler(store)), shutdown_s=WORKERS_END_S
                 ),
@@ -222,10 +231,7 @@ class Daemon:
         return SchedulerActor(
             self._scheduler,
             store,
-            partial(
-                run_keeper,
-                settings=KeeperSettings(directory=self._worker_directory, engine_version=self._engine_name()),
-            ),
+            self._cores.launch,
             share_of_free_memory if budget_bytes is None else fixed(budget_bytes),
             SchedulerSettings(
                 queue_limit_per_model=settings.queue_limit,
@@ -234,6 +240,24 @@ class Daemon:
             ),
             sizer=self._footprints,
             report=self._hear_scheduler,
+        )
+
+    def _new_spare(self) -> SpareWorker:
+        return SpareWorker(
+            spare_command=spare_command(self._settings.engine),
+            command=worker_command,
+            directory=self._worker_directory,
+            report=_log_spare,
+        )
+
+    def _new_cores(self) -> CoreSharing:
+        keeping = KeeperSettings(directory=self._worker_directory, engine_version=self._engine_name())
+        n_cores = _engine_settings(self._settings).n_threads
+        return CoreSharing(
+            partial(run_keeper, settings=keeping, workers=self._spare),
+            n_cores,
+            n_processors=max(n_cores, read_cores().physical),
+            read=read_work,
         )
 
     def _new_footprints(self, store: StoreHandle) -> Footprints:
@@ -371,6 +395,18 @@ def _engine_version(engine: str) -> str:
 
 def _log_notice(notice: StoreNotice) -> None:
     log.warning(notice.message)
+
+
+def _log_spare(ended: SpareEnded) -> None:
+    log.warning(
+        "a spare worker ended; loads go on without",
+        pid=ended.pid,
+        exit_code=ended.status.exit_code if ended.status is not None else None,
+        signal=ended.status.signal if ended.status is not None else None,
+        error=ended.error,
+        delay_s=round(ended.delay_s, 1),
+        tail=ended.stderr_tail[-2000:],
+    )
 
 
 def _log_crash(crash: ChildCrashed) -> None:

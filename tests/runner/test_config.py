@@ -115,6 +115,36 @@ def test_a_fault_in_the_file_names_the_file_and_the_key(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("", True),
+        ("spare_worker = false", False),
+        ("spare_worker = true", True),
+        ('spare_worker = "no"', False),
+    ],
+)
+def test_a_truth_value_in_the_file_is_one(file: Path, line: str, expected: bool) -> None:
+    file.write_text(f"{line}\n")
+    assert resolve({}, {}, file).settings.spare_worker is expected
+
+
+def test_a_truth_value_from_the_environment_is_a_word(file: Path) -> None:
+    assert resolve({}, {"RUNNER_SPARE_WORKER": "False"}, None).settings.spare_worker is False
+    assert_accepts(file, "spare_worker", "1", True)
+    assert_accepts(file, "spare_worker", "maybe", False)
+
+
+def test_a_truth_value_is_no_number(file: Path) -> None:
+    file.write_text("port = true\nspare_worker = 1\n")
+    with pytest.raises(StartRefused) as refusal:
+        resolve({}, {}, file)
+    assert str(refusal.value).splitlines()[1:] == [
+        f"  {file}: port: a whole number or a text is due",
+        f"  {file}: spare_worker: true or false or a text is due",
+    ]
+
+
+@pytest.mark.parametrize(
     ("text", "is_accepted"), [("-1", False), ("0", True), ("65535", True), ("65536", False)]
 )
 def test_the_range_of_ports(file: Path, text: str, is_accepted: bool) -> None:

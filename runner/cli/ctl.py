@@ -22,6 +22,7 @@ _COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "unload": ("runner.cli.workers:unload", "Free the memory of models."),
         "crashes": ("runner.cli.crashes:crashes", "List the latest deaths of workers."),
         "unquarantine": ("runner.cli.crashes:unquarantine", "Load a model again that crashed the engine."),
+        "configure": ("runner.cli.configure:configure", "Set what one model is loaded and sampled with."),
         "status": ("runner.cli.daemon:status", "Show the state of the daemon."),
         "version": ("runner.cli.daemon:version", "Show versions of client and daemon."),
         "shutdown": ("runner.cli.daemon:shutdown", "Stop the daemon."),

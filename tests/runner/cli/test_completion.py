@@ -62,7 +62,7 @@ def offered(script: Path, line: str) -> list[str]:
 
 def test_commands_and_options_are_offered(bash: Path) -> None:
     assert offered(bash, "runner ") == ["run", "serve", "ctl"]
-    assert offered(bash, "runner ctl un") == ["untag", "unload"]
+    assert offered(bash, "runner ctl shut") == ["shutdown"]
     assert "--json" in offered(bash, "runner ctl ps --")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import unicodedata
 
 import pytest
@@ -89,7 +90,10 @@ def test_progress_of_nothing_is_no_error(capsys: pytest.CaptureFixture[str]) -> 
 def test_progress_on_a_terminal_is_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
+    threads = set(threading.enumerate())
     with output.progress("[red]m\x1b.gguf", 2**21) as shown:
         shown.advance(2**21)
+    for thread in set(threading.enumerate()) - threads:
+        thread.join(10)  # rich tells its thread to end, and does not wait for it
     assert "[red]m\\x1b.gguf" in terminal.getvalue()  # no markup
     assert "2.1/2.1 MB" in terminal.getvalue()

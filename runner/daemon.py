@@ -21,7 +21,7 @@ import platform
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from importlib.metadata import version as package_version
 from typing import Any, Protocol, assert_never
@@ -47,6 +47,14 @@ from actors.worker import DeathReport, KeeperSettings, run_keeper
 from runner.api.app import AppContext, build_app
 from runner.api.server import Server, ServerSettings
 from runner.config import Settings
+from runner.domain.settings import (
+    NOTHING,
+    SETTINGS,
+    USUAL,
+    ModelSettings,
+    SettingOrigin,
+    SettingsLayer,
+)
 from runner.domain.status import ActorStatus, CrashReport, DaemonStatus, VersionInfo
 from runner.errors import StartRefused
 from runner.hardware.cpu import read_cores
@@ -69,11 +77,14 @@ _API_VERSION = "v1"
 ENGINE_PACKAGE = "llama-cpp-python"
 
 
-def run_daemon(settings: Settings) -> int:
-    """Serve until told to stop; the exit status of the process. Start faults are one message on stderr."""
+def run_daemon(settings: Settings, said: Collection[str] = ()) -> int:
+    """Serve until told to stop; the exit status of the process. Start faults are one message on stderr.
+
+    `said` are the options that somebody set, so that it can be told what comes from them.
+    """
     os.umask(0o077)
     configure_logging(settings.log_level, settings.log_file)
-    daemon = Daemon(settings)
+    daemon = Daemon(settings, said)
     try:
         trio.run(daemon.run, strict_exception_groups=True)
     except* StartRefused as refused:
@@ -103,8 +114,9 @@ def leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
 class Daemon:
     """One run. What routes may ask of it is `runner.api.app.DaemonControl`."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, said: Collection[str] = ()) -> None:
         self._settings = settings
+        self._said = said
         self._started_s = time.monotonic()
         self._listeners: tuple[str, ...] = ()
         self._is_draining = False
@@ -189,6 +201,7 @@ class Daemon:
             daemon=self,
             allowed_origins=frozenset(settings.allowed_origins),
             default_context_size=settings.context_size,
+            setting_layers=setting_layers(settings, self._said),
         )
         self._server = Server(build_app(context), _server_settings(settings))
         self._footprints = self._new_footprints(store)
@@ -374,6 +387,22 @@ def _engine_settings(settings: Settings) -> EngineSettings:
         context_size=settings.context_size,
         max_sequences=settings.max_sequences,
         n_threads=settings.threads or compute_threads(),
+    )
+
+
+def setting_layers(settings: Settings, said: Collection[str]) -> tuple[SettingsLayer, ...]:
+    """What holds for models of which nobody says anything: `said` options are the daemon's word."""
+    engine = _engine_settings(settings)
+    of_all = ModelSettings(
+        context_size=engine.context_size,
+        max_sequences=engine.max_sequences,
+        threads=engine.n_threads,
+        keep_alive_s=settings.keep_alive_s,
+    )
+    unsaid = [setting.name for setting in SETTINGS if setting.name not in said]
+    return (
+        SettingsLayer(SettingOrigin.DAEMON, of_all.changed(NOTHING, unsaid)),
+        SettingsLayer(SettingOrigin.BUILT_IN, USUAL.settings.changed(of_all)),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from runner.config import OPTIONS, Option, Resolved, resolve
+from runner.config import OPTIONS, Option, Origin, Resolved, resolve
 
 
 def _with_options(command: Any) -> Any:
@@ -47,7 +47,8 @@ def serve(file: Path | None, show_config: bool, **flags: str | None) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # until the daemon takes it over: end at once
     from runner.daemon import run_daemon
 
-    sys.exit(run_daemon(resolved.settings))
+    said = {name for name, origin in resolved.origins.items() if origin is not Origin.DEFAULT}
+    sys.exit(run_daemon(resolved.settings, said))
 
 
 def _show(resolved: Resolved) -> None:

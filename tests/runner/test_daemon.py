@@ -11,7 +11,9 @@ import runner.daemon
 from actors.supervisor import ChildCrashed
 from runner.api.server import Server
 from runner.config import Settings, resolve
-from runner.daemon import Daemon, leaves
+from runner.daemon import Daemon, leaves, setting_layers
+from runner.domain.settings import SETTING_BY_NAME, write_settings
+from runner.domain.settings import resolve as resolve_settings
 from runner.errors import StartRefused
 
 pytestmark = pytest.mark.anyio
@@ -97,3 +99,19 @@ async def test_what_fails_at_the_first_start_comes_out(settings: Settings) -> No
     with pytest.raises(ExceptionGroup) as group:
         await Daemon(settings).run()
     assert [type(error) for error in leaves(group.value)] == [StartRefused]
+
+
+def test_what_holds_for_all_models_is_the_daemons_word_where_somebody_set_it(tmp_path: Path) -> None:
+    flags = {"store": str(tmp_path), "context_size": "2048", "keep_alive": "-1", "threads": "3"}
+    settings = resolve(flags, {}, None).settings
+    resolved = resolve_settings(*setting_layers(settings, {"context_size", "keep_alive", "store"}))
+    told = {
+        name: (write_settings(resolved.values)[name], resolved.origins[name].value)
+        for name in resolved.origins
+    }
+    assert told["context_size"] == (2048, "daemon")
+    assert told["keep_alive"] == (-1, "daemon")
+    assert told["threads"] == (3, "built-in")
+    assert told["max_sequences"] == (8, "built-in")
+    assert told["temperature"] == (0.8, "built-in")
+    assert SETTING_BY_NAME.keys() - told.keys() == {"seed", "chat_template"}

@@ -276,11 +276,13 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         values="true or false",
         help="never evict it to make room for others",
     ),
-    _number("temperature", "of requests that do not say; 0 takes the most probable token"),
-    _number("top_p", "of requests that do not say; 1 switches it off"),
-    _integer("top_k", RANGES["top_k"], "of requests that do not say; 0 switches it off"),
-    _number("min_p", "of requests that do not say; 0 switches it off"),
-    _integer("seed", RANGES["seed"], "of requests that do not say, instead of a fresh one for each"),
+    _number("temperature", "randomness where a request says none; 0 takes the most probable token"),
+    _number("top_p", "probability of the tokens to choose from, where a request says none; 1 for all"),
+    _integer(
+        "top_k", RANGES["top_k"], "number of tokens to choose from, where a request says none; 0 for all"
+    ),
+    _number("min_p", "least probability against the best token, where a request says none; 0 for any"),
+    _integer("seed", RANGES["seed"], "seed where a request says none, instead of a fresh one for each"),
 )
 
 SETTING_BY_NAME: Final[Mapping[str, Setting]] = MappingProxyType({one.name: one for one in SETTINGS})

@@ -1,40 +1,63 @@
-"""How many bytes the models may take in all, as functions that the scheduler asks from time to time.
+"""How many bytes the models may take of each device: measured, bounded by what somebody configured.
 
-Imports `runner.hardware` and `runner.memory`. Read on in `actors/scheduler.py`.
+Imports `runner.hardware` and `runner.memory`. Read on in `runner/memory/budget.py` for the arithmetic and in
+`actors/scheduler.py`, which asks from time to time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
+import attrs
 import trio
 
-from runner.hardware.probe import free_memory_bytes
-from runner.hardware.process_memory import children_private_bytes
-from runner.memory.fit import memory_budget
+from runner.domain.device_bytes import HOST_MEMORY, DeviceBytes
+from runner.hardware.device import DeviceMemory
+from runner.hardware.probe import device_memory
+from runner.hardware.process_memory import children_ids, children_private_bytes
+from runner.memory.budget import Budgets, budgets, held_by
 
-MeasureBudget = Callable[[], Awaitable[int]]
-"""The budget at this moment, in bytes."""
+MeasureBudget = Callable[[DeviceBytes], Awaitable[Budgets]]
+"""The budgets at this moment, where so much is reserved for our workers."""
 
 
-async def share_of_free_memory() -> int:
-    """80 % of what is free or held by our workers.
+@attrs.frozen(kw_only=True)
+class Machine:
+    """Where measurements come from: the real machine, or a test's. All of it may wait for drivers."""
 
-    Their part has to be counted: otherwise the budget would shrink with every load, and the same bytes would
-    be taken off twice. Asked in a thread, since the system's answer may take some milliseconds.
+    devices: Callable[[], tuple[DeviceMemory, ...]] = device_memory
+    private_bytes: Callable[[], int] = children_private_bytes
+    children: Callable[[], frozenset[int]] = children_ids
+
+
+@attrs.define
+class BudgetMeter:
+    """Budgets of this machine.
+
+    `caps` bound what models may take of a device, `reserves` are what is left alone; both in bytes by device.
+    Devices that are not named have no bound, and the default reserve.
     """
-    return await trio.to_thread.run_sync(_share_of_free_memory)
 
+    _caps: Mapping[str, int] = attrs.field(factory=dict)
+    _reserves: Mapping[str, int] = attrs.field(factory=dict)
+    _machine: Machine = attrs.field(factory=Machine)
 
-def fixed(budget_bytes: int) -> MeasureBudget:
-    """A budget that somebody has configured; whether the machine has that much is theirs to know."""
+    async def measure(self, reserved: DeviceBytes) -> Budgets:
+        """In a thread, since the system's answers may take some milliseconds."""
+        return await trio.to_thread.run_sync(self._measure, reserved)
 
-    async def measure() -> int:
-        await trio.lowlevel.checkpoint()
-        return budget_bytes
+    def cap(self, device: str, size_bytes: int | None) -> None:
+        """Bound a device from the next measurement on; None takes its bound away."""
+        others = {name: size for name, size in self._caps.items() if name != device}
+        self._caps = others if size_bytes is None else {**others, device: size_bytes}
 
-    return measure
-
-
-def _share_of_free_memory() -> int:
-    return memory_budget(free_memory_bytes() + children_private_bytes())
+    def _measure(self, reserved: DeviceBytes) -> Budgets:
+        devices = self._machine.devices()
+        pids = self._machine.children() if len(devices) > 1 else frozenset()
+        ours = {
+            one.device: self._machine.private_bytes()
+            if one.device == HOST_MEMORY
+            else held_by(pids, one, reserved[one.device])
+            for one in devices
+        }
+        return budgets(devices, ours=DeviceBytes(ours), caps=self._caps, reserves=self._reserves)

@@ -58,6 +58,7 @@ def worker_environment(inherited: Mapping[str, str], *, directory: str) -> dict[
     """
     environment = {name: inherited[name] for name in PASSED_ON if name in inherited}
     environment |= ALWAYS
+    environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # NVML's, so that CUDA0 is the same for both
     environment |= {"HOME": directory, "TMPDIR": directory}
     if paths := import_paths(inherited.get("PYTHONPATH", "")):
         environment["PYTHONPATH"] = os.pathsep.join(paths)

@@ -12,16 +12,15 @@ Imports the keeper's events and the store's lease. Read on in `actors/scheduler.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 import attrs
 import trio
 
-from actors.budget import MeasureBudget
 from actors.leases import StoreLeases
 from actors.sizing import EngineSettings as EngineSettings
-from actors.sizing import Sizer, Watch
+from actors.sizing import Sized, Sizer, Watch, at_least
 from actors.worker import (
     DeathReport,
     KeeperEvent,
@@ -33,8 +32,11 @@ from actors.worker import (
     WorkerReady,
     WorkerSpec,
 )
+from runner.domain.device_bytes import DeviceBytes
 from runner.domain.engine import EngineOptions
+from runner.domain.model import ModelFiles
 from runner.errors import RunnerError
+from runner.memory.budget import Budgets
 from runner.memory.footprint import Footprint
 from runner.memory.limits import private_limit_bytes
 from runner.oci.digest import Digest
@@ -44,12 +46,12 @@ from runner.oci.digest import Digest
 
 @attrs.frozen(kw_only=True)
 class Measured:
-    """The files are held, and the sizes were chosen for `budget_bytes`."""
+    """The files are held, and the sizes were chosen for these budgets."""
 
     load_id: int
     options: EngineOptions
     footprint: Footprint
-    budget_bytes: int
+    budgets: Budgets
 
 
 @attrs.frozen
@@ -92,21 +94,37 @@ class LoadFault:
 
 @attrs.frozen(kw_only=True)
 class Workshop:
-    """What all loads work with. `report` hears of deaths and faults as they happen."""
+    """What all loads work with. `report` hears of deaths and faults as they happen; `measure_budgets` takes
+    into account what is reserved already."""
 
     store: StoreLeases
     launch: Launcher
-    measure_budget: MeasureBudget
+    measure_budgets: Callable[[], Awaitable[Budgets]]
     sizer: Sizer
     engine: EngineSettings
     tell: Callable[[LoadNews], None]
     report: Callable[[DeathReport | LoadFault], None]
 
+    async def size(self, files: ModelFiles, context_size: int, budget: DeviceBytes) -> Sized:
+        """The options that a load of these files would be given, and what it would take.
+
+        `context_size` is the least that is wanted, 0 for the default, which may be smaller where the budget
+        is. A context that was asked for is not cut for the budget, only where the model has less.
+        """
+        budget_bytes = budget.total_bytes
+        sized = await self.sizer.size(files, self.engine, budget_bytes)
+        if sized.options.context_size >= context_size:
+            return sized
+        return await self.sizer.size(at_least(files, context_size), self.engine, budget_bytes)
+
 
 @attrs.define(eq=False)
 class LoadTask:
+    """`context_size` is the least that is wanted of it, in tokens; 0 for the default."""
+
     load_id: int
     model_id: Digest
+    context_size: int
     _workshop: Workshop
     _scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
     _may_start: trio.Event = attrs.field(factory=trio.Event, init=False)
@@ -139,14 +157,14 @@ class LoadTask:
             shop.tell(NotMeasured(self.load_id, error))
             return
         with lease:
-            budget_bytes = await shop.measure_budget()
-            sized = await shop.sizer.size(lease.files, shop.engine, budget_bytes)
+            budgets = await shop.measure_budgets()
+            sized = await shop.size(lease.files, self.context_size, budgets.budget)
             shop.tell(
                 Measured(
                     load_id=self.load_id,
                     options=sized.options,
                     footprint=sized.footprint,
-                    budget_bytes=budget_bytes,
+                    budgets=budgets,
                 )
             )
             await self._may_start.wait()
@@ -176,3 +194,8 @@ class LoadTask:
         self._is_crash = True
         if not self._may_start.is_set():
             self._workshop.tell(NotMeasured(self.load_id, RunnerError(self._cause)))
+
+
+def bytes_of(footprint: Footprint) -> DeviceBytes:
+    """What a load takes, device by device."""
+    return DeviceBytes({one.device: footprint.bytes_on(one.device) for one in footprint.devices})

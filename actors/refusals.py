@@ -9,11 +9,14 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import assert_never
 
+from runner.domain.device_bytes import HOST_MEMORY
 from runner.errors import (
     DiskFull,
     Draining,
+    FieldFault,
     InsufficientMemory,
     InvalidModelFile,
+    InvalidParameter,
     LoadingFailed,
     LoadTimeout,
     ModelNotFound,
@@ -24,7 +27,14 @@ from runner.errors import (
     TemplateFailed,
     Unavailable,
 )
-from runner.scheduling.effects import CannotLoad, LineFull, NoNewWork, NoRoom, Refusal
+from runner.scheduling.effects import (
+    CannotLoad,
+    ContextTooLarge,
+    LineFull,
+    NoNewWork,
+    NoRoom,
+    Refusal,
+)
 
 _FAILURES: Mapping[str, Callable[[str], RunnerError]] = MappingProxyType(
     {
@@ -49,12 +59,10 @@ def error_of(refusal: Refusal) -> RunnerError:
             message = f"{refusal.waiting} requests are waiting for {refusal.model} already"
             return QueueFull(message, retry_after_s=refusal.retry_after_s)
         case NoRoom():
-            return InsufficientMemory(
-                model=refusal.model,
-                needed_bytes=refusal.needed_bytes,
-                free_bytes=refusal.free_bytes,
-                reserved_bytes=refusal.in_use_bytes,
-            )
+            return _insufficient_memory(refusal)
+        case ContextTooLarge():
+            fault = f"must be at most {refusal.most} for {refusal.model}, and is {refusal.wanted}"
+            return InvalidParameter(FieldFault("context_size", fault))
         case CannotLoad():
             if refusal.failure.code == ModelNotFound.code:
                 return ModelNotFound(refusal.model)
@@ -63,3 +71,17 @@ def error_of(refusal: Refusal) -> RunnerError:
             return Draining()
         case _:
             assert_never(refusal)
+
+
+def _insufficient_memory(refusal: NoRoom) -> InsufficientMemory:
+    """With the numbers of the device that lacks most."""
+    devices = refusal.needed.devices or (HOST_MEMORY,)
+    device = max(devices, key=lambda one: refusal.needed[one] - refusal.free[one])
+    return InsufficientMemory(
+        model=refusal.model,
+        needed_bytes=refusal.needed[device],
+        free_bytes=refusal.free[device],
+        reserved_bytes=refusal.in_use[device],
+        device=device,
+        retry_after_s=refusal.retry_after_s,
+    )

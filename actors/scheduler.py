@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar, assert_never
@@ -33,6 +33,7 @@ from actors.load import (
     Measured,
     NotMeasured,
     Workshop,
+    bytes_of,
 )
 from actors.refusals import error_of
 from actors.scheduler_status import Board, LoadView, Notice, Row
@@ -46,9 +47,11 @@ from actors.worker import (
     WorkerReady,
 )
 from actors.worker_handle import WorkerHandle
+from runner.domain.device_bytes import DeviceBytes
 from runner.domain.model import Model
 from runner.domain.status import SchedulerStatus, UnloadReport, WorkerStatus
-from runner.errors import RunnerError, Unavailable
+from runner.errors import FieldFault, InvalidParameter, RunnerError, Unavailable
+from runner.memory.budget import Budgets
 from runner.oci.digest import Digest
 from runner.scheduling import effects, events
 from runner.scheduling.core import SchedulerCore
@@ -98,12 +101,14 @@ SchedulerMessage = Asked | ListDecisions | Happened | LoadNews
 class SchedulerSettings:
     """One worker runs `engine.max_sequences` requests at once, so many leases are given; more wait in line.
 
-    `room_wait_s` bounds the wait for models in use to make room. The budget is measured before each load, and
-    every `budget_interval_s`.
+    `swap_wait_s`, `min_residency_s` and `room_wait_s` as in `SchedulingRules`. Budgets are measured before
+    each load, and every `budget_interval_s`.
     """
 
     queue_limit_per_model: int = 64
     default_keep_alive_s: float = 300.0
+    swap_wait_s: float = 30.0
+    min_residency_s: float = 5.0
     room_wait_s: float = 120.0
     budget_interval_s: float = 5.0
     engine: EngineSettings = attrs.field(factory=EngineSettings)
@@ -113,6 +118,8 @@ class SchedulerSettings:
             waiters_per_model=self.queue_limit_per_model,
             leases_per_model=self.engine.max_sequences,
             default_keep_alive_s=self.default_keep_alive_s,
+            swap_wait_s=self.swap_wait_s,
+            min_residency_s=self.min_residency_s,
             room_wait_s=self.room_wait_s,
         )
 
@@ -171,19 +178,43 @@ class SchedulerHandle:
         self.board = Board()
         self._tickets = itertools.count(1)  # never used twice, also not after a restart
 
-    async def acquire(self, model: Model, *, keep_alive_s: float | None = None) -> ModelLease:
+    async def acquire(
+        self,
+        model: Model,
+        *,
+        keep_alive_s: float | None = None,
+        context_size: int | None = None,
+        pin: bool | None = None,
+        request_id: str | None = None,
+    ) -> ModelLease:
         """A lease of the model, which is loaded first when it is not in memory.
 
         `keep_alive_s` is how long it stays in memory afterwards: None keeps what is set, 0 unloads it when
-        its last lease ends, infinite keeps it. Raises QueueFull, InsufficientMemory, LoadingFailed (or what
-        else kept it from loading: InvalidModelFile, LoadTimeout, ModelNotFound, StoreDamaged), Draining.
+        its last lease ends, infinite keeps it. `context_size` is the least that a sequence must hold, in
+        tokens; a model that is loaded with less is loaded again when its requests have ended. `pin` keeps the
+        model in memory until a command ends that. `request_id` is what `why` knows the request by.
+
+        Raises QueueFull, InsufficientMemory, LoadingFailed (or what else kept it from loading:
+        InvalidModelFile, LoadTimeout, ModelNotFound, StoreDamaged), Draining, and InvalidParameter for a
+        context that the model cannot have.
         """
-        lease: ModelLease = await self._ask(self._wanted(events.LeaseRequested, model, keep_alive_s))
+        wanted = self._wanted(
+            events.LeaseRequested, model, keep_alive_s, context_size, pin=pin, request_id=request_id
+        )
+        lease: ModelLease = await self._ask(wanted)
         return lease
 
-    async def start(self, model: Model, *, keep_alive_s: float | None = None) -> WorkerStatus:
-        """Have the model in memory; its idle time begins now. Raises like `acquire`."""
-        row: WorkerStatus = await self._ask(self._wanted(events.PreloadRequested, model, keep_alive_s))
+    async def start(
+        self,
+        model: Model,
+        *,
+        keep_alive_s: float | None = None,
+        context_size: int | None = None,
+        pin: bool | None = None,
+    ) -> WorkerStatus:
+        """Have the model in memory; its idle time begins now. Arguments and errors as those of `acquire`."""
+        wanted = self._wanted(events.PreloadRequested, model, keep_alive_s, context_size, pin=pin)
+        row: WorkerStatus = await self._ask(wanted)
         return row
 
     async def unload(self, model_ids: tuple[Digest, ...] | None = None) -> UnloadReport:
@@ -206,12 +237,29 @@ class SchedulerHandle:
         """The state after the latest event with the numbers of this moment; empty while nothing runs."""
         return self.board.status()
 
-    def _wanted(self, kind: type[W], model: Model, keep_alive_s: float | None) -> W:
+    def _wanted(
+        self,
+        kind: type[W],
+        model: Model,
+        keep_alive_s: float | None,
+        context_size: int | None,
+        *,
+        pin: bool | None,
+        request_id: str | None = None,
+    ) -> W:
         """ValueError for a time that no timer could keep; dialects have refused it before."""
         if keep_alive_s is not None and not keep_alive_s >= 0:
             raise ValueError(f"{keep_alive_s} is no time to keep a model")
-        ticket = next(self._tickets)
-        return kind(ticket=ticket, model_id=model.id, name=model.name, keep_alive_s=keep_alive_s)
+        check_context(model, context_size)
+        return kind(
+            ticket=next(self._tickets),
+            model_id=model.id,
+            name=model.name,
+            keep_alive_s=keep_alive_s,
+            context_size=context_size or 0,
+            pin=pin,
+            request_id=request_id,
+        )
 
     async def _ask(self, event: Question) -> Any:
         """The answer; when the caller is cancelled, everything is taken back.
@@ -255,31 +303,35 @@ class SchedulerActor:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled; returns when all workers are gone."""
-        core = SchedulerCore(self._settings.rules(), budget_bytes=await self._measure_budget())
+        budgets = await self._measure_budget(DeviceBytes())
+        core = SchedulerCore(self._settings.rules(), budget=budgets.budget)
+        measure = partial(self._measure_with, core)
         async with trio.open_nursery() as nursery:  # outermost: callers are answered before workers end
             with self._handle.board.open(), self._handle.address.open() as mailbox:
-                run = _Run(core, self._handle, nursery, self._workshop(), self._report, self._jitter)
-                nursery.start_soon(self._sample_budget)
+                run = _Run(core, self._handle, nursery, self._workshop(measure), self._report, self._jitter)
+                nursery.start_soon(self._sample_budgets, measure)
                 task_status.started()
                 async for message in mailbox:
                     run.handle(message)
 
-    def _workshop(self) -> Workshop:
+    async def _measure_with(self, core: SchedulerCore) -> Budgets:
+        return await self._measure_budget(core.reserved)
+
+    def _workshop(self, measure: Callable[[], Awaitable[Budgets]]) -> Workshop:
         return Workshop(
             store=self._store,
             launch=self._launch,
-            measure_budget=self._measure_budget,
+            measure_budgets=measure,
             sizer=self._sizer,
             engine=self._settings.engine,
             tell=self._handle.address.tell,
             report=self._report,
         )
 
-    async def _sample_budget(self) -> None:
+    async def _sample_budgets(self, measure: Callable[[], Awaitable[Budgets]]) -> None:
         while True:
             await trio.sleep(self._settings.budget_interval_s)
-            budget_bytes = await self._measure_budget()
-            self._handle.address.tell(Happened(events.BudgetChanged(budget_bytes)))
+            self._handle.address.tell(Happened(_changed(await measure())))
 
 
 class _Run:
@@ -327,8 +379,9 @@ class _Run:
         match news:
             case Measured():
                 self._see(news.load_id, lambda seen: attrs.evolve(seen, options=news.options))
-                self._happen(events.BudgetChanged(news.budget_bytes))
-                self._happen(events.ModelSized(news.load_id, news.footprint.total_bytes))
+                self._happen(_changed(news.budgets))
+                footprint, context_size = bytes_of(news.footprint), news.options.context_size
+                self._happen(events.ModelSized(news.load_id, footprint, context_size))
             case NotMeasured():
                 self._happen(events.SizingFailed(news.load_id, _failure_of(news.error)))
             case KeeperTold():
@@ -374,7 +427,7 @@ class _Run:
     def _carry_out(self, effect: effects.Effect) -> None:
         match effect:
             case effects.SizeModel():
-                self._begin(effect.load_id, effect.model_id)
+                self._begin(effect)
             case effects.StartWorker():
                 self._tasks[effect.load_id].start_worker()
                 self._see(effect.load_id, lambda seen: attrs.evolve(seen, started_at_s=trio.current_time()))
@@ -400,10 +453,10 @@ class _Run:
             case _:
                 assert_never(effect)
 
-    def _begin(self, load_id: int, model_id: Digest) -> None:
-        task = LoadTask(load_id, model_id, self._workshop)
-        self._tasks[load_id] = task
-        self._views[load_id] = LoadView(engine=self._workshop.engine.name)
+    def _begin(self, effect: effects.SizeModel) -> None:
+        task = LoadTask(effect.load_id, effect.model_id, effect.context_size, self._workshop)
+        self._tasks[effect.load_id] = task
+        self._views[effect.load_id] = LoadView(engine=self._workshop.engine.name)
         self._nursery.start_soon(task.run)
 
     def _forget(self, load_id: int) -> None:
@@ -444,11 +497,24 @@ class _Run:
         self._board.show(
             Notice(
                 rows=tuple(Row(view, self._views.get(view.load_id)) for view in self._core.views()),
-                budget_bytes=self._core.budget_bytes,
-                reserved_bytes=self._core.reserved_bytes,
+                budget=self._core.budget,
+                reserved=self._core.reserved,
                 is_draining=self._core.is_draining,
             )
         )
+
+
+def check_context(model: Model, context_size: int | None) -> None:
+    """Raises InvalidParameter for a context beyond what the model was trained for."""
+    most = model.trained_context_size
+    if context_size is not None and most is not None and context_size > most:
+        raise InvalidParameter(
+            FieldFault("context_size", f"must be at most {most} for {model.name}, and is {context_size}")
+        )
+
+
+def _changed(budgets: Budgets) -> events.BudgetChanged:
+    return events.BudgetChanged(budgets.budget, budgets.ceiling)
 
 
 def _failure_of(error: RunnerError) -> events.Failure:

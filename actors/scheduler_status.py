@@ -14,12 +14,11 @@ import attrs
 import trio
 
 from actors.worker_handle import WorkerCounters, WorkerHandle
+from runner.domain.device_bytes import HOST_MEMORY, DeviceBytes
 from runner.domain.engine import EngineOptions
 from runner.domain.status import BudgetStatus, SchedulerStatus, WorkerStatus
 from runner.scheduling.instances import InstanceView
 from runner.scheduling.lifecycle import InstanceState
-
-HOST_MEMORY = "cpu"
 
 
 @attrs.frozen(kw_only=True)
@@ -56,7 +55,7 @@ class Row:
             pid=counters.pid or None,
             engine=load.engine,
             context_size=options.context_size if options is not None else 0,
-            reserved_bytes=view.reserved_bytes,
+            reserved_bytes=view.reserved.total_bytes,
             resident_bytes=counters.resident_bytes,
             leases=view.leases,
             waiting=view.waiting,
@@ -77,9 +76,19 @@ class Notice:
     """One state of the scheduler, as it was after an event."""
 
     rows: tuple[Row, ...] = ()
-    budget_bytes: int = 0
-    reserved_bytes: int = 0
+    budget: DeviceBytes = attrs.field(factory=DeviceBytes)
+    reserved: DeviceBytes = attrs.field(factory=DeviceBytes)
     is_draining: bool = False
+
+    def budgets(self) -> tuple[BudgetStatus, ...]:
+        """Of every device that has one or is in use, host memory first."""
+        devices = dict.fromkeys((HOST_MEMORY, *self.budget.devices, *self.reserved.devices))
+        return tuple(
+            BudgetStatus(
+                device=device, budget_bytes=self.budget[device], reserved_bytes=self.reserved[device]
+            )
+            for device in devices
+        )
 
 
 @attrs.define
@@ -112,12 +121,9 @@ class Board:
     def status(self) -> SchedulerStatus:
         """Costs a look at the process of each worker."""
         notice, now_s = self._notice, trio.current_time()
-        budget = BudgetStatus(
-            device=HOST_MEMORY, budget_bytes=notice.budget_bytes, reserved_bytes=notice.reserved_bytes
-        )
         return SchedulerStatus(
             workers=tuple(row.status(now_s) for row in notice.rows),
-            budgets=(budget,) if self._is_open else (),
+            budgets=notice.budgets() if self._is_open else (),
             is_draining=notice.is_draining,
         )
 

@@ -93,6 +93,11 @@ def by_header(files: ModelFiles, engine: EngineSettings, budget_bytes: int) -> S
     return Sized(options=options, footprint=estimate_of(files, options))
 
 
+def at_least(files: ModelFiles, context_size: int) -> ModelFiles:
+    """These files as if their packager had wished for such a context, which is then not cut for a budget."""
+    return attrs.evolve(files, model=attrs.evolve(files.model, context_size=context_size))
+
+
 def wished_options(files: ModelFiles, engine: EngineSettings) -> EngineOptions:
     """With room enough: what was said of this model, else what every load is given."""
     model, said = files.model, resolve(*files.model.layers()).values

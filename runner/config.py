@@ -42,8 +42,9 @@ class Origin(enum.Enum):
 class Settings:
     """Everything a daemon is told. Durations in seconds, sizes in bytes, `inf` for "never".
 
-    `memory_budget_bytes` None means 80 % of the free memory; `threads` are cores that all workers share, 0
-    means all usable ones. `idle_exit_s` ends the daemon that long after its last client, `inf` never.
+    `memory_budget_bytes` None bounds nothing beyond what is free; `memory_reserve_bytes` None is the default
+    reserve. `threads` are cores that all workers share, 0 means all usable ones. `idle_exit_s` ends the daemon
+    that long after its last client, `inf` never.
     """
 
     host: str
@@ -59,6 +60,9 @@ class Settings:
     threads: int
     spare_worker: bool
     memory_budget_bytes: int | None
+    memory_reserve_bytes: int | None
+    swap_wait_s: float
+    min_residency_s: float
     queue_limit: int
     allowed_hosts: tuple[str, ...]
     allowed_origins: tuple[str, ...]
@@ -241,9 +245,33 @@ OPTIONS: tuple[Option, ...] = (
         "memory_budget",
         _optional(parse_bytes),
         lambda: None,
-        "bytes for models, by default 80 % of free memory",
+        "bytes for models at most, by default all that is free but the reserve",
         "RUNNER_MEMORY_BUDGET",
         _NUMBER,
+    ),
+    Option(
+        "memory_reserve",
+        _optional(parse_bytes),
+        lambda: None,
+        "bytes left alone, by default a tenth of the memory, 512MiB to 4GiB",
+        "RUNNER_MEMORY_RESERVE",
+        _NUMBER,
+    ),
+    Option(
+        "swap_wait",
+        _duration,
+        lambda: 30.0,
+        "how long requests for a loaded model may keep another waiting",
+        "RUNNER_SWAP_WAIT",
+        (int, float, str),
+    ),
+    Option(
+        "min_residency",
+        _duration,
+        lambda: 5.0,
+        "how long a model with requests stays loaded at least",
+        "RUNNER_MIN_RESIDENCY",
+        (int, float, str),
     ),
     Option(
         "queue_limit",
@@ -290,6 +318,9 @@ OPTIONS: tuple[Option, ...] = (
 _FIELD_OF = {
     "keep_alive": "keep_alive_s",
     "memory_budget": "memory_budget_bytes",
+    "memory_reserve": "memory_reserve_bytes",
+    "swap_wait": "swap_wait_s",
+    "min_residency": "min_residency_s",
     "drain": "drain_s",
     "idle_exit": "idle_exit_s",
 }

@@ -30,7 +30,7 @@ import structlog
 import trio
 
 from actors.actor import Address
-from actors.budget import fixed, share_of_free_memory
+from actors.budget import BudgetMeter
 from actors.cores import CoreSharing, read_work
 from actors.environment import PASSED_ON
 from actors.footprints import FootprintNotice, Footprints, ProbeFault
@@ -55,6 +55,7 @@ from runner.domain.settings import (
     SettingOrigin,
     SettingsLayer,
 )
+from runner.domain.device_bytes import HOST_MEMORY
 from runner.domain.status import ActorStatus, CrashReport, DaemonStatus, VersionInfo
 from runner.errors import StartRefused
 from runner.hardware.cpu import read_cores
@@ -203,6 +204,7 @@ class Daemon:
             default_context_size=settings.context_size,
             setting_layers=setting_layers(settings, self._said),
         )
+        self._budgets = _budget_meter(settings)
         self._server = Server(build_app(context), _server_settings(settings))
         self._footprints = self._new_footprints(store)
         self._spare = self._new_spare() if settings.spare_worker else None
@@ -240,15 +242,17 @@ class Daemon:
         )
 
     def _new_scheduler(self, store: StoreHandle) -> SchedulerActor:
-        settings, budget_bytes = self._settings, self._settings.memory_budget_bytes
+        settings = self._settings
         return SchedulerActor(
             self._scheduler,
             store,
             self._cores.launch,
-            share_of_free_memory if budget_bytes is None else fixed(budget_bytes),
+            self._budgets.measure,
             SchedulerSettings(
                 queue_limit_per_model=settings.queue_limit,
                 default_keep_alive_s=settings.keep_alive_s,
+                swap_wait_s=settings.swap_wait_s,
+                min_residency_s=settings.min_residency_s,
                 engine=_engine_settings(settings),
             ),
             sizer=self._footprints,
@@ -403,6 +407,15 @@ def setting_layers(settings: Settings, said: Collection[str]) -> tuple[SettingsL
     return (
         SettingsLayer(SettingOrigin.DAEMON, of_all.changed(NOTHING, unsaid)),
         SettingsLayer(SettingOrigin.BUILT_IN, USUAL.settings.changed(of_all)),
+    )
+
+
+def _budget_meter(settings: Settings) -> BudgetMeter:
+    """What is configured bounds host memory; GPUs are measured."""
+    cap, reserve = settings.memory_budget_bytes, settings.memory_reserve_bytes
+    return BudgetMeter(
+        caps={} if cap is None else {HOST_MEMORY: cap},
+        reserves={} if reserve is None else {HOST_MEMORY: reserve},
     )
 
 

@@ -236,7 +236,10 @@ class QueueFull(Busy):
 
 
 class InsufficientMemory(Busy):
-    """A load that cannot fit even after every permitted eviction. All numbers in bytes."""
+    """A load that cannot fit even after every permitted eviction. All numbers in bytes, of one device.
+
+    `device` is the one that lacks most: `cpu` for host memory, else a GPU (`CUDA0`).
+    """
 
     code = "insufficient_memory"
 
@@ -247,17 +250,23 @@ class InsufficientMemory(Busy):
         needed_bytes: int,
         free_bytes: int,
         reserved_bytes: int,
+        device: str = "cpu",
         retry_after_s: float = 5.0,
     ) -> None:
         super().__init__(
-            f"loading {model} needs {needed_bytes} bytes; {free_bytes} are free "
-            f"and {reserved_bytes} are held by models in use",
+            f"loading {model} needs {_mib(needed_bytes)} of {'memory' if device == 'cpu' else device}; "
+            f"{_mib(free_bytes)} can be had and {_mib(reserved_bytes)} are held by models in use",
             retry_after_s=retry_after_s,
         )
+        self.device = device
         self.model = model
         self.needed_bytes = needed_bytes
         self.free_bytes = free_bytes
         self.reserved_bytes = reserved_bytes
+
+
+def _mib(size_bytes: int) -> str:
+    return f"{size_bytes / 2**20:.1f} MiB"
 
 
 class LoadingFailed(Busy):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import attrs
 
 
@@ -9,15 +11,18 @@ import attrs
 class DeviceMemory:
     """Memory of one device in bytes, at one moment.
 
-    `device` is `cpu` for host memory. `total_bytes` is what this process could use at most, `free_bytes` what
-    it could still take without pushing anything out. `limited_by` names the tighter bound: `physical` or
-    `cgroup`.
+    `device` is `cpu` for host memory, else the engine's name for it (`CUDA0`); `name` is for people.
+    `total_bytes` is what this process could use at most, `free_bytes` what it could still take without
+    pushing anything out. `limited_by` names the tighter bound: `physical` or `cgroup`. `process_bytes` is
+    what processes hold of it, by process id, as far as the device tells; host memory does not.
     """
 
     device: str
     total_bytes: int
     free_bytes: int
     limited_by: str
+    process_bytes: Mapping[int, int] = attrs.field(factory=dict)
+    name: str = ""
 
 
 @attrs.frozen(kw_only=True)

@@ -1,6 +1,7 @@
-"""Asks every prober what this machine offers right now. Today that is the host; GPUs get a prober each.
+"""Asks every prober what this machine offers right now: the host, and GPUs of the kinds we know.
 
-All calls are quick (a few files below /proc and /sys) and may run on the event loop.
+What asks the host is quick (a few files below /proc and /sys) and may run on the event loop; drivers of GPUs
+take milliseconds and are asked in a thread.
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ import attrs
 
 from runner.hardware import cpu
 from runner.hardware.device import CpuCores, DeviceMemory
+from runner.hardware.nvidia import NvidiaProber
+
+_nvidia = NvidiaProber()
 
 
 @attrs.frozen(kw_only=True)
@@ -20,7 +24,12 @@ class HardwareReport:
 
 
 def probe() -> HardwareReport:
-    return HardwareReport(memory=(cpu.read_memory(),), cores=cpu.read_cores())
+    return HardwareReport(memory=device_memory(), cores=cpu.read_cores())
+
+
+def device_memory() -> tuple[DeviceMemory, ...]:
+    """Memory of every device, the host first."""
+    return (cpu.read_memory(), *_nvidia.read())
 
 
 def free_memory_bytes() -> int:

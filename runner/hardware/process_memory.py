@@ -18,6 +18,11 @@ def children_private_bytes() -> int:
     return sum(map(private_bytes, psutil.Process().children()))
 
 
+def children_ids() -> frozenset[int]:
+    """Process ids of the direct children of this process."""
+    return frozenset(child.pid for child in psutil.Process().children())
+
+
 def private_bytes(process: psutil.Process) -> int:
     """Resident bytes without shared ones (with them where the system does not tell); 0 when it is gone."""
     try:

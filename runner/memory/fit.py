@@ -64,11 +64,6 @@ class ContextPlan:
         return max(0, self.total_bytes - self.budget_bytes)
 
 
-def memory_budget(free_bytes: int) -> int:
-    """The share of free memory that models may take: 80 %, since other programs grow as well."""
-    return free_bytes * 4 // 5
-
-
 def wished_context(
     trained_context_size: int | None,
     packaged_context_size: int | None = None,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import attrs
 
+from runner.domain.device_bytes import DeviceBytes
 from runner.domain.status import UnloadReport
 from runner.oci.digest import Digest
 from runner.scheduling.events import Failure
@@ -16,10 +17,14 @@ from runner.scheduling.events import Failure
 
 @attrs.frozen
 class SizeModel:
-    """Pin the model's files and find its footprint: ends in ModelSized, SizingFailed or DropLoad."""
+    """Pin the model's files and find its footprint: ends in ModelSized, SizingFailed or DropLoad.
+
+    `context_size` is the least that is wanted, in tokens; 0 for the default.
+    """
 
     load_id: int
     model_id: Digest
+    context_size: int = 0
 
 
 @attrs.frozen
@@ -93,12 +98,22 @@ class LineFull:
 
 @attrs.frozen(kw_only=True)
 class NoRoom:
-    """Bytes. `free_bytes` is what there would be after every permitted eviction, `in_use_bytes` the rest."""
+    """`free` is what there would be after every permitted eviction, `in_use` the rest of the budget."""
 
     model: str
-    needed_bytes: int
-    free_bytes: int
-    in_use_bytes: int
+    needed: DeviceBytes
+    free: DeviceBytes
+    in_use: DeviceBytes
+    retry_after_s: float
+
+
+@attrs.frozen(kw_only=True)
+class ContextTooLarge:
+    """The model cannot be loaded with the wanted context, whatever room there is. Tokens of one sequence."""
+
+    model: str
+    wanted: int
+    most: int
 
 
 @attrs.frozen(kw_only=True)
@@ -112,6 +127,6 @@ class NoNewWork:
     """The daemon is draining."""
 
 
-Refusal = LineFull | NoRoom | CannotLoad | NoNewWork
+Refusal = LineFull | NoRoom | ContextTooLarge | CannotLoad | NoNewWork
 Answer = GrantLease | ConfirmPreload | ReportUnloaded | ReportDrained | Refuse
 Effect = SizeModel | StartWorker | StopWorker | DropLoad | ArmTimer | Answer

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import attrs
 
+from runner.domain.device_bytes import DeviceBytes
 from runner.oci.digest import Digest
 
 
@@ -23,24 +24,32 @@ class Failure:
 
 
 @attrs.frozen(kw_only=True)
-class LeaseRequested:
-    """Somebody wants to use a model. `keep_alive_s` None keeps what is set; 0 unloads after the last lease;
-    infinite never idles out."""
+class ModelWanted:
+    """What a caller says of the model it wants; what it leaves out never makes a loaded model load again.
+
+    `keep_alive_s` None keeps what is set; 0 unloads after the last lease; infinite never idles out. `pin`
+    None keeps what is set; a pinned model never idles out and makes room only by command. `context_size` is
+    the least that a sequence must be able to hold in tokens, 0 for whatever there is. `request_id` is for
+    `why`.
+    """
 
     ticket: int
     model_id: Digest
     name: str
     keep_alive_s: float | None = None
+    pin: bool | None = None
+    context_size: int = 0
+    request_id: str | None = None
 
 
 @attrs.frozen(kw_only=True)
-class PreloadRequested:
-    """Somebody wants a model in memory without using it yet."""
+class LeaseRequested(ModelWanted):
+    """Somebody wants to use a model."""
 
-    ticket: int
-    model_id: Digest
-    name: str
-    keep_alive_s: float | None = None
+
+@attrs.frozen(kw_only=True)
+class PreloadRequested(ModelWanted):
+    """Somebody wants a model in memory without using it yet."""
 
 
 @attrs.frozen
@@ -78,10 +87,11 @@ class DrainRequested:
 
 @attrs.frozen
 class ModelSized:
-    """The files are pinned and would need this much memory."""
+    """The files are pinned; with this context size (tokens of one sequence) the model needs this memory."""
 
     load_id: int
-    footprint_bytes: int
+    footprint: DeviceBytes
+    context_size: int
 
 
 @attrs.frozen
@@ -128,9 +138,14 @@ class WorkerEnded:
 
 @attrs.frozen
 class BudgetChanged:
-    """The bytes that models may take in all."""
+    """What models may take in all: `budget` is given away, and above `ceiling` idle ones have to go.
 
-    budget_bytes: int
+    The ceiling is the budget where it is None; a measured one lies a little higher, so that a model does not
+    go for every megabyte that another program takes.
+    """
+
+    budget: DeviceBytes
+    ceiling: DeviceBytes | None = None
 
 
 @attrs.frozen

@@ -7,43 +7,89 @@ its neighbours. Read on in `lifecycle.py` (states) and `core.py` (who writes all
 from __future__ import annotations
 
 import math
+from collections import deque
+from functools import reduce
+from operator import add
 
 import attrs
 
+from runner.domain.device_bytes import DeviceBytes
 from runner.oci.digest import Digest
-from runner.scheduling.eviction import Candidate, Demand
 from runner.scheduling.ledger import Ledger
-from runner.scheduling.lifecycle import InstanceState, Trigger, next_state
-from runner.scheduling.queues import WaitingLine
+from runner.scheduling.lifecycle import SERVING, InstanceState, Trigger, next_state
+from runner.scheduling.queues import Waiter, WaitingLine
 from runner.scheduling.rules import SchedulingRules
+
+HISTORY_KEPT = 32
+"""States that an instance remembers; a wait across more of them is told from the oldest one kept."""
+
+
+@attrs.define(kw_only=True, eq=False)
+class Attempt:
+    """One attempt to have a model in memory, from sizing to the end of its process.
+
+    `asked_context_size` is what sizing was asked for, 0 for the default; `context_size` what it gave, 0 while
+    it is not done.
+    """
+
+    load_id: int
+    asked_context_size: int = 0
+    context_size: int = 0
+    footprint: DeviceBytes = attrs.field(factory=DeviceBytes)
+
+    @property
+    def is_sized(self) -> bool:
+        return self.context_size > 0
 
 
 @attrs.define(kw_only=True, eq=False)
 class Instance:
     """One model. Owned by the core; nobody else writes it.
 
-    `load_id` numbers the present attempt, from sizing to the end of the process, so that news of former ones
-    can be told apart. `leases` maps tickets to the time they were granted. Times in seconds, core's clock.
+    `attempt` is the present one. `growth` is the next one, sized while this one still serves, for those who
+    need a larger context. `leases` map tickets to the time they were granted. `away_since_s` is when it last
+    ceased to be ready: what its requests waited before that, they waited for each other and not for room.
+    Times in seconds, core's clock.
     """
 
     model_id: Digest
     name: str
     line: WaitingLine
     leases_limit: int
+    waiters_limit: int
     keep_alive_s: float
+    is_pinned: bool = False
     state: InstanceState = InstanceState.UNLOADED
     since_s: float = 0.0
-    load_id: int = 0
-    footprint_bytes: int = 0
+    attempt: Attempt = attrs.field(factory=lambda: Attempt(load_id=0))
+    growth: Attempt | None = None
     leases: dict[int, float] = attrs.field(factory=dict)
+    ready_since_s: float = 0.0
     idle_since_s: float = 0.0
     cooled_at_s: float = 0.0
-    is_queueing_noted: bool = False
+    away_since_s: float = -math.inf
+    noted_wait: str = ""
+    history: deque[tuple[InstanceState, float]] = attrs.field(factory=lambda: deque(maxlen=HISTORY_KEPT))
 
     def move(self, trigger: Trigger, now_s: float) -> None:
         """Take the transition; raises IllegalTransition, after which nothing has changed."""
-        self.state = next_state(self.state, trigger)
+        former, self.state = self.state, next_state(self.state, trigger)
         self.since_s = now_s
+        if former is InstanceState.READY:
+            self.away_since_s = now_s
+        self.history.append((self.state, now_s))
+
+    @property
+    def load_id(self) -> int:
+        return self.attempt.load_id
+
+    @property
+    def footprint(self) -> DeviceBytes:
+        return self.attempt.footprint
+
+    @property
+    def context_size(self) -> int:
+        return self.attempt.context_size
 
     @property
     def is_wanted(self) -> bool:
@@ -52,7 +98,7 @@ class Instance:
 
     @property
     def is_idle(self) -> bool:
-        """In memory and used by nobody: the only kind that may be evicted."""
+        """In memory, used by nobody and waited for by nobody."""
         return self.state is InstanceState.READY and not self.is_wanted
 
     @property
@@ -60,17 +106,44 @@ class Instance:
         return len(self.leases) < self.leases_limit
 
     @property
+    def is_full(self) -> bool:
+        """As many callers wait or use it as may: places in use and places in line together."""
+        return len(self.leases) + len(self.line) >= self.leases_limit + self.waiters_limit
+
+    def suffices(self, waiter: Waiter) -> bool:
+        return waiter.context_size <= self.context_size
+
+    @property
     def expires_at_s(self) -> float:
         """When it has been idle for its keep_alive; infinite while that is not counting."""
-        return self.idle_since_s + self.keep_alive_s if self.is_idle else math.inf
+        if not self.is_idle or self.is_pinned:
+            return math.inf
+        return self.idle_since_s + self.keep_alive_s
+
+    @property
+    def waits_for_room(self) -> tuple[float, int] | None:
+        """Since when the first waits whom only room can help, with a load or a larger one, and how many do;
+        None for nobody."""
+        match self.state:
+            case InstanceState.QUEUED | InstanceState.YIELDING:
+                least = -1
+            case InstanceState.READY:
+                least = self.context_size
+            case _:
+                return None
+        since_s = self.line.oldest_since_s(needing_more_than=least)
+        if since_s is None:
+            return None
+        if self.state is not InstanceState.READY:
+            since_s = max(since_s, self.away_since_s)
+        return since_s, self.line.count(needing_more_than=least)
 
     def deadline_s(self, room_wait_s: float) -> float:
         """When it needs a look even if nothing happens to it; infinite for never."""
         if self.state is InstanceState.COOLING:
             return self.cooled_at_s
-        oldest_s = self.line.oldest_since_s()
-        if self.state is InstanceState.QUEUED and oldest_s is not None:
-            return oldest_s + room_wait_s
+        if self.waits_for_room is not None:
+            return self.waits_for_room[0] + room_wait_s
         return self.expires_at_s
 
     def __repr__(self) -> str:
@@ -91,10 +164,12 @@ class InstanceView:
     state: InstanceState
     since_s: float
     load_id: int
-    reserved_bytes: int
+    context_size: int
+    reserved: DeviceBytes
     leases: int
     waiting: int
     keep_alive_s: float
+    is_pinned: bool
     expires_at_s: float | None
 
 
@@ -117,40 +192,33 @@ class InstanceTable:
             instance = self.by_model[model_id] = Instance(
                 model_id=model_id,
                 name=name,
-                line=WaitingLine(rules.waiters_per_model),
+                line=WaitingLine(),
                 leases_limit=rules.leases_per_model,
+                waiters_limit=rules.waiters_per_model,
                 keep_alive_s=rules.default_keep_alive_s,
             )
         return instance
 
-    def in_state(self, state: InstanceState) -> list[Instance]:
-        return [instance for instance in self.by_model.values() if instance.state is state]
+    def in_state(self, *states: InstanceState) -> list[Instance]:
+        return [instance for instance in self.by_model.values() if instance.state in states]
+
+    def serving(self) -> list[Instance]:
+        return [instance for instance in self.by_model.values() if instance.state in SERVING]
 
     def idle(self) -> list[Instance]:
         return [instance for instance in self.by_model.values() if instance.is_idle]
 
-    def demands(self, now_s: float) -> list[Demand]:
-        """Loads that wait for room, in the order of their beginning."""
-        queued = sorted(self.in_state(InstanceState.QUEUED), key=lambda instance: instance.load_id)
-        return [
-            Demand(load_id=one.load_id, needed_bytes=one.footprint_bytes, waited_s=now_s - one.since_s)
-            for one in queued
-        ]
-
-    def candidates(self) -> list[Candidate]:
-        """Models that may be evicted."""
-        return [
-            Candidate(load_id=one.load_id, size_bytes=one.footprint_bytes, idle_since_s=one.idle_since_s)
-            for one in self.idle()
-        ]
-
-    def leaving_bytes(self) -> int:
+    def leaving(self) -> DeviceBytes:
         """Held by processes that were told to end."""
-        return sum(one.footprint_bytes for one in self.in_state(InstanceState.STOPPING))
+        return total(self.in_state(InstanceState.STOPPING))
 
-    def in_use_bytes(self) -> int:
-        """Reserved by models that may not be evicted."""
-        return self.ledger.reserved_bytes - sum(one.footprint_bytes for one in self.idle())
+    def in_use(self) -> DeviceBytes:
+        """Reserved by models that may not be evicted now."""
+        return self.ledger.reserved - total([one for one in self.idle() if not one.is_pinned])
+
+    def pinned(self) -> list[Instance]:
+        """Models in memory that make room only by command."""
+        return [one for one in self.serving() if one.is_pinned]
 
     def next_deadline_s(self, room_wait_s: float) -> float:
         """When the first instance needs a look; infinite for never."""
@@ -168,9 +236,16 @@ class InstanceTable:
             state=instance.state,
             since_s=instance.since_s,
             load_id=instance.load_id,
-            reserved_bytes=self.ledger.of(instance.load_id),
+            context_size=instance.context_size,
+            reserved=self.ledger.of(instance.load_id),
             leases=len(instance.leases),
             waiting=len(instance.line),
             keep_alive_s=instance.keep_alive_s,
+            is_pinned=instance.is_pinned,
             expires_at_s=expires_at_s if expires_at_s < math.inf else None,
         )
+
+
+def total(instances: list[Instance]) -> DeviceBytes:
+    """What these hold together."""
+    return reduce(add, (one.footprint for one in instances), DeviceBytes())

@@ -1,7 +1,7 @@
 """The life of one model in memory: its states, and what moves it from one to the next.
 
-    unloaded ─> sizing ─> queued ─> loading ─> ready ─> stopping ─> unloaded
-                                  └────── bytes are reserved ──────┘
+    unloaded ─> sizing ─> queued ─> loading ─> ready <─> yielding ─> stopping ─> unloaded
+                                  └─────────────── bytes are reserved ────────────┘
 
 Bytes are reserved from `loading` to the end of `stopping`, since a process holds memory until it is gone.
 `TRANSITIONS` is the whole truth; `diagram()` draws it. Imports the error tree. Read on in `instances.py`.
@@ -29,6 +29,8 @@ class InstanceState(enum.Enum):
     """Bytes are reserved and a worker starts."""
     READY = "ready"
     """Leases are granted."""
+    YIELDING = "yielding"
+    """In use, but its room is wanted: running requests end, and no new lease is granted."""
     STOPPING = "stopping"
     """The worker was told to end, or ends by itself; its bytes count until the process is gone."""
 
@@ -40,11 +42,13 @@ class Trigger(enum.Enum):
     BACKED_OFF = "wanted soon after a crash"
     COOLED = "the delay is over"
     SIZED = "the footprint is known"
-    RESIZED = "the budget shrank below the footprint"
+    RESIZED = "the budget shrank, or a larger context is wanted"
     ROOM_RESERVED = "its bytes are reserved"
     LOADED = "the worker is ready"
     NOT_WANTED = "refused, failed, or nobody waits any more"
     STOP_ASKED = "idle, evicted, unloaded, failed, draining, or nobody waits any more"
+    GIVES_WAY = "another load may have its room"
+    KEEPS_ROOM = "its room is not needed any more"
     FAILING = "the worker serves nobody any more"
     GONE = "the process is gone"
 
@@ -58,13 +62,28 @@ TRANSITIONS: Mapping[InstanceState, Mapping[Trigger, InstanceState]] = MappingPr
         _S.SIZING: {_T.SIZED: _S.QUEUED, _T.NOT_WANTED: _S.UNLOADED},
         _S.QUEUED: {_T.ROOM_RESERVED: _S.LOADING, _T.RESIZED: _S.SIZING, _T.NOT_WANTED: _S.UNLOADED},
         _S.LOADING: {_T.LOADED: _S.READY, _T.STOP_ASKED: _S.STOPPING, _T.GONE: _S.UNLOADED},
-        _S.READY: {_T.STOP_ASKED: _S.STOPPING, _T.FAILING: _S.STOPPING, _T.GONE: _S.UNLOADED},
+        _S.READY: {
+            _T.STOP_ASKED: _S.STOPPING,
+            _T.GIVES_WAY: _S.YIELDING,
+            _T.FAILING: _S.STOPPING,
+            _T.GONE: _S.UNLOADED,
+        },
+        _S.YIELDING: {
+            _T.STOP_ASKED: _S.STOPPING,
+            _T.KEEPS_ROOM: _S.READY,
+            _T.FAILING: _S.STOPPING,
+            _T.GONE: _S.UNLOADED,
+        },
         _S.STOPPING: {_T.GONE: _S.UNLOADED},
     }
 )
 
-HOLDING_MEMORY = frozenset({_S.LOADING, _S.READY, _S.STOPPING})
+HOLDING_MEMORY = frozenset({_S.LOADING, _S.READY, _S.YIELDING, _S.STOPPING})
 """States in which the ledger holds the footprint, and in which a worker process may exist."""
+
+
+SERVING = frozenset({_S.READY, _S.YIELDING})
+"""States in which leases may be held."""
 
 
 class IllegalTransition(RunnerError):

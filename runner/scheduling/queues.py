@@ -1,17 +1,16 @@
-"""Who waits for a model, in which order, and how long a refused client should stay away.
+"""Who waits for a model, and in which order.
 
 A line is bounded, first in first out, and one per model, so that requests for a loaded model never stand
-behind the load of another. Imports nothing of ours. Read on in `core.py`.
+behind the load of another. Within it a waiter whom the loaded context does not suffice is passed by those
+whom it does. Imports nothing of ours. Read on in `callers.py`.
 """
 
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable, Iterator
 
 import attrs
-
-RETRY_AFTER_MIN_S = 1.0  # Retry-After is written in whole seconds, and 0 would invite a busy loop
-RETRY_AFTER_MAX_S = 60.0
 
 
 class Want(enum.Enum):
@@ -22,85 +21,78 @@ class Want(enum.Enum):
 
 @attrs.frozen(kw_only=True)
 class Waiter:
-    """One unanswered caller. `keep_alive_s` None keeps what is set; `since_s` is when it began to wait."""
+    """One unanswered caller.
+
+    `keep_alive_s` and `pin` None keep what is set; `since_s` is when it began to wait; `context_size` is the
+    least it needs in tokens, 0 when it did not say.
+    """
 
     ticket: int
     want: Want
-    keep_alive_s: float | None
     since_s: float
+    keep_alive_s: float | None = None
+    pin: bool | None = None
+    context_size: int = 0
 
 
 @attrs.define
 class WaitingLine:
-    """A bounded queue of waiters with removal from the middle."""
+    """A queue of waiters with removal from the middle. Its owner bounds it."""
 
-    limit: int
     _waiters: dict[int, Waiter] = attrs.field(factory=dict, init=False)
 
     def __len__(self) -> int:
         return len(self._waiters)
 
-    @property
-    def is_full(self) -> bool:
-        return len(self._waiters) >= self.limit
+    def __iter__(self) -> Iterator[Waiter]:
+        return iter(self._waiters.values())
 
     def join(self, waiter: Waiter) -> None:
-        """Stand at the end. The caller has looked at `is_full` and has not joined before."""
-        assert not self.is_full and waiter.ticket not in self._waiters
+        """Stand at the end. It has not joined before."""
+        assert waiter.ticket not in self._waiters
         self._waiters[waiter.ticket] = waiter
 
     def leave(self, ticket: int) -> bool:
         """Give up a place; False when this ticket does not wait here."""
         return self._waiters.pop(ticket, None) is not None
 
-    def take_lease(self) -> Waiter | None:
-        """The first who wants a lease, removed from the line."""
-        first = next((waiter for waiter in self._waiters.values() if waiter.want is Want.LEASE), None)
-        if first is not None:
-            del self._waiters[first.ticket]
-        return first
+    def take_lease(self, context_size: int) -> Waiter | None:
+        """The first who wants a lease and to whom this context suffices, removed from the line."""
+        for waiter in self._waiters.values():
+            if waiter.want is Want.LEASE and waiter.context_size <= context_size:
+                return self._waiters.pop(waiter.ticket)
+        return None
 
-    def take_preloads(self) -> tuple[Waiter, ...]:
-        """All who only want the model in memory, removed from the line."""
-        return self._take(tuple(w for w in self._waiters.values() if w.want is Want.PRELOAD))
+    def take_preloads(self, context_size: int) -> tuple[Waiter, ...]:
+        """All who only want the model in memory and to whom this context suffices, removed from the line."""
+        return self._take(lambda one: one.want is Want.PRELOAD and one.context_size <= context_size)
+
+    def take_needing(self, more_than: int) -> tuple[Waiter, ...]:
+        """All who need a larger context than this, removed from the line."""
+        return self._take(lambda one: one.context_size > more_than)
+
+    def take_overdue(self, now_s: float, wait_s: float, *, needing_more_than: int = -1) -> tuple[Waiter, ...]:
+        """All who have waited for `wait_s` or longer, removed from the line; of those who need a larger
+        context than `needing_more_than`."""
+        return self._take(lambda one: one.since_s + wait_s <= now_s and one.context_size > needing_more_than)
 
     def take_all(self) -> tuple[Waiter, ...]:
-        return self._take(tuple(self._waiters.values()))
+        return self._take(lambda one: True)
 
-    def take_overdue(self, now_s: float, wait_s: float) -> tuple[Waiter, ...]:
-        """All who have waited for `wait_s` or longer, removed from the line."""
-        return self._take(tuple(w for w in self._waiters.values() if w.since_s + wait_s <= now_s))
+    def oldest_since_s(self, *, needing_more_than: int = -1) -> float | None:
+        """Since when the first has waited who needs more than this context; None when nobody does."""
+        return next((one.since_s for one in self if one.context_size > needing_more_than), None)
 
-    def oldest_since_s(self) -> float | None:
-        """Since when the first in line has waited; None when nobody does."""
-        return next((waiter.since_s for waiter in self._waiters.values()), None)
+    def count(self, *, needing_more_than: int = -1) -> int:
+        return sum(one.context_size > needing_more_than for one in self)
 
-    def _take(self, waiters: tuple[Waiter, ...]) -> tuple[Waiter, ...]:
-        for waiter in waiters:
+    @property
+    def largest_need(self) -> int:
+        """The largest context that somebody here needs, 0 when nobody said."""
+        return max((one.context_size for one in self), default=0)
+
+    def _take(self, is_meant: Callable[[Waiter], bool]) -> tuple[Waiter, ...]:
+        taken = tuple(waiter for waiter in self._waiters.values() if is_meant(waiter))
+        for waiter in taken:
             del self._waiters[waiter.ticket]
-        return waiters
-
-
-@attrs.define
-class Rates:
-    """How long loads and leases took lately: moving averages in seconds that give refusals their Retry-After.
-
-    They start from guesses and follow what is measured; a quarter of each new value goes in.
-    """
-
-    load_s: float = 5.0
-    lease_s: float = 5.0
-
-    def load_ended(self, took_s: float) -> None:
-        self.load_s += (took_s - self.load_s) / 4
-
-    def lease_ended(self, took_s: float) -> None:
-        self.lease_s += (took_s - self.lease_s) / 4
-
-    def retry_after_s(self, leases: int | None) -> float:
-        """When a place in a full line may be expected, within bounds.
-
-        `leases` use the model side by side; None: it is not loaded, and the whole line is served when it is.
-        """
-        expected_s = self.load_s if leases is None else self.lease_s / leases
-        return min(max(expected_s, RETRY_AFTER_MIN_S), RETRY_AFTER_MAX_S)
+        return taken

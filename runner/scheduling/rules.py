@@ -1,4 +1,4 @@
-"""The numbers behind the scheduler's decisions. Values only. Read on in `core.py`."""
+"""The numbers behind the scheduler's decisions. Values only. Read on in `core.py` and `swap.py`."""
 
 from __future__ import annotations
 
@@ -7,20 +7,29 @@ import attrs
 from runner.scheduling.backoff import BackoffRules
 
 _AT_LEAST_ONE = attrs.validators.ge(1)
+_NOT_NEGATIVE = attrs.validators.ge(0.0)
 
 
 @attrs.frozen(kw_only=True)
 class SchedulingRules:
-    """`waiters_per_model` may stand in line for one model, while `leases_per_model` use it at the same time.
+    """Of one model `leases_per_model` requests run at the same time, and `waiters_per_model` more may wait.
 
-    `room_wait_s` bounds how long a request waits for models in use to make room; `overtaking_s` how long
-    later loads may pass one that does not fit yet.
+    `swap_wait_s`: so long may requests for a loaded model keep those for another one waiting.
+    `min_residency_s`: so long a model with requests stays after its load; an idle one within that time
+    lingers `linger_s`, since whoever loaded it may be about to ask again. `room_wait_s` bounds how long a
+    request waits for models in use to make room; `overtaking_s` how long later loads may pass one that does
+    not fit yet. After `idle_scale_s` without use a model is thought half as likely to be wanted soon.
     """
 
     waiters_per_model: int = attrs.field(default=64, validator=_AT_LEAST_ONE)
     leases_per_model: int = attrs.field(default=8, validator=_AT_LEAST_ONE)
     default_keep_alive_s: float = 300.0
+    swap_wait_s: float = attrs.field(default=30.0, validator=_NOT_NEGATIVE)
+    min_residency_s: float = attrs.field(default=5.0, validator=_NOT_NEGATIVE)
+    linger_s: float = attrs.field(default=1.0, validator=_NOT_NEGATIVE)
     room_wait_s: float = 120.0
     overtaking_s: float = 10.0
+    idle_scale_s: float = 60.0
     decisions_kept: int = attrs.field(default=512, validator=_AT_LEAST_ONE)
+    requests_kept: int = attrs.field(default=1024, validator=_AT_LEAST_ONE)
     backoff: BackoffRules = attrs.field(factory=BackoffRules)

@@ -12,14 +12,17 @@ import trio.testing
 
 from actors.load import LoadNews, LoadOver, LoadTask, Measured, NotMeasured, Workshop
 from actors.sizing import EngineSettings, LoadedWorker, Sized, Watch
+from runner.domain.device_bytes import DeviceBytes
 from runner.domain.engine import DeviceBuffers, EngineOptions
 from runner.domain.model import ModelFiles
+from runner.memory.budget import Budgets
 from runner.memory.footprint import Footprint
 from tests.support.scheduler_bench import CountingStore, FakeKeepers, model_named
 
 pytestmark = pytest.mark.anyio
 
 BUDGET = 10**9
+BUDGETS = Budgets(DeviceBytes.on_host(BUDGET), DeviceBytes.on_host(BUDGET))
 SIZED = Sized(
     options=EngineOptions(context_size=300, n_cells=512, key_type="q8_0"),
     footprint=Footprint(devices=(DeviceBuffers(device="cpu", weights_bytes=7),), overhead_bytes=5),
@@ -62,22 +65,22 @@ class Bench:
     keepers: FakeKeepers = attrs.field(factory=FakeKeepers)
     news: list[LoadNews] = attrs.field(factory=list)
 
-    def task(self) -> LoadTask:
+    def task(self, context_size: int = 0) -> LoadTask:
         model = self.store.add(model_named("a"))
         shop = Workshop(
             store=self.store,
             launch=self.keepers,
-            measure_budget=self.measure_budget,
+            measure_budgets=self.measure_budgets,
             sizer=self.sizer,
             engine=EngineSettings(context_size=999),
             tell=self.news.append,
             report=lambda notice: None,
         )
-        return LoadTask(1, model.id, shop)
+        return LoadTask(1, model.id, context_size, shop)
 
-    async def measure_budget(self) -> int:
+    async def measure_budgets(self) -> Budgets:
         await trio.lowlevel.checkpoint()
-        return BUDGET
+        return BUDGETS
 
     def assert_nothing_left(self) -> None:
         assert self.keepers.running == {}
@@ -94,7 +97,7 @@ async def test_the_sizer_chooses_what_is_reserved_and_what_the_worker_gets(
             nursery.start_soon(task.run)
             await trio.sleep(5)
             assert bench.news == [
-                Measured(load_id=1, options=SIZED.options, footprint=SIZED.footprint, budget_bytes=BUDGET)
+                Measured(load_id=1, options=SIZED.options, footprint=SIZED.footprint, budgets=BUDGETS)
             ]
             assert bench.keepers.started == []
             task.start_worker()
@@ -107,6 +110,23 @@ async def test_the_sizer_chooses_what_is_reserved_and_what_the_worker_gets(
     ((_, engine, budget_bytes),) = bench.sizer.asked
     assert (engine.context_size, budget_bytes) == (999, BUDGET)
     bench.assert_nothing_left()
+
+
+@pytest.mark.parametrize(
+    ("context_size", "wishes"), [(0, [None]), (300, [None]), (301, [None, 301]), (2000, [None, 2000])]
+)
+async def test_a_context_that_was_asked_for_is_sized_as_if_it_were_the_packagers_wish(
+    virtual_clock: trio.testing.MockClock, context_size: int, wishes: list[int | None]
+) -> None:
+    bench = Bench()
+    task = bench.task(context_size)
+    with trio.fail_after(100):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(task.run)
+            await trio.sleep(5)
+            task.stop()
+    assert [files.model.context_size for files, _, _ in bench.sizer.asked] == wishes
+    assert len(bench.news) == 1
 
 
 async def test_a_load_that_is_stopped_while_it_is_measured_leaves_nothing(

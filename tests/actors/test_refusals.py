@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 
 from actors.refusals import error_of
+from runner.domain.device_bytes import DeviceBytes
 from runner.errors import (
     DiskFull,
     Draining,
     InsufficientMemory,
     InvalidModelFile,
+    InvalidParameter,
     LoadingFailed,
     LoadTimeout,
     ModelNotFound,
@@ -19,8 +21,10 @@ from runner.errors import (
     TemplateFailed,
     Unavailable,
 )
-from runner.scheduling.effects import CannotLoad, LineFull, NoNewWork, NoRoom
+from runner.scheduling.effects import CannotLoad, ContextTooLarge, LineFull, NoNewWork, NoRoom
 from runner.scheduling.events import Failure
+
+MIB = 1024**2
 
 
 def test_a_full_line_tells_when_to_come_back() -> None:
@@ -30,9 +34,27 @@ def test_a_full_line_tells_when_to_come_back() -> None:
 
 
 def test_O01_missing_room_tells_the_numbers() -> None:
-    error = error_of(NoRoom(model="m", needed_bytes=5, free_bytes=3, in_use_bytes=1))
+    error = error_of(
+        NoRoom(
+            model="m",
+            needed=DeviceBytes({"cpu": 5 * MIB, "CUDA0": 90 * MIB}),
+            free=DeviceBytes({"cpu": 3 * MIB, "CUDA0": 80 * MIB}),
+            in_use=DeviceBytes({"cpu": 1 * MIB, "CUDA0": 20 * MIB}),
+            retry_after_s=9.0,
+        )
+    )
     assert isinstance(error, InsufficientMemory)
-    assert (error.model, error.needed_bytes, error.free_bytes, error.reserved_bytes) == ("m", 5, 3, 1)
+    assert (error.model, error.device, error.retry_after_s) == ("m", "CUDA0", 9.0)
+    assert (error.needed_bytes, error.free_bytes, error.reserved_bytes) == (90 * MIB, 80 * MIB, 20 * MIB)
+    assert str(error) == (
+        "loading m needs 90.0 MiB of CUDA0; 80.0 MiB can be had and 20.0 MiB are held by models in use"
+    )
+
+
+def test_a_context_that_a_model_cannot_have_is_the_callers_to_change() -> None:
+    error = error_of(ContextTooLarge(model="m", wanted=32_768, most=8192))
+    assert isinstance(error, InvalidParameter)
+    assert str(error) == "context_size: must be at most 8192 for m, and is 32768"
 
 
 def test_a_drain_is_told() -> None:

@@ -282,6 +282,7 @@ async def test_requests_for_loaded_models_wait_for_no_load_and_no_end_of_another
     async with running(bench) as nursery:
         busy = await bench.handle.acquire(bench.model("busy"))
         (await bench.handle.acquire(bench.model("idle"))).release()
+        await trio.sleep(10)
         crowd(bench, nursery, "new", 1)
         await trio.sleep(0.5)
         assert bench.states() == {"busy": "ready", "idle": "stopping", "new": "queued"}

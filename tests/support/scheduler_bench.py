@@ -24,9 +24,11 @@ from actors.worker import (
     WorkerSpec,
 )
 from actors.worker_handle import Outbox, WorkerHandle
+from runner.domain.device_bytes import DeviceBytes
 from runner.domain.model import Model, ModelFiles
 from runner.domain.status import WorkerStatus
 from runner.errors import LoadingFailed, RunnerError
+from runner.memory.budget import Budgets
 from runner.memory.footprint import OVERHEAD_BYTES
 from runner.oci.digest import Digest
 from runner.oci.reference import Reference
@@ -160,11 +162,12 @@ class Bench:
     def leases(self) -> int:
         return sum(row.leases for row in self.handle.snapshot().workers)
 
-    async def measure_budget(self) -> int:
+    async def measure_budget(self, reserved: DeviceBytes) -> Budgets:
         await trio.lowlevel.checkpoint()
         if self.budget_error is not None:
             raise self.budget_error
-        return self.budget_bytes
+        budget = DeviceBytes.on_host(self.budget_bytes)
+        return Budgets(budget, budget)
 
     def actor(self, settings: SchedulerSettings) -> SchedulerActor:
         return SchedulerActor(

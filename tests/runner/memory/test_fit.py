@@ -12,7 +12,6 @@ from runner.memory.fit import (
     LEAST_DEFAULT_CONTEXT_SIZE,
     PoolCost,
     choose_context,
-    memory_budget,
 )
 from runner.memory.footprint import CELL_GRANULARITY, Footprint, round_up_cells
 
@@ -140,11 +139,6 @@ def test_a_footprint_gives_the_cost_of_its_cells_and_never_less_than_itself() ->
     cost = PoolCost.of(footprint, 512)
     assert cost == PoolCost(1057, 3)
     assert cost.total_bytes(512) >= footprint.total_bytes
-
-
-@pytest.mark.parametrize(("free_bytes", "budget_bytes"), [(0, 0), (1, 0), (5, 4), (10 * 10**9, 8 * 10**9)])
-def test_the_budget_is_four_fifths_of_free_memory(free_bytes: int, budget_bytes: int) -> None:
-    assert memory_budget(free_bytes) == budget_bytes
 
 
 @given(

@@ -6,7 +6,7 @@ import pytest
 
 from runner.scheduling import effects, events
 from runner.scheduling.lifecycle import IllegalTransition, InstanceState
-from tests.support.scheduling import World, model_id
+from tests.support.scheduling import World, model_id, on_host
 
 S = InstanceState
 BROKEN = events.Failure("invalid_model_file", "the header is cut off")
@@ -23,9 +23,9 @@ def test_a_first_request_sizes_reserves_loads_and_is_granted() -> None:
     world = World(budget=100)
     ticket = world.want("a")
     load_id = world.load_id("a")
-    assert world.sizing == {load_id: model_id("a")} and world.reserved == 0
+    assert world.sizing == {load_id: model_id("a")} and not world.reserved
     assert world.size("a", 60) == (effects.StartWorker(load_id),)
-    assert world.reserved == 60
+    assert world.reserved == on_host(60)
     assert world.ready("a") == (effects.GrantLease(ticket, load_id),)
     assert world.release(ticket) == (effects.ArmTimer(world.now_s + 300.0),)
 
@@ -56,9 +56,9 @@ def test_O05_a_load_that_fails_fails_all_who_wait_with_its_error() -> None:
         effects.StopWorker(load_id),
         *(refused(ticket, refusal) for ticket in tickets),
     )
-    assert world.reserved == 60, "the process is not gone yet"
+    assert world.reserved == on_host(60), "the process is not gone yet"
     world.end_load(load_id)
-    assert world.state("a") is S.UNLOADED and world.reserved == 0
+    assert world.state("a") is S.UNLOADED and not world.reserved
 
 
 def test_a_model_that_cannot_be_sized_fails_all_who_wait() -> None:
@@ -104,7 +104,7 @@ def test_news_of_a_load_that_was_given_up_is_ignored() -> None:
     world = World()
     ticket = world.want("a")
     world.leave(ticket)
-    assert world.core.handle(events.ModelSized(1, 60), world.now_s) == ()
+    assert world.core.handle(events.ModelSized(1, on_host(60), 1000), world.now_s) == ()
     assert world.core.handle(events.SizingFailed(1, BROKEN), world.now_s) == ()
     ended = events.WorkerEnded(load_id=1, cause="stopped", is_crash=False, jitter=0.0)
     assert world.core.handle(ended, world.now_s) == ()
@@ -142,9 +142,9 @@ def test_O01_a_footprint_above_the_whole_budget_is_refused_at_once_with_the_numb
     world.load_idle("idle", 40)
     ticket = world.want("a")
     world.size("a", 101)
-    assert world.refusal(ticket) == effects.NoRoom(
-        model="a", needed_bytes=101, free_bytes=70, in_use_bytes=30
-    )
+    refusal = world.refusal(ticket)
+    assert isinstance(refusal, effects.NoRoom) and refusal.model == "a"
+    assert (refusal.needed, refusal.free, refusal.in_use) == (on_host(101), on_host(70), on_host(30))
     assert world.state("idle") is S.READY
 
 
@@ -163,7 +163,7 @@ def test_O01_two_loads_cannot_both_take_the_last_room() -> None:
     world.size("a", 60)
     world.size("b", 60)
     assert (world.state("a"), world.state("b")) == (S.LOADING, S.QUEUED)
-    assert world.reserved == 60
+    assert world.reserved == on_host(60)
 
 
 def test_O01_idle_models_go_least_recently_used_first_and_no_more_than_needed() -> None:
@@ -205,7 +205,9 @@ def test_O03_a_request_that_finds_no_room_for_too_long_is_refused_and_later_ones
     world.advance(59.9)
     assert not world.answers.keys() & {first, second}
     world.advance(0.1)
-    assert world.refusal(first) == effects.NoRoom(model="a", needed_bytes=60, free_bytes=40, in_use_bytes=60)
+    refusal = world.refusal(first)
+    assert isinstance(refusal, effects.NoRoom)
+    assert (refusal.needed, refusal.free, refusal.in_use) == (on_host(60), on_host(40), on_host(60))
     assert world.state("a") is S.QUEUED
     world.advance(60)
     assert isinstance(world.refusal(second), effects.NoRoom)
@@ -290,44 +292,62 @@ def test_a_waiting_load_that_the_budget_cannot_hold_any_more_is_sized_again() ->
 
 
 @pytest.mark.parametrize("is_loaded", [False, True])
-def test_O04_the_surplus_beyond_the_line_is_refused_at_once(is_loaded: bool) -> None:
+def test_O04_the_surplus_beyond_places_and_line_is_refused_at_once(is_loaded: bool) -> None:
     world = World(waiters_per_model=64, leases_per_model=8)
     if is_loaded:
         world.load("a", 60)
-        for _ in range(7):
-            world.want("a")
-    for _ in range(63):
+    for _ in range(71 - is_loaded):
         world.want("a")
     last, surplus = world.want("a"), world.want("a")
     assert last not in world.answers
     refusal = world.refusal(surplus)
     assert isinstance(refusal, effects.LineFull)
-    assert (refusal.model, refusal.waiting) == ("a", 64)
-    assert 1.0 <= refusal.retry_after_s <= 60.0
+    assert (refusal.model, refusal.waiting) == ("a", 64 if is_loaded else 72)
+    assert 1.0 <= refusal.retry_after_s <= 300.0
+
+
+def test_O04_of_a_hundred_first_requests_as_many_stay_as_can_run_and_wait_and_one_load_serves_them() -> None:
+    world = World(waiters_per_model=64, leases_per_model=8)
+    tickets = [world.want("a") for _ in range(100)]
+    refused = [ticket for ticket in tickets if ticket in world.answers]
+    assert refused == tickets[72:]
+    assert len(world.sizing) == 1
+    world.size("a", 60)
+    world.ready("a")
+    assert sorted(world.leases) == tickets[:8] and world.view("a").waiting == 64
 
 
 def test_O04_one_who_leaves_the_line_frees_the_place() -> None:
-    world = World(waiters_per_model=2)
+    world = World(waiters_per_model=1, leases_per_model=1)
     first, _ = world.want("a"), world.want("a")
     assert isinstance(world.refusal(world.want("a")), effects.LineFull)
     world.leave(first)
     assert world.want("a") not in world.answers
 
 
-def test_O04_retry_after_follows_how_long_loads_take() -> None:
-    world = World(waiters_per_model=1)
+def test_O04_retry_after_is_what_is_left_of_the_load_and_the_line_times_the_measured_use() -> None:
+    world = World(waiters_per_model=3, leases_per_model=1)
     for _ in range(20):
-        world.want("a")
+        ticket = world.want("a")
         world.size("a", 60)
         world.advance(30)
         world.ready("a")
-        world.release(next(iter(world.leases)))
+        world.advance(4)
+        world.release(ticket)
         world.unload("a")
         world.end("a")
-    world.want("a")
+    for _ in range(4):
+        world.want("a")
+    world.size("a", 60)
+    world.advance(10)
     refusal = world.refusal(world.want("a"))
     assert isinstance(refusal, effects.LineFull)
-    assert refusal.retry_after_s == pytest.approx(30, rel=0.05)
+    assert refusal.retry_after_s == pytest.approx(20 + 4 * 4)
+    world.advance(20)
+    world.ready("a")
+    refusal = world.refusal(world.want("a"))
+    assert isinstance(refusal, effects.LineFull)
+    assert refusal.retry_after_s == pytest.approx(3 * 4)
 
 
 def test_a_released_lease_goes_to_the_first_in_line() -> None:

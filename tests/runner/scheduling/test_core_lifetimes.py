@@ -9,8 +9,9 @@ import pytest
 from runner.domain.status import UnloadReport
 from runner.scheduling import effects, events
 from runner.scheduling.decisions import Action
+from runner.scheduling.eviction import LEAST_RELOAD_S
 from runner.scheduling.lifecycle import InstanceState
-from tests.support.scheduling import World, model_id
+from tests.support.scheduling import World, model_id, on_host
 
 S = InstanceState
 
@@ -168,7 +169,7 @@ def test_L03_a_crash_voids_leases_and_the_next_request_gets_a_new_worker_after_a
     lease = world.load("a", 60)
     former = world.load_id("a")
     world.crash("a", "signal SIGKILL", jitter=0.5)
-    assert world.state("a") is S.UNLOADED and world.reserved == 0
+    assert world.state("a") is S.UNLOADED and not world.reserved
     assert world.release(lease) == ()
     ticket = world.want("a")
     assert world.state("a") is S.COOLING
@@ -230,7 +231,7 @@ def test_L01_who_comes_between_the_fault_of_a_worker_and_its_end_gets_the_next_o
     former = world.load_id("a")
     assert world.fail_worker("a") == ()
     ticket = world.want("a")
-    assert ticket not in world.answers and world.reserved == 60
+    assert ticket not in world.answers and world.reserved == on_host(60)
     assert world.release(lease) == ()
     assert world.fail_worker("a") == (), "told twice, it changes nothing"
     world.crash("a")
@@ -306,8 +307,15 @@ def test_decisions_tell_what_was_done_why_and_with_which_numbers() -> None:
     world.size("b", 70)
     told = {(one.model, one.action): one for one in world.core.decisions()}
     evicted = told["a", Action.EVICT]
-    assert evicted.why == "idle for longest, makes room for b"
-    assert evicted.numbers == {"freed_bytes": 60, "shortage_bytes": 30, "idle_s": 5.0}
+    assert evicted.why == "makes room for b; its absence costs least of what could go"
+    assert evicted.others == ("b",)
+    assert evicted.numbers == {
+        "freed_bytes": 60,
+        "shortage_bytes": 30,
+        "idle_s": 5.0,
+        "cost_s": pytest.approx(LEAST_RELOAD_S * 60 / 65),
+        "waiting": 0,
+    }
     assert told["b", Action.QUEUE].why == "room is being made"
     assert told["a", Action.LOAD].numbers["needed_bytes"] == 60
     assert {one.model for one in world.core.decisions(model_id("b"))} == {"b"}
@@ -321,4 +329,6 @@ def test_a_wait_is_noted_once_however_much_happens_meanwhile() -> None:
     for _ in range(5):
         world.release(world.want("busy"))
     noted = [one for one in world.core.decisions(model_id("a")) if one.action is Action.QUEUE]
-    assert [one.why for one in noted] == ["everything else is in use"]
+    assert [(one.why, one.others) for one in noted] == [
+        ("everything else is in use (busy: it was loaded a moment ago)", ("busy",))
+    ]

@@ -14,13 +14,21 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
+from runner.domain.device_bytes import DeviceBytes
 from runner.scheduling import effects, events
 from runner.scheduling.lifecycle import InstanceState
-from tests.support.scheduling import LOADING, READY, STOPPING, World
+from tests.support.scheduling import CONTEXT_SIZE, LOADING, READY, STOPPING, World, on_host
 
 names = st.sampled_from(["a", "b", "c", "d"])
 keep_alives = st.sampled_from([None, 0.0, 5.0, 300.0, math.inf])
-footprints = st.integers(1, 110)
+footprints = st.builds(
+    lambda host, gpu: DeviceBytes({"cpu": host, "CUDA0": gpu}), st.integers(1, 110), st.integers(0, 90)
+)
+budgets = st.builds(
+    lambda host, gpu: DeviceBytes({"cpu": host, "CUDA0": gpu}), st.integers(60, 120), st.integers(50, 100)
+)
+contexts = st.sampled_from([0, 0, 0, 500, CONTEXT_SIZE, 2000, 4000])
+pins = st.sampled_from([None, None, None, True, False])
 choice = st.integers(0, 1000)
 FAILURE = events.Failure("loading_failed", "broken")
 
@@ -29,26 +37,31 @@ class Histories(RuleBasedStateMachine):
     """Whatever callers, workers and the machine do, in any order."""
 
     @initialize(
-        waiters=st.integers(1, 4), leases=st.integers(1, 3), room_wait_s=st.sampled_from([5.0, 120.0])
+        waiters=st.integers(1, 4),
+        leases=st.integers(1, 3),
+        room_wait_s=st.sampled_from([5.0, 120.0]),
+        swap_wait_s=st.sampled_from([0.0, 3.0, 30.0]),
+        min_residency_s=st.sampled_from([0.0, 2.0, 10.0]),
+        linger_s=st.sampled_from([0.0, 1.0]),
     )
-    def begin(self, waiters: int, leases: int, room_wait_s: float) -> None:
+    def begin(self, waiters: int, leases: int, **seconds: float) -> None:
         self.world = World(
-            budget=100,
+            budget=DeviceBytes({"cpu": 100, "CUDA0": 80}),
             waiters_per_model=waiters,
             leases_per_model=leases,
-            room_wait_s=room_wait_s,
             overtaking_s=3.0,
+            **seconds,
         )
 
     # callers
 
-    @rule(name=names, keep_alive_s=keep_alives)
-    def want(self, name: str, keep_alive_s: float | None) -> None:
-        self.world.want(name, keep_alive_s)
+    @rule(name=names, keep_alive_s=keep_alives, context_size=contexts)
+    def want(self, name: str, keep_alive_s: float | None, context_size: int) -> None:
+        self.world.want(name, keep_alive_s, context_size=context_size)
 
-    @rule(name=names, keep_alive_s=keep_alives)
-    def preload(self, name: str, keep_alive_s: float | None) -> None:
-        self.world.preload(name, keep_alive_s)
+    @rule(name=names, keep_alive_s=keep_alives, context_size=contexts, pin=pins)
+    def preload(self, name: str, keep_alive_s: float | None, context_size: int, pin: bool | None) -> None:
+        self.world.preload(name, keep_alive_s, context_size=context_size, pin=pin)
 
     @rule(name=names, count=st.integers(2, 5))
     def crowd(self, name: str, count: int) -> None:
@@ -82,7 +95,7 @@ class Histories(RuleBasedStateMachine):
         self.world.send(events.LeaseReleased(10_000 + which))
         if over:
             load_id = self.pick(which, over)
-            self.world.send(events.ModelSized(load_id, 10))
+            self.world.send(events.ModelSized(load_id, on_host(10), CONTEXT_SIZE))
             self.world.send(events.WorkerReady(load_id))
             self.world.send(events.WorkerFailing(load_id))
             self.world.send(events.WorkerEnded(load_id=load_id, cause="", is_crash=True, jitter=0.0))
@@ -90,9 +103,9 @@ class Histories(RuleBasedStateMachine):
     # workers
 
     @precondition(lambda self: self.world.sizing)
-    @rule(which=choice, footprint=footprints)
-    def size(self, which: int, footprint: int) -> None:
-        self.world.size_load(self.pick(which, self.world.sizing), footprint)
+    @rule(which=choice, footprint=footprints, context_size=st.sampled_from([None, None, None, 100, 9000]))
+    def size(self, which: int, footprint: DeviceBytes, context_size: int | None) -> None:
+        self.world.size_load(self.pick(which, self.world.sizing), footprint, context_size)
 
     @precondition(lambda self: self.world.sizing)
     @rule(which=choice)
@@ -130,9 +143,9 @@ class Histories(RuleBasedStateMachine):
     def pass_time(self, seconds: float) -> None:
         self.world.advance(seconds)
 
-    @rule(budget=st.integers(60, 120))
-    def change_budget(self, budget: int) -> None:
-        self.world.set_budget(budget)
+    @rule(budget=budgets, margin=st.sampled_from([None, 0, 20]))
+    def change_budget(self, budget: DeviceBytes, margin: int | None) -> None:
+        self.world.set_budget(budget, None if margin is None else budget + on_host(margin))
 
     @precondition(lambda self: not self.world.core.is_draining)
     @rule(grace_s=st.sampled_from([0.0, 10.0]), is_meant=st.integers(0, 9))
@@ -148,6 +161,7 @@ class Histories(RuleBasedStateMachine):
         self.let_everything_finish()
         assert not self.world.waiting, "somebody was forgotten"
         assert not self.world.sizing and not self.world.sized
+        assert not self.in_state(STOPPING) and not self.in_state(LOADING)
         assert all(view.state is READY for view in self.world.core.views())
         self.all_idle_models_can_be_unloaded()
 
@@ -174,7 +188,7 @@ class Histories(RuleBasedStateMachine):
             self.world.end_load(load_id)
         answer = self.world.answers[ticket]
         assert isinstance(answer, effects.ReportUnloaded) and answer.report.in_use == ()
-        assert self.world.reserved == self.world.core.reserved_bytes == 0
+        assert self.world.reserved == self.world.core.reserved == DeviceBytes()
         assert self.world.core.views() == ()
         assert self.world.timer_s is None
 

@@ -1,66 +1,64 @@
-"""Lines of waiters: bounded, in order, with a way out from the middle."""
+"""Lines: in order, and past those whom what is loaded does not suffice."""
 
 from __future__ import annotations
 
 import pytest
 
-from runner.scheduling.queues import Rates, Waiter, WaitingLine, Want
+from runner.scheduling.queues import Waiter, WaitingLine, Want
 
 
-def waiter(ticket: int, want: Want = Want.LEASE, since_s: float = 0.0) -> Waiter:
-    return Waiter(ticket=ticket, want=want, keep_alive_s=None, since_s=since_s)
+def line(*waiters: Waiter) -> WaitingLine:
+    made = WaitingLine()
+    for waiter in waiters:
+        made.join(waiter)
+    return made
 
 
-def line_of(*waiters: Waiter, limit: int = 64) -> WaitingLine:
-    line = WaitingLine(limit)
-    for one in waiters:
-        line.join(one)
-    return line
+def waiter(ticket: int, want: Want = Want.LEASE, since_s: float = 0.0, context_size: int = 0) -> Waiter:
+    return Waiter(ticket=ticket, want=want, since_s=since_s, context_size=context_size)
 
 
-@pytest.mark.parametrize(("waiting", "is_full"), [(63, False), (64, True)])
-def test_O04_a_line_is_full_at_its_limit(waiting: int, is_full: bool) -> None:
-    assert line_of(*map(waiter, range(waiting))).is_full is is_full
+def tickets(waiters: tuple[Waiter, ...]) -> list[int]:
+    return [one.ticket for one in waiters]
 
 
-def test_O04_whoever_leaves_frees_the_place() -> None:
-    line = line_of(waiter(1), waiter(2), limit=2)
-    assert line.leave(1) and not line.leave(1)
-    assert not line.is_full
-    line.join(waiter(3))
-    assert [one.ticket for one in line.take_all()] == [2, 3]
-    assert len(line) == 0
-
-
-def test_leases_go_in_order_and_preloads_are_no_part_of_it() -> None:
-    line = line_of(waiter(1, Want.PRELOAD), waiter(2), waiter(3, Want.PRELOAD), waiter(4))
-    first = line.take_lease()
+def test_leases_are_taken_first_in_first_out_and_preloads_stay() -> None:
+    some = line(waiter(1, Want.PRELOAD), waiter(2), waiter(3))
+    first = some.take_lease(0)
     assert first is not None and first.ticket == 2
-    assert [one.ticket for one in line.take_preloads()] == [1, 3]
-    assert [one.ticket for one in line.take_all()] == [4]
-    assert line.take_lease() is None
+    assert tickets(some.take_preloads(0)) == [1]
+    assert tickets(some.take_all()) == [3]
+    assert some.take_lease(0) is None and len(some) == 0
 
 
-def test_the_overdue_are_those_who_waited_as_long_or_longer() -> None:
-    line = line_of(waiter(1, since_s=0.1), waiter(2, since_s=5.0))
-    assert line.oldest_since_s() == 0.1
-    assert line.take_overdue(120.0, 120.0) == ()
-    assert [one.ticket for one in line.take_overdue(0.1 + 120.0, 120.0)] == [1]
-    assert line.oldest_since_s() == 5.0
+def test_one_who_needs_a_larger_context_is_passed_and_keeps_its_place() -> None:
+    some = line(waiter(1, context_size=4000), waiter(2), waiter(3, Want.PRELOAD, context_size=1001))
+    first = some.take_lease(1000)
+    assert first is not None and first.ticket == 2
+    assert some.take_preloads(1000) == () and some.take_lease(1000) is None
+    assert some.largest_need == 4000
+    assert some.count(needing_more_than=1000) == 2 and some.count(needing_more_than=1001) == 1
+    assert tickets(some.take_needing(1001)) == [1]
+    assert tickets(some.take_preloads(1001)) == [3]
+    assert some.largest_need == 0
 
 
-def test_rates_follow_what_is_measured() -> None:
-    rates = Rates()
-    for _ in range(40):
-        rates.load_ended(2.0)
-        rates.lease_ended(30.0)
-    assert rates.load_s == pytest.approx(2.0, rel=0.01)
-    assert rates.lease_s == pytest.approx(30.0, rel=0.01)
+def test_one_leaves_once_from_wherever_it_stands() -> None:
+    some = line(waiter(1), waiter(2), waiter(3))
+    assert some.leave(2)
+    assert not some.leave(2)
+    assert [one.ticket for one in some] == [1, 3]
 
 
-@pytest.mark.parametrize(
-    ("expected", "told"), [(0.0, 1.0), (1.0, 1.0), (2.5, 2.5), (60.0, 60.0), (61.0, 60.0)]
-)
-def test_O04_a_refused_client_is_told_a_time_within_bounds(expected: float, told: float) -> None:
-    assert Rates(load_s=expected).retry_after_s(None) == told
-    assert Rates(lease_s=8 * expected).retry_after_s(8) == told
+@pytest.mark.parametrize(("now_s", "overdue"), [(9.9, []), (10.0, [1]), (15.0, [1, 2])])
+def test_the_overdue_have_waited_long_enough(now_s: float, overdue: list[int]) -> None:
+    some = line(waiter(1, since_s=0), waiter(2, since_s=5), waiter(3, since_s=6))
+    assert tickets(some.take_overdue(now_s, 10)) == overdue
+
+
+def test_of_those_who_need_more_the_first_and_the_overdue_are_told_apart() -> None:
+    some = line(waiter(1, since_s=1), waiter(2, since_s=2, context_size=9), waiter(3, since_s=3))
+    assert some.oldest_since_s() == 1
+    assert some.oldest_since_s(needing_more_than=8) == 2
+    assert some.oldest_since_s(needing_more_than=9) is None
+    assert tickets(some.take_overdue(100, 10, needing_more_than=8)) == [2]

@@ -1,7 +1,7 @@
 """`configure`: settings of one model, kept by the store, and made to hold for a model that is loaded.
 
-What a model is loaded with holds from its next load on; sampling and `keep_alive` hold at once. A model in
-use is never interrupted. Imports actor handles for their types.
+What a model is loaded with holds from its next load on; sampling, `keep_alive` and `pin` hold at once. A
+model in use is never interrupted. Imports actor handles for their types.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ async def configured(context: AppContext, asked: ConfigureRequest) -> ModelConfi
     if after.settings.load_options() != before.settings.load_options():  # 2
         report = await context.scheduler.unload((after.id,))
         return attrs.evolve(answer, was_unloaded=bool(report.unloaded), is_outdated=bool(report.in_use))
-    if after.settings.keep_alive_s != before.settings.keep_alive_s:  # 3
+    if after.settings.kept_s() != before.settings.kept_s():  # 3
         await _renew(context, after)
     return answer
 
@@ -51,6 +51,6 @@ async def configured(context: AppContext, asked: ConfigureRequest) -> ModelConfi
 async def _renew(context: AppContext, model: Model) -> None:
     rows = context.scheduler.snapshot().workers
     if any(row.model_id == str(model.id) and row.state == InstanceState.READY.value for row in rows):
-        keep_alive_s = resolve(*model.layers(), *context.setting_layers).values.keep_alive_s
+        kept_s = resolve(*model.layers(), *context.setting_layers).values.kept_s()
         with trio.move_on_after(_RENEW_S):
-            await context.scheduler.start(model, keep_alive_s=keep_alive_s)
+            await context.scheduler.start(model, keep_alive_s=kept_s)

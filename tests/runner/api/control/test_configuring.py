@@ -99,6 +99,14 @@ async def test_keep_alive_holds_at_once_for_a_loaded_model() -> None:
     assert parts.scheduler.calls == [("start", (MODEL, 600.0))]
 
 
+async def test_a_pin_holds_at_once_and_so_does_its_end() -> None:
+    parts = FakeParts.make()
+    await configure(parts, set={"pin": True})
+    await configure(parts, set={"keep_alive": "10m"})
+    await configure(parts, unset=["pin"])
+    assert parts.scheduler.calls == [("start", (MODEL, math.inf)), ("start", (MODEL, 600.0))]
+
+
 async def test_keep_alive_loads_nothing() -> None:
     parts = FakeParts.make()
     parts.store.models = [fake_model(digest_of=b"another")]

@@ -48,9 +48,9 @@ def format_bytes(size_bytes: int) -> str:
 
 
 def parse_duration(text: str) -> float:
-    """Seconds from `5m`, `1h30m`, `90s`, `250ms` or a plain number of seconds; ValueError says what is accepted.
+    """Seconds from `5m`, `1h30m`, `90s`, `250ms` or a plain number; ValueError says what is accepted.
 
-    A leading minus keeps its sign, so that `-1` can mean "never"; the caller decides what a negative value is.
+    A leading minus keeps its sign, so that `-1` can mean "never"; the caller decides what that is.
     """
     text = text.strip()
     sign, body = (-1.0, text[1:]) if text.startswith("-") else (1.0, text)

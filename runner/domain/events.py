@@ -64,7 +64,7 @@ class Finished:
 
 @attrs.frozen(kw_only=True)
 class Failed:
-    """The end of a generation that did not finish. `code` and `fields` rebuild the error of `runner.errors`."""
+    """The end of a generation that did not finish; `code` and the numbers rebuild an error of ours."""
 
     code: str
     message: str

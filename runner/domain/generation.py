@@ -78,7 +78,7 @@ class GenerationRequest:
 
     request_id: str
     prompt: Prompt
-    sampling: SamplingParams = SamplingParams()
+    sampling: SamplingParams = attrs.field(factory=SamplingParams)
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False

@@ -41,7 +41,7 @@ STOP_BYTES_MAX = 256
 
 @attrs.frozen(kw_only=True)
 class SamplingParams:
-    """Already validated. `top_k` 0 and `top_p` 1 and `min_p` 0 switch a filter off; `temperature` 0 is greedy.
+    """Already validated. `top_k` 0, `top_p` 1 and `min_p` 0 switch a filter off; `temperature` 0 is greedy.
 
     `seed` None means a fresh one per request. Defaults are the usual ones of local servers.
     """

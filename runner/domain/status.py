@@ -12,9 +12,9 @@ import attrs
 class WorkerStatus:
     """One loaded, loading or stopping model, a row of `ps`.
 
-    `state` is a state of `runner.scheduling.lifecycle`. `expires_in_s` None: in use, loading, or never idles
-    out (`keep_alive_s` None as well). Bytes: `reserved_bytes` is what the budget counts, `resident_bytes` what
-    the process uses, 0 when unknown.
+    `state` is a state of `runner.scheduling.lifecycle`. `expires_in_s` None: in use, loading, or never
+    idles out (`keep_alive_s` None as well). Bytes: `reserved_bytes` is what the budget counts,
+    `resident_bytes` what the process uses, 0 when unknown.
     """
 
     model: str

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from scripts.tiny_gguf import TinyModel, write_tiny_gguf
-
 from tests.support.daemon import RunningDaemon, running_daemon
 
 

@@ -22,7 +22,7 @@ OVERHEAD_BYTES: Final = 256 * 1024**2
 """What a worker needs beside weights and KV cache, as long as only the header is known: compute and output
 buffers, vocabulary, the interpreter. A flat allowance."""
 
-PROCESS_BYTES: Final = 32 * 1024**2
+PROCESS_BYTES: Final = 40 * 1024**2
 """What a worker's process takes for itself, whatever its model: interpreter, libraries, template renderer,
 scratch memory of a forward pass. Measured with `scripts/measure_footprint.py`."""
 

@@ -87,12 +87,16 @@ def test_types_of_the_cache_make_it_smaller(default_model_file: Path) -> None:
     assert cache_bytes(key_type="q8_0") == plain * 49 // 64
 
 
-def test_the_samplers_of_all_sequences_count(default_model_file: Path) -> None:
-    few, many = (
-        measure(default_model_file, attrs.evolve(SMALL, max_sequences=count)).process_bytes
-        for count in (1, 33)
-    )
-    assert many - few >= 31 * 49_152 * 12
+@pytest.mark.parametrize(("grown", "counted"), [(0, 0), (20 * MIB, 20 * MIB), (-5 * MIB, 0)])
+def test_the_process_counts_with_its_growth_and_the_samplers_of_all_sequences(
+    default_model_file: Path, monkeypatch: pytest.MonkeyPatch, grown: int, counted: int
+) -> None:
+    (host,) = measure(default_model_file, SMALL).devices
+    output_bytes = round(host.output_bytes / MIB, 2) * MIB  # which a simulated load really allocates
+    looks = iter([100 * MIB, 100 * MIB + grown + round(output_bytes)])
+    monkeypatch.setattr(llama_memory, "anonymous_bytes", lambda: next(looks))
+    told = measure(default_model_file, SMALL)
+    assert told.process_bytes == counted + SMALL.max_sequences * 49_152 * 12
 
 
 def test_what_cannot_be_loaded_cannot_be_measured(tmp_path: Path, default_model_file: Path) -> None:

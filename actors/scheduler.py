@@ -404,7 +404,7 @@ class _Run:
                 self._publish()
             case WorkerReady():
                 self._see(load_id, lambda seen: seen.when_ready(event.handle, trio.current_time()))
-                self._happen(events.WorkerReady(load_id))
+                self._happen(events.WorkerReady(load_id, event.loaded.max_sequences))
             case WorkerFailing():
                 self._happen(events.WorkerFailing(load_id))
             case WorkerLoadFailed():

@@ -94,8 +94,9 @@ def by_header(files: ModelFiles, engine: EngineSettings, budget_bytes: int) -> S
 
 
 def at_least(files: ModelFiles, context_size: int) -> ModelFiles:
-    """These files as if their packager had wished for such a context, which is then not cut for a budget."""
-    return attrs.evolve(files, model=attrs.evolve(files.model, context_size=context_size))
+    """These files as if such a context had been configured, which is then not cut for a budget."""
+    settings = attrs.evolve(files.model.settings, context_size=context_size)
+    return attrs.evolve(files, model=attrs.evolve(files.model, settings=settings))
 
 
 def wished_options(files: ModelFiles, engine: EngineSettings) -> EngineOptions:

@@ -160,12 +160,13 @@ class Inference:
     async def _begin(self, demand: Demand, runs: _Runs) -> Generation:
         model = await self._store.resolve(demand.name)
         runs.sampling = sampling_for(model, demand.said)
-        kept_s = model.settings.kept_s(demand.keep_alive_s)
+        settings = model.settings
+        kept_s = settings.keep_alive_s if demand.keep_alive_s is None else demand.keep_alive_s
         while True:
             with ExitStack() as taken:
                 trial = await self._trials.enter(model, runs.request)
                 taken.callback(trial.close)
-                lease = await self._scheduler.acquire(model, keep_alive_s=kept_s)
+                lease = await self._scheduler.acquire(model, keep_alive_s=kept_s, pin=settings.pin)
                 taken.callback(lease.release)
                 try:
                     return await _accepted(lease, trial, model, taken)

@@ -51,7 +51,7 @@ class ModelSettings:
     """What somebody said of one model; None: nothing. Everything is within its range.
 
     `max_sequences` run at once. `keep_alive_s` infinite is never. A model with `pin`
-    never idles out.
+    neither idles out nor makes room.
     """
 
     context_size: int | None = None
@@ -80,12 +80,6 @@ class ModelSettings:
         return attrs.evolve(
             NOTHING, **{one.field: getattr(self, one.field) for one in SETTINGS if one.is_load_option}
         )
-
-    def kept_s(self, asked_s: float | None = None) -> float | None:
-        """How long the model stays when idle: for ever with `pin`, else as asked, else as said here."""
-        if self.pin:
-            return math.inf
-        return self.keep_alive_s if asked_s is None else asked_s
 
     def sampling(self) -> SamplingParams:
         """The usual parameters where nothing is said."""
@@ -281,7 +275,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         read=_read_boolean,
         write=bool,
         values="true or false",
-        help="keep it loaded when nobody uses it, whatever keep_alive says",
+        help="keep it loaded when idle, and never evict it to make room for others",
     ),
     _number("temperature", "randomness where a request says none; 0 takes the most probable token"),
     _number("top_p", "probability of the tokens to choose from, where a request says none; 1 for all"),

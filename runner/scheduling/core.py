@@ -224,6 +224,8 @@ class SchedulerCore:
         load_s = now_s - instance.since_s
         instance.move(Trigger.LOADED, now_s)
         instance.ready_since_s = instance.idle_since_s = now_s
+        if event.max_sequences is not None:
+            instance.leases_limit = event.max_sequences
         self._state.pace.load_ended(instance.model_id, instance.footprint, load_s)
         self._state.note(instance, Action.READY, "the worker is ready", {"load_s": load_s})
         self._callers.grant_waiting(instance)

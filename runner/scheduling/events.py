@@ -105,7 +105,10 @@ class SizingFailed:
 
 @attrs.frozen
 class WorkerReady:
+    """`max_sequences` is how many requests it runs at once; None: as the rules say of all models."""
+
     load_id: int
+    max_sequences: int | None = None
 
 
 @attrs.frozen

@@ -6,7 +6,7 @@ import attrs
 import pytest
 import trio
 
-from actors.sizing import EngineSettings, HeaderSizer, by_header, wished_options
+from actors.sizing import EngineSettings, HeaderSizer, at_least, by_header, wished_options
 from runner.domain.engine import CacheType, EngineOptions, FlashAttention
 from runner.domain.model import ModelFiles
 from runner.domain.settings import ModelSettings
@@ -67,6 +67,15 @@ def test_what_is_configured_for_the_model_counts_more_than_all_else() -> None:
 def test_one_thing_configured_leaves_the_rest_to_packager_and_daemon() -> None:
     options = by_header(files(context_size=1024, settings=ModelSettings(threads=1)), ENGINE, PLENTY).options
     assert options == EngineOptions(context_size=1024, n_cells=2048, max_sequences=4, n_threads=1)
+
+
+@pytest.mark.parametrize("settings", [ModelSettings(), ModelSettings(context_size=512, threads=1)])
+def test_a_larger_context_that_a_request_needs_counts_more_than_the_configured_one(
+    settings: ModelSettings,
+) -> None:
+    wanted = at_least(files(context_size=1024, settings=settings), 2048)
+    options = by_header(wanted, ENGINE, PLENTY).options
+    assert (options.context_size, options.n_threads) == (2048, settings.threads or ENGINE.n_threads)
 
 
 def test_a_configured_context_is_not_halved_when_memory_is_short() -> None:

@@ -126,6 +126,7 @@ class FakeScheduler:
     outstanding: int = 0
     acquired: list[tuple[str, float | None]] = attrs.field(factory=list)
     calls: list[tuple[str, object]] = attrs.field(factory=list)
+    pins: list[bool | None] = attrs.field(factory=list)
     gate: trio.Event | None = None
     refusal: RunnerError | None = None
     cancelled_acquires: int = 0
@@ -133,8 +134,11 @@ class FakeScheduler:
         factory=lambda: UnloadReport(unloaded=("ai/smollm2:135M-Q4_1",), in_use=())
     )
 
-    async def acquire(self, model: Model, *, keep_alive_s: float | None = None) -> FakeLease:
+    async def acquire(
+        self, model: Model, *, keep_alive_s: float | None = None, pin: bool | None = None
+    ) -> FakeLease:
         self.acquired.append((model.name, keep_alive_s))
+        self.pins.append(pin)
         await self._wait()
         self.outstanding += 1
         worker = self.workers.pop(0) if len(self.workers) > 1 else self.workers[0]
@@ -152,8 +156,11 @@ class FakeScheduler:
         if self.refusal is not None:
             raise self.refusal
 
-    async def start(self, model: Model, *, keep_alive_s: float | None = None) -> WorkerStatus:
+    async def start(
+        self, model: Model, *, keep_alive_s: float | None = None, pin: bool | None = None
+    ) -> WorkerStatus:
         self.calls.append(("start", (model.name, keep_alive_s)))
+        self.pins.append(pin)
         await self._wait()
         return worker_status(model)
 

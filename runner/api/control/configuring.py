@@ -35,7 +35,7 @@ async def configured(context: AppContext, asked: ConfigureRequest) -> ModelConfi
 
     1. The store keeps it.
     2. What a model is loaded with has changed: an idle one is unloaded, so that its next use loads it anew.
-    3. Only how long it stays has changed: a loaded one stays for that long from now.
+    3. Only how long it stays, or that it stays, has changed: that holds for a loaded one from now on.
     """
     before = await context.store.resolve(asked.model)
     after = await context.store.configure(asked.model, asked.set or NOTHING, unset=asked.unset or ())  # 1
@@ -43,7 +43,7 @@ async def configured(context: AppContext, asked: ConfigureRequest) -> ModelConfi
     if after.settings.load_options() != before.settings.load_options():  # 2
         report = await context.scheduler.unload((after.id,))
         return attrs.evolve(answer, was_unloaded=bool(report.unloaded), is_outdated=bool(report.in_use))
-    if after.settings.kept_s() != before.settings.kept_s():  # 3
+    if _stay(after) != _stay(before):  # 3
         await _renew(context, after)
     return answer
 
@@ -51,6 +51,10 @@ async def configured(context: AppContext, asked: ConfigureRequest) -> ModelConfi
 async def _renew(context: AppContext, model: Model) -> None:
     rows = context.scheduler.snapshot().workers
     if any(row.model_id == str(model.id) and row.state == InstanceState.READY.value for row in rows):
-        kept_s = resolve(*model.layers(), *context.setting_layers).values.kept_s()
+        holding = resolve(*model.layers(), *context.setting_layers).values
         with trio.move_on_after(_RENEW_S):
-            await context.scheduler.start(model, keep_alive_s=kept_s)
+            await context.scheduler.start(model, keep_alive_s=holding.keep_alive_s, pin=holding.pin)
+
+
+def _stay(model: Model) -> tuple[float | None, bool | None]:
+    return model.settings.keep_alive_s, model.settings.pin

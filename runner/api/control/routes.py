@@ -119,8 +119,9 @@ def _add_worker_routes(routes: Blueprint, context: AppContext) -> None:
     async def start() -> TrioResponse:
         asked = await parsed_body(schema.parse_start)
         model = await context.store.resolve(asked.model)
-        kept_s = model.settings.kept_s(asked.keep_alive)
-        return _answer(await context.scheduler.start(model, keep_alive_s=kept_s))
+        settings = model.settings
+        kept_s = settings.keep_alive_s if asked.keep_alive is None else asked.keep_alive
+        return _answer(await context.scheduler.start(model, keep_alive_s=kept_s, pin=settings.pin))
 
     @routes.post("/unload")
     async def unload() -> TrioResponse:

@@ -350,3 +350,11 @@ async def test_a_model_is_kept_as_configured_unless_the_request_says_otherwise(
     configured(parts, keep_alive_s=9.0)
     await inference_over(parts).complete(demand(keep_alive_s=asked_s))
     assert [kept for _, kept in parts.scheduler.acquired] == [kept_s]
+
+
+@pytest.mark.parametrize("pin", [None, True, False])
+async def test_a_model_is_pinned_as_configured(pin: bool | None) -> None:
+    parts = FakeParts.make(lambda _: spoken("Because."))
+    configured(parts, pin=pin)
+    await inference_over(parts).complete(demand())
+    assert parts.scheduler.pins == [pin]

@@ -228,23 +228,6 @@ def test_no_context_is_longer_than_what_was_trained(
     assert resolved.values.pin is True
 
 
-@pytest.mark.parametrize(
-    ("settings", "asked_s", "kept_s"),
-    [
-        (NOTHING, None, None),
-        (NOTHING, 0.0, 0.0),
-        (ModelSettings(keep_alive_s=9.0), None, 9.0),
-        (ModelSettings(keep_alive_s=9.0), 0.0, 0.0),
-        (ModelSettings(keep_alive_s=9.0, pin=True), 0.0, math.inf),
-        (ModelSettings(keep_alive_s=9.0, pin=False), None, 9.0),
-    ],
-)
-def test_a_model_stays_as_asked_or_configured_and_a_pinned_one_for_ever(
-    settings: ModelSettings, asked_s: float | None, kept_s: float | None
-) -> None:
-    assert settings.kept_s(asked_s) == kept_s
-
-
 def test_sampling_takes_the_usual_parameters_where_nothing_is_said() -> None:
     assert NOTHING.sampling() == SamplingParams()
     assert ModelSettings(temperature=0.0, seed=7, pin=True).sampling() == SamplingParams(

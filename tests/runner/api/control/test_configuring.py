@@ -104,7 +104,9 @@ async def test_a_pin_holds_at_once_and_so_does_its_end() -> None:
     await configure(parts, set={"pin": True})
     await configure(parts, set={"keep_alive": "10m"})
     await configure(parts, unset=["pin"])
-    assert parts.scheduler.calls == [("start", (MODEL, math.inf)), ("start", (MODEL, 600.0))]
+    assert [call for call, _ in parts.scheduler.calls] == ["start"] * 3
+    assert parts.scheduler.pins == [True, True, False]
+    assert parts.scheduler.calls[-1] == ("start", (MODEL, 600.0))
 
 
 async def test_keep_alive_loads_nothing() -> None:

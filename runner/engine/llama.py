@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,15 @@ _META_BYTES = 256
 class LlamaBackend:
     """See `runner.engine.backend.Backend` for what the methods promise."""
 
-    def __init__(self, model: Model, context: Context, facts: LoadedFacts, batch: BatchArrays) -> None:
+    def __init__(
+        self,
+        model: Model,
+        context: Context,
+        facts: LoadedFacts,
+        batch: BatchArrays,
+        control_texts: frozenset[str],
+    ) -> None:
+        self.control_texts = control_texts
         self._model = model
         self._context = context
         self._memory = lib.llama_get_memory(context)
@@ -62,12 +71,13 @@ class LlamaBackend:
         log.buffers.clear()
         model = load_model(path, progress)
         try:
-            context = new_context(model, options)
+            with _ControlTexts(model) as control_texts:
+                context = new_context(model, options)
         except BaseException:
             lib.llama_model_free(model)
             raise
         facts = _facts(model, log.buffers.devices())
-        return cls(model, context, facts, BatchArrays.empty(rows_of(options)))
+        return cls(model, context, facts, BatchArrays.empty(rows_of(options)), control_texts.found)
 
     def __repr__(self) -> str:
         return f"<LlamaBackend: {self._facts.architecture}, {'closed' if self._is_closed else 'open'}>"
@@ -94,15 +104,6 @@ class LlamaBackend:
     @property
     def eos_text(self) -> str:
         return self._token_text(lib.llama_vocab_eos(self._vocab))
-
-    @functools.cached_property
-    def control_texts(self) -> frozenset[str]:
-        attributes = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN
-        return frozenset(
-            self._token_text(token_id)
-            for token_id in range(self._facts.n_vocab)
-            if lib.llama_vocab_get_attr(self._vocab, token_id) & attributes
-        )
 
     @functools.cached_property
     def end_of_generation(self) -> frozenset[int]:
@@ -137,9 +138,7 @@ class LlamaBackend:
         return buffer.raw[:length] if length >= 0 else self._read_piece(token_id, -length)
 
     def _token_text(self, token_id: int) -> str:
-        if token_id == lib.LLAMA_TOKEN_NULL:
-            return ""
-        return bytes(lib.llama_vocab_get_text(self._vocab, token_id)).decode("utf-8", "replace")
+        return "" if token_id == lib.LLAMA_TOKEN_NULL else _token_text(self._vocab, token_id)
 
     # the forward pass
 
@@ -175,6 +174,38 @@ class LlamaBackend:
             self._logits_views.clear()
             lib.llama_free(self._context)
             lib.llama_model_free(self._model)
+
+
+class _ControlTexts:
+    """Finds the control tokens of a vocabulary in a thread, while the `with` block makes the context.
+
+    Each token has to be asked for: 15 ms of 49k and 80 ms of 262k, which the first request would wait for.
+    """
+
+    found: frozenset[str]
+
+    def __init__(self, model: Model) -> None:
+        self._vocab = lib.llama_model_get_vocab(model)
+        self._thread = threading.Thread(target=self._find, name="vocabulary")
+
+    def __enter__(self) -> _ControlTexts:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.join()
+
+    def _find(self) -> None:
+        attributes = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN
+        self.found = frozenset(
+            _token_text(self._vocab, token_id)
+            for token_id in range(lib.llama_vocab_n_tokens(self._vocab))
+            if lib.llama_vocab_get_attr(self._vocab, token_id) & attributes
+        )
+
+
+def _token_text(vocab: Any, token_id: int) -> str:
+    return bytes(lib.llama_vocab_get_text(vocab, token_id)).decode("utf-8", "replace")
 
 
 class _CBatch:

@@ -50,6 +50,8 @@ class Smoothed:
 class _ModelPace:
     load_s: Smoothed | None = None
     use_s: Smoothed | None = None
+    returns_s: Smoothed | None = None
+    idle_since_s: float | None = None
 
 
 @attrs.define
@@ -76,6 +78,19 @@ class Pace:
         model.use_s = model.use_s or Smoothed(took_s)
         model.use_s.add(took_s)
 
+    def became_idle(self, model_id: Digest, now_s: float) -> None:
+        """The last of its requests has ended."""
+        self._of(model_id).idle_since_s = now_s
+
+    def wanted(self, model_id: Digest, now_s: float) -> None:
+        """A request came; the first one after idle time tells how soon they return."""
+        model = self._models.get(model_id)
+        if model is None or model.idle_since_s is None:
+            return
+        gap_s, model.idle_since_s = now_s - model.idle_since_s, None
+        model.returns_s = model.returns_s or Smoothed(gap_s)
+        model.returns_s.add(gap_s)
+
     def stop_ended(self, took_s: float) -> None:
         self._stop_s.add(took_s)
 
@@ -99,6 +114,11 @@ class Pace:
     def drain_s(self, model_id: Digest) -> float:
         """Until the requests of this moment have ended, cautiously."""
         return self._use_of(model_id).cautious
+
+    def returns_s(self, model_id: Digest) -> float | None:
+        """How soon after the last request the next one comes, cautiously; None where it never did."""
+        model = self._models.get(model_id)
+        return None if model is None or model.returns_s is None else model.returns_s.cautious
 
     @property
     def stop_s(self) -> float:

@@ -219,6 +219,7 @@ class RoomMaking:
             use_s=pace.use_s(one.model_id),
             drain_s=pace.drain_s(one.model_id),
             reload_s=pace.load_s(one.model_id, one.footprint),
+            returns_s=pace.returns_s(one.model_id),
             is_pinned=one.is_pinned,
             is_yielding=one.state is InstanceState.YIELDING,
         )

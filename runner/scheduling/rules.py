@@ -5,6 +5,7 @@ from __future__ import annotations
 import attrs
 
 from runner.scheduling.backoff import BackoffRules
+from runner.scheduling.breaker import BreakerRules
 
 _AT_LEAST_ONE = attrs.validators.ge(1)
 _NOT_NEGATIVE = attrs.validators.ge(0.0)
@@ -15,10 +16,11 @@ class SchedulingRules:
     """Of one model `leases_per_model` requests run at the same time, and `waiters_per_model` more may wait.
 
     `swap_wait_s`: so long may requests for a loaded model keep those for another one waiting.
-    `min_residency_s`: so long a model with requests stays after its load; an idle one within that time
-    lingers `linger_s`, since whoever loaded it may be about to ask again. `room_wait_s` bounds how long a
-    request waits for models in use to make room; `overtaking_s` how long later loads may pass one that does
-    not fit yet. After `idle_scale_s` without use a model is thought half as likely to be wanted soon.
+    `min_residency_s`: so long a model with requests stays after its load. `linger_s`: so long at most an idle
+    one is kept from those who want its room because its next request is due any moment. `room_wait_s` bounds
+    how long a request waits for models in use to make room; `overtaking_s` how long later loads may pass one
+    that does not fit yet. After `idle_scale_s` without use a model is thought half as likely to be wanted
+    soon.
     """
 
     waiters_per_model: int = attrs.field(default=64, validator=_AT_LEAST_ONE)
@@ -33,3 +35,4 @@ class SchedulingRules:
     decisions_kept: int = attrs.field(default=512, validator=_AT_LEAST_ONE)
     requests_kept: int = attrs.field(default=1024, validator=_AT_LEAST_ONE)
     backoff: BackoffRules = attrs.field(factory=BackoffRules)
+    breaker: BreakerRules = attrs.field(factory=BreakerRules)

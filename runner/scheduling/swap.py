@@ -21,7 +21,8 @@ class Resident:
 
     `ready_since_s` is when its load ended, `idle_since_s` when its last request did. `leases` run of at most
     `slots`, `waiting` stand in line. `use_s` is how long one request takes, `drain_s` how long the running
-    ones will, cautiously; `reload_s` what loading it again costs. `is_yielding`: it grants nothing any more.
+    ones will, cautiously; `reload_s` what loading it again costs. `returns_s` is how soon after its last
+    request the next one usually comes, None while nobody knows. `is_yielding`: it grants nothing any more.
     """
 
     load_id: int
@@ -34,6 +35,7 @@ class Resident:
     use_s: float = 1.0
     drain_s: float = 1.0
     reload_s: float = 1.0
+    returns_s: float | None = None
     is_pinned: bool = False
     is_yielding: bool = False
 
@@ -64,7 +66,7 @@ class Stand(enum.Enum):
     YIELDS = "it gives way when its running requests end"
     DRAINS = "its own requests are served first, which costs less than a swap"
     RESIDES = "it was loaded a moment ago"
-    LINGERS = "it was used a moment ago"
+    LINGERS = "its next request is due any moment"
     PINNED = "it is pinned"
 
 
@@ -95,7 +97,7 @@ def judge(
 
     1. Pinned: never, but by command; it may be loaded again for its own larger context.
     2. Giving way already: at once when nothing runs any more. Once begun it is not weighed again.
-    3. Idle: at once; but soon after its load it lingers a little, as one swap too many costs more.
+    3. Idle: at once; but it lingers while its next request is due any moment, as a swap too many costs more.
     4. In use, and loaded a moment ago: not before it has resided for its time.
     5. In use, and those who wait could not be served within `swap_wait_s` otherwise: it gives way.
     6. In use: it gives way when serving its own requests first would cost those who wait more seconds than a
@@ -109,11 +111,12 @@ def judge(
     if resident.is_yielding:
         return Verdict(Stand.YIELDS if resident.leases else Stand.FREE)  # 2
     resides_until_s = resident.ready_since_s + rules.min_residency_s
+    turn_s = demand.since_s + rules.swap_wait_s - expected_swap_s(resident, demand, ahead_s, stop_s)
     if not resident.leases:
-        return _judge_idle(resident, resides_until_s, rules, now_s)  # 3
+        look_at_s = min(lingers_until_s(resident, resides_until_s, rules), turn_s)
+        return Verdict(Stand.LINGERS, look_at_s) if now_s < look_at_s else Verdict(Stand.FREE)  # 3
     if now_s < resides_until_s:
         return Verdict(Stand.RESIDES, resides_until_s)  # 4
-    turn_s = demand.since_s + rules.swap_wait_s - expected_swap_s(resident, demand, ahead_s, stop_s)
     if now_s >= turn_s:
         return Verdict(Stand.YIELDS)  # 5
     costs_s = drain_cost_s(resident, demand), swap_cost_s(resident, demand)
@@ -141,8 +144,14 @@ def swap_cost_s(resident: Resident, demand: Demand) -> float:
     return resident.requests * (demand.load_s + resident.reload_s)
 
 
-def _judge_idle(resident: Resident, resides_until_s: float, rules: SchedulingRules, now_s: float) -> Verdict:
-    """It lingers for half of what its return would cost at most, so that a wrong guess is cheap."""
-    lingers_until_s = resident.idle_since_s + min(rules.linger_s, resident.reload_s / 2)
-    look_at_s = min(resides_until_s, lingers_until_s)
-    return Verdict(Stand.LINGERS, look_at_s) if now_s < look_at_s else Verdict(Stand.FREE)
+def lingers_until_s(resident: Resident, resides_until_s: float, rules: SchedulingRules) -> float:
+    """Until when an idle model is kept for its next request.
+
+    At most for `linger_s`, and for half of what its return would cost, so that a wrong guess is cheap. Where
+    the next request usually comes within that, for as long as it usually takes; where it does not, not at
+    all. Where nobody knows yet, all of it, but not beyond the residency.
+    """
+    most_s = min(rules.linger_s, resident.reload_s / 2)
+    if resident.returns_s is None:
+        return min(resident.idle_since_s + most_s, resides_until_s)
+    return resident.idle_since_s + (resident.returns_s if resident.returns_s <= most_s else 0.0)

@@ -79,11 +79,37 @@ class DeathReport:
     request_ids: tuple[str, ...]
     was_requested: bool
 
+    @classmethod
+    def of_no_process(
+        cls, *, model: str, model_id: str, engine_version: str | None, cause: str
+    ) -> DeathReport:
+        """For one that could not even be started."""
+        return cls(
+            model=model,
+            model_id=model_id,
+            engine_version=engine_version,
+            pid=None,
+            kind=DeathKind.NOT_STARTED,
+            cause=cause,
+            exit_code=None,
+            signal=None,
+            phase="starting",
+            lived_s=0.0,
+            stderr_tail="",
+            request_ids=(),
+            was_requested=False,
+        )
+
     @property
     def is_crash(self) -> bool:
         """Neither asked to end, nor ended in order after it said why it cannot load the model."""
         is_orderly = self.kind is DeathKind.LOADING_FAILED and self.exit_code == 0
         return not self.was_requested and not is_orderly
+
+    @property
+    def is_load_crash(self) -> bool:
+        """It died by itself, with the model not in memory yet; slow disks make the watchdog end loads."""
+        return self.is_crash and self.phase == "loading" and self.kind not in _ENDED_BY_US
 
     def as_crash(self, at_s: float) -> CrashReport:
         """For people and programs; `at_s` is Unix time."""
@@ -139,6 +165,7 @@ def kernel_memory_kills(vmstat: Path = _VMSTAT) -> int:
 
 
 _OOM_KILLS: Final = re.compile(rb"^oom_kill (\d+)$", re.MULTILINE)
+_ENDED_BY_US: Final = frozenset({DeathKind.NO_PROGRESS, DeathKind.NOT_STARTED, DeathKind.DAEMON_FAULT})
 _KIND_OF_SIGNAL: Final = {
     "SIGSEGV": DeathKind.SEGMENTATION_FAULT,
     "SIGABRT": DeathKind.ABORT,

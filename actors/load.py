@@ -70,12 +70,14 @@ class KeeperTold:
 class LoadOver:
     """Nothing is left of the worker. `cause` is a phrase that clients may see.
 
-    `is_crash`: neither asked to end, nor ended in order after it could not load the model.
+    `is_crash`: neither asked to end, nor ended in order after it could not load the model. `is_load_crash`:
+    it died by itself, with the model not in memory yet.
     """
 
     load_id: int
     cause: str
     is_crash: bool
+    is_load_crash: bool
 
 
 LoadNews = Measured | NotMeasured | KeeperTold | LoadOver
@@ -130,6 +132,7 @@ class LoadTask:
     _may_start: trio.Event = attrs.field(factory=trio.Event, init=False)
     _cause: str = attrs.field(default="stopped before it was started", init=False)
     _is_crash: bool = attrs.field(default=False, init=False)
+    _is_load_crash: bool = attrs.field(default=False, init=False)
 
     def start_worker(self) -> None:
         """Its memory is reserved: from here on `LoadOver` will be told."""
@@ -147,7 +150,8 @@ class LoadTask:
             self._fail(error)
         finally:
             if self._may_start.is_set():
-                self._workshop.tell(LoadOver(self.load_id, self._cause, self._is_crash))
+                over = LoadOver(self.load_id, self._cause, self._is_crash, self._is_load_crash)
+                self._workshop.tell(over)
 
     async def _hold_and_keep(self) -> None:
         shop = self._workshop
@@ -184,6 +188,7 @@ class LoadTask:
         if isinstance(event, WorkerEnded):  # told on as LoadOver, when the files are released as well
             self._cause = event.report.cause
             self._is_crash = event.report.is_crash
+            self._is_load_crash = event.report.is_load_crash
             self._workshop.report(event.report)
         else:
             self._workshop.tell(KeeperTold(self.load_id, event))

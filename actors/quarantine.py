@@ -1,7 +1,7 @@
 """Keeps what is known of crashing loads on disk, beside the scheduler and never in its way.
 
-The scheduler hands over the whole list after each change; the latest one is written, one write at a time, in
-a thread. Imports the domain and what of the store writes the file. Read on in `actors/scheduler.py`.
+The scheduler hands over the whole list after each change; the latest one is written, one write at a time.
+Imports the domain and what of the store writes the file. Read on in `actors/scheduler.py`.
 """
 
 from __future__ import annotations
@@ -9,18 +9,51 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+import attrs
 import trio
 
 from runner.domain.quarantine import FailedLoads
 from runner.errors import StoreError
+from runner.store.quarantine import QuarantineFile
 
 
 class Records(Protocol):
-    """`runner.store.quarantine.QuarantineFile`, or a fake. Blocks; raises StoreError."""
+    """What outlives a scheduler. Both raise StoreError; a write is whole or has not happened."""
 
-    def read(self) -> tuple[FailedLoads, ...]: ...
+    async def read(self) -> tuple[FailedLoads, ...]: ...
 
-    def write(self, records: tuple[FailedLoads, ...]) -> None: ...
+    async def write(self, records: tuple[FailedLoads, ...]) -> None: ...
+
+
+class Forgetful:
+    """Records of a scheduler that remembers nothing beyond its end."""
+
+    async def read(self) -> tuple[FailedLoads, ...]:
+        await trio.lowlevel.checkpoint()
+        return ()
+
+    async def write(self, records: tuple[FailedLoads, ...]) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+@attrs.frozen
+class OnDisk:
+    """Records in a file, which is read and written in a thread."""
+
+    file: QuarantineFile
+
+    async def read(self) -> tuple[FailedLoads, ...]:
+        return await trio.to_thread.run_sync(self.file.read)
+
+    async def write(self, records: tuple[FailedLoads, ...]) -> None:
+        await trio.to_thread.run_sync(self.file.write, records)
+
+
+@attrs.frozen
+class QuarantineTrouble:
+    """Why something could not be read or written; for the log."""
+
+    message: str
 
 
 class QuarantineBook:
@@ -35,7 +68,7 @@ class QuarantineBook:
     async def recall(self) -> tuple[FailedLoads, ...]:
         """What was known before. A file that cannot be read costs its content, not the start."""
         try:
-            return await trio.to_thread.run_sync(self._records.read)
+            return await self._records.read()
         except StoreError as error:
             self._report(f"models in quarantine are forgotten: {error}")
             return ()
@@ -61,6 +94,6 @@ class QuarantineBook:
             return
         try:
             with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(self._records.write, records)
+                await self._records.write(records)
         except StoreError as error:
             self._report(f"models in quarantine could not be written down: {error}")

@@ -11,6 +11,7 @@ from typing import assert_never
 
 from runner.domain.device_bytes import HOST_MEMORY
 from runner.errors import (
+    BreakerOpen,
     DiskFull,
     Draining,
     FieldFault,
@@ -20,6 +21,7 @@ from runner.errors import (
     LoadingFailed,
     LoadTimeout,
     ModelNotFound,
+    ModelQuarantined,
     QueueFull,
     RunnerError,
     StoreDamaged,
@@ -35,6 +37,7 @@ from runner.scheduling.effects import (
     NoRoom,
     Refusal,
 )
+from runner.scheduling.protection import InQuarantine, LeftAlone
 
 _FAILURES: Mapping[str, Callable[[str], RunnerError]] = MappingProxyType(
     {
@@ -69,6 +72,10 @@ def error_of(refusal: Refusal) -> RunnerError:
             return _FAILURES.get(refusal.failure.code, LoadingFailed)(refusal.failure.message)
         case NoNewWork():
             return Draining()
+        case LeftAlone():
+            return BreakerOpen(model=refusal.model, retry_after_s=refusal.retry_after_s)
+        case InQuarantine():
+            return ModelQuarantined(model=refusal.model, crashes=refusal.crashes, cause=refusal.cause)
         case _:
             assert_never(refusal)
 

@@ -35,6 +35,7 @@ from actors.load import (
     Workshop,
     bytes_of,
 )
+from actors.quarantine import Forgetful, QuarantineBook, QuarantineTrouble, Records
 from actors.refusals import error_of
 from actors.scheduler_status import Board, LoadView, Notice, Row
 from actors.sizing import HeaderSizer, Sizer
@@ -49,13 +50,15 @@ from actors.worker import (
 from actors.worker_handle import WorkerHandle
 from runner.domain.device_bytes import DeviceBytes
 from runner.domain.model import Model
-from runner.domain.status import SchedulerStatus, UnloadReport, WorkerStatus
+from runner.domain.quarantine import FailedLoads
+from runner.domain.status import SchedulerStatus, UnloadReport, UnquarantineReport, WorkerStatus
 from runner.errors import FieldFault, InvalidParameter, RunnerError, Unavailable
 from runner.memory.budget import Budgets
 from runner.oci.digest import Digest
 from runner.scheduling import effects, events
 from runner.scheduling.core import SchedulerCore
 from runner.scheduling.decisions import Decision
+from runner.scheduling.quarantine import LoadQuarantine
 from runner.scheduling.rules import SchedulingRules
 from runner.wire.messages import Loaded
 
@@ -67,7 +70,13 @@ OPEN_ASKS_MAX = 4096  # the lines are shorter; this bounds them all together
 # messages
 
 
-Question = events.LeaseRequested | events.PreloadRequested | events.UnloadRequested | events.DrainRequested
+Question = (
+    events.LeaseRequested
+    | events.PreloadRequested
+    | events.UnloadRequested
+    | events.DrainRequested
+    | events.UnquarantineRequested
+)
 
 
 @attrs.frozen
@@ -102,7 +111,8 @@ class SchedulerSettings:
     """One worker runs `engine.max_sequences` requests at once, so many leases are given; more wait in line.
 
     `swap_wait_s`, `min_residency_s` and `room_wait_s` as in `SchedulingRules`. Budgets are measured before
-    each load, and every `budget_interval_s`.
+    each load, and every `budget_interval_s`. A model in quarantine is free of it under another
+    `engine_version`.
     """
 
     queue_limit_per_model: int = 64
@@ -112,6 +122,7 @@ class SchedulerSettings:
     room_wait_s: float = 120.0
     budget_interval_s: float = 5.0
     engine: EngineSettings = attrs.field(factory=EngineSettings)
+    engine_version: str = ""
 
     def rules(self) -> SchedulingRules:
         return SchedulingRules(
@@ -124,7 +135,7 @@ class SchedulerSettings:
         )
 
 
-SchedulerNotice = Decision | DeathReport | LoadFault
+SchedulerNotice = Decision | DeathReport | LoadFault | QuarantineTrouble
 """What the actor's `report` hears as it happens, for the log."""
 
 
@@ -229,6 +240,18 @@ class SchedulerHandle:
         """
         await self._ask(events.DrainRequested(next(self._tickets), grace_s))
 
+    async def unquarantine(self, model: Model) -> UnquarantineReport:
+        """Forget that loads of the model crashed the engine, so that it may be loaded again."""
+        asked = events.UnquarantineRequested(ticket=next(self._tickets), model_id=model.id)
+        freed: effects.ReportFreed = await self._ask(asked)
+        return UnquarantineReport(
+            model=model.name, was_quarantined=freed.was_quarantined, crashes=freed.crashes
+        )
+
+    def quarantined(self) -> tuple[FailedLoads, ...]:
+        """Models that are not loaded any more; sync, and always answers."""
+        return self.board.quarantined()
+
     async def decisions(self, model_id: Digest | None = None) -> tuple[Decision, ...]:
         """The latest decisions about one model, or about all, oldest first."""
         return await self.address.ask(lambda reply: ListDecisions(model_id, reply))
@@ -288,15 +311,18 @@ class SchedulerActor:
         settings: SchedulerSettings,
         *,
         sizer: Sizer | None = None,
+        quarantine: Records | None = None,
         report: Callable[[SchedulerNotice], None] = lambda notice: None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        """`launch` runs one worker until it is gone, and stops it when cancelled. `jitter` gives [0, 1)."""
+        """`launch` runs one worker until it is gone, and stops it when cancelled. `quarantine` remembers
+        which models crash the engine; without it, that ends with this actor. `jitter` gives [0, 1)."""
         self._handle = handle
         self._store = store
         self._launch = launch
         self._measure_budget = measure_budget
         self._sizer = sizer or HeaderSizer()
+        self._quarantine = quarantine or Forgetful()
         self._settings = settings
         self._report = report
         self._jitter = jitter
@@ -304,11 +330,15 @@ class SchedulerActor:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled; returns when all workers are gone."""
         budgets = await self._measure_budget(DeviceBytes())
-        core = SchedulerCore(self._settings.rules(), budget=budgets.budget)
+        book = QuarantineBook(self._quarantine, lambda text: self._report(QuarantineTrouble(text)))
+        known = LoadQuarantine.remembering(self._settings.engine_version, await book.recall())
+        core = SchedulerCore(self._settings.rules(), budget=budgets.budget, quarantine=known)
         measure = partial(self._measure_with, core)
         async with trio.open_nursery() as nursery:  # outermost: callers are answered before workers end
             with self._handle.board.open(), self._handle.address.open() as mailbox:
-                run = _Run(core, self._handle, nursery, self._workshop(measure), self._report, self._jitter)
+                nursery.start_soon(book.run)
+                workshop = self._workshop(measure)
+                run = _Run(core, self._handle, nursery, workshop, book, self._report, self._jitter)
                 nursery.start_soon(self._sample_budgets, measure)
                 task_status.started()
                 async for message in mailbox:
@@ -343,10 +373,12 @@ class _Run:
         handle: SchedulerHandle,
         nursery: trio.Nursery,
         workshop: Workshop,
+        book: QuarantineBook,
         report: Callable[[SchedulerNotice], None],
         jitter: Callable[[], float],
     ) -> None:
         self._core = core
+        self._book = book
         self._tell = handle.address.tell
         self._board = handle.board
         self._nursery = nursery
@@ -388,7 +420,11 @@ class _Run:
                 self._hear_keeper(news.load_id, news.event)
             case LoadOver():
                 ended = events.WorkerEnded(
-                    load_id=news.load_id, cause=news.cause, is_crash=news.is_crash, jitter=self._jitter()
+                    load_id=news.load_id,
+                    cause=news.cause,
+                    is_crash=news.is_crash,
+                    is_load_crash=news.is_load_crash,
+                    jitter=self._jitter(),
                 )
                 self._happen(ended)
                 self._forget(news.load_id)
@@ -438,6 +474,10 @@ class _Run:
                 self._forget(effect.load_id)
             case effects.ArmTimer():
                 self._arm(effect.at_s)
+            case effects.KeepQuarantine():
+                self._book.keep(effect.records)
+            case effects.ReportFreed():
+                self._answer(effect.ticket, lambda reply: reply.set(effect))
             case effects.GrantLease():
                 lease = self._lease(effect.ticket, effect.load_id)
                 self._answer(effect.ticket, lambda reply: reply.set(lease))
@@ -500,6 +540,7 @@ class _Run:
                 budget=self._core.budget,
                 reserved=self._core.reserved,
                 is_draining=self._core.is_draining,
+                quarantined=self._core.quarantined,
             )
         )
 

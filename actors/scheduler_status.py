@@ -16,6 +16,7 @@ import trio
 from actors.worker_handle import WorkerCounters, WorkerHandle
 from runner.domain.device_bytes import HOST_MEMORY, DeviceBytes
 from runner.domain.engine import EngineOptions
+from runner.domain.quarantine import FailedLoads
 from runner.domain.status import BudgetStatus, SchedulerStatus, WorkerStatus
 from runner.scheduling.instances import InstanceView
 from runner.scheduling.lifecycle import InstanceState
@@ -79,6 +80,7 @@ class Notice:
     budget: DeviceBytes = attrs.field(factory=DeviceBytes)
     reserved: DeviceBytes = attrs.field(factory=DeviceBytes)
     is_draining: bool = False
+    quarantined: tuple[FailedLoads, ...] = ()
 
     def budgets(self) -> tuple[BudgetStatus, ...]:
         """Of every device that has one or is in use, host memory first."""
@@ -117,6 +119,9 @@ class Board:
             if row.view.load_id == load_id:
                 return row
         raise KeyError(load_id)
+
+    def quarantined(self) -> tuple[FailedLoads, ...]:
+        return self._notice.quarantined
 
     def status(self) -> SchedulerStatus:
         """Costs a look at the process of each worker."""

@@ -27,7 +27,7 @@ import trio
 from actors.deaths import Cause, DeathKind, cause_of_exit, kernel_memory_kills
 from actors.deaths import DeathReport as DeathReport
 from actors.output import clean_text
-from actors.process import Command, NewWorkers, StopTimes, WorkerSource, worker_command
+from actors.process import Command, ExitStatus, NewWorkers, StopTimes, WorkerSource, worker_command
 from actors.stream import GenerationStream as GenerationStream
 from actors.watchdog import LoadWatch, WatchdogRules, WorkWatch
 from actors.worker_handle import Outbox
@@ -399,12 +399,11 @@ class _Keeper:
             await self._process.exited.wait()
         if self._process.status is None:
             return _protocol_fault("it closed its channel")
-        cause = cause_of_exit(
-            self._process.status,
-            self._process.output.text(),
-            was_out_of_memory=kernel_memory_kills() > self._memory_kills,
-        )
-        return attrs.evolve(ending, cause=cause)
+        return attrs.evolve(ending, cause=self._cause_of(self._process.status))
+
+    def _cause_of(self, status: ExitStatus) -> Cause:
+        is_oom = kernel_memory_kills() > self._memory_kills
+        return cause_of_exit(status, self._process.output.text(), was_out_of_memory=is_oom)
 
     def _tell(self, ending: _Ending) -> None:
         cause = ending.cause.text if ending.cause else "unknown"
@@ -434,6 +433,8 @@ class _Keeper:
     def _death_report(self, ending: _Ending, request_ids: tuple[str, ...]) -> DeathReport:
         status = self._process.status
         cause = ending.cause or Cause(DeathKind.DAEMON_FAULT, "unknown")
+        if cause.kind is DeathKind.LOADING_FAILED and status is not None and status.exit_code:
+            cause = self._cause_of(status)  # it still said so, and then did not end in order
         return DeathReport(
             model=self._model,
             model_id=str(self._spec.model.id),
@@ -482,19 +483,10 @@ def _report_no_start(
     spec: WorkerSpec, report: Callable[[KeeperEvent], None], settings: KeeperSettings, cause: str
 ) -> None:
     report(WorkerLoadFailed(LoadingFailed(f"the worker of {spec.model.name} {cause}")))
-    death = DeathReport(
+    death = DeathReport.of_no_process(
         model=spec.model.name,
         model_id=str(spec.model.id),
         engine_version=settings.engine_version,
-        pid=None,
-        kind=DeathKind.NOT_STARTED,
         cause=cause,
-        exit_code=None,
-        signal=None,
-        phase=_Phase.STARTING.value,
-        lived_s=0.0,
-        stderr_tail="",
-        request_ids=(),
-        was_requested=False,
     )
     report(WorkerEnded(death))

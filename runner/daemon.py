@@ -39,6 +39,7 @@ from actors.load import EngineSettings, LoadFault
 from actors.probing import run_probe
 from actors.process import remove_stale_directories, spare_command, worker_command
 from actors.puller import PullerActor, PullerHandle, PullerMessage
+from actors.quarantine import OnDisk, QuarantineTrouble
 from actors.scheduler import SchedulerActor, SchedulerHandle, SchedulerNotice, SchedulerSettings
 from actors.spare import SpareEnded, SpareWorker
 from actors.store import StoreActor, StoreHandle, StoreMessage, StoreNotice
@@ -47,6 +48,7 @@ from actors.worker import DeathReport, KeeperSettings, run_keeper
 from runner.api.app import AppContext, build_app
 from runner.api.server import Server, ServerSettings
 from runner.config import Settings
+from runner.domain.device_bytes import HOST_MEMORY
 from runner.domain.settings import (
     NOTHING,
     SETTINGS,
@@ -55,13 +57,13 @@ from runner.domain.settings import (
     SettingOrigin,
     SettingsLayer,
 )
-from runner.domain.device_bytes import HOST_MEMORY
 from runner.domain.status import ActorStatus, CrashReport, DaemonStatus, VersionInfo
 from runner.errors import StartRefused
 from runner.hardware.cpu import read_cores
 from runner.hardware.identity import installation_identity, machine_identity
 from runner.hardware.probe import compute_threads
 from runner.scheduling.decisions import Decision
+from runner.store.quarantine import QuarantineFile
 from runner.telemetry.crashes import CrashRecord
 from runner.telemetry.logs import configure_logging
 from runner.telemetry.measurements import Measurements
@@ -254,8 +256,10 @@ class Daemon:
                 swap_wait_s=settings.swap_wait_s,
                 min_residency_s=settings.min_residency_s,
                 engine=_engine_settings(settings),
+                engine_version=self._engine_name(),
             ),
             sizer=self._footprints,
+            quarantine=OnDisk(QuarantineFile(settings.store)),
             report=self._hear_scheduler,
         )
 
@@ -469,6 +473,8 @@ def _log_scheduler(notice: SchedulerNotice) -> None:
             log.error(
                 "a load failed by a fault of ours", model_id=str(notice.model_id), exc_info=notice.error
             )
+        case QuarantineTrouble():
+            log.warning(notice.message)
         case Decision():
             log.info(f"{notice.action.value} {notice.model}: {notice.why}", **notice.numbers)
         case _:

@@ -28,9 +28,22 @@ def ls(quiet: bool, as_json: bool, host: str | None) -> None:
             click.echo(short_id(model["id"]))
     else:
         print_table(
-            ("NAME", "PARAMETERS", "QUANTIZATION", "ARCHITECTURE", "CONTEXT", "ID", "CREATED", "SIZE"),
+            _LS_HEADER,
             [_row(model, name) for model in models for name in _names(model)],
         )
+
+
+_LS_HEADER = (
+    "NAME",
+    "PARAMETERS",
+    "QUANTIZATION",
+    "ARCHITECTURE",
+    "CONTEXT",
+    "ID",
+    "CREATED",
+    "SIZE",
+    "STATE",
+)
 
 
 def _names(model: dict[str, Any]) -> list[str]:
@@ -48,6 +61,7 @@ def _row(model: dict[str, Any], name: str) -> tuple[str, ...]:
         short_id(model["id"]),
         format_age(time.time() - model["created_s"]) if model["created_s"] else "",
         format_bytes(model["size_bytes"]),
+        "quarantined" if model["quarantine"] else "",
     )
 
 
@@ -73,6 +87,8 @@ def inspect(model: str, as_json: bool, host: str | None) -> None:
         ("Context", _context(summary)),
         ("Licenses", ", ".join(_title(text) for text in report["licenses"]) or "none"),
     ]
+    if summary["quarantine"]:
+        rows.append(("Quarantine", summary["quarantine"]))
     _print_section(None, rows)
     _print_section(
         "Layers",

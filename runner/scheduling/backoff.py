@@ -1,7 +1,7 @@
 """How soon a model whose worker crashed may start again. Values and a bounded memory of crashes; no clock.
 
-The breaker (refuse for a while after several crashes) will stand in front of `CrashLog.not_before_s`.
-Imports digests only. Read on in `core.py`.
+Several crashes in a short time are the business of `breaker.py`. Imports digests only. Read on in
+`protection.py`.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from runner.scheduling.decisions import Action, amounts
 from runner.scheduling.instances import Instance
 from runner.scheduling.lifecycle import InstanceState
 from runner.scheduling.pace import retry_after_s
+from runner.scheduling.protection import InQuarantine, LeftAlone
 from runner.scheduling.queues import Waiter, Want
 from runner.scheduling.requests import RequestRecord
 from runner.scheduling.state import SchedulerState
@@ -49,6 +50,7 @@ class Callers:
         if not instance.line.leave(ticket):
             return False
         del self._state.table.by_ticket[ticket]
+        self._state.protection.abandoned(ticket)
         self._state.requests.left(ticket, self._state.now_s)
         return True
 
@@ -66,10 +68,12 @@ class Callers:
             instance.idle_since_s = state.now_s
             state.table.by_ticket.pop(waiter.ticket, None)
             state.requests.ended(waiter.ticket, state.now_s)
+            state.protection.succeeded(waiter.ticket)
             state.do(effects.ConfirmPreload(waiter.ticket, instance.load_id))
             return
         instance.leases[waiter.ticket] = state.now_s
         state.table.by_ticket[waiter.ticket] = instance
+        state.protection.granted(waiter.ticket, state.now_s)
         state.do(effects.GrantLease(waiter.ticket, instance.load_id))
 
     def grant_waiting(self, instance: Instance) -> None:
@@ -90,6 +94,7 @@ class Callers:
         del state.table.by_ticket[ticket]
         state.pace.use_ended(instance.model_id, state.now_s - instance.leases.pop(ticket))
         state.requests.ended(ticket, state.now_s)
+        state.protection.succeeded(ticket)
         instance.idle_since_s = state.now_s
         self.grant_waiting(instance)
         if not instance.is_wanted:
@@ -109,6 +114,7 @@ class Callers:
     ) -> None:
         state = self._state
         state.table.by_ticket.pop(ticket, None)
+        state.protection.abandoned(ticket)
         state.requests.refused(ticket, state.now_s, why, instance.history if instance is not None else ())
         state.do(effects.Refuse(ticket, refusal))
 
@@ -120,6 +126,22 @@ class Callers:
 
     def refuse_draining(self, ticket: int, instance: Instance | None = None) -> None:
         self.refuse(ticket, effects.NoNewWork(), "the daemon is shutting down", instance)
+
+    def is_left_alone(self, event: events.ModelWanted) -> bool:
+        """Refused at once, when workers of this model keep crashing, or its loads do."""
+        refusal = self._state.protection.refusal(event.model_id, event.name, event.ticket, self._state.now_s)
+        if refusal is None:
+            return False
+        self.remember(event, ahead=0)
+        self.refuse(event.ticket, refusal, refusal.why)
+        return True
+
+    def refuse_after_crash(self, instance: Instance, refusal: LeftAlone | InQuarantine) -> None:
+        """All who wait still: there will be no worker for now."""
+        waiters = instance.line.take_all()
+        numbers = {"waiting": len(waiters), **refusal.numbers}
+        self._state.note(instance, Action.REFUSE, refusal.why, numbers)
+        self.refuse_all(instance, waiters, refusal, refusal.why)
 
     def refuse_overflow(self, instance: Instance, ticket: int) -> None:
         waiting = len(instance.line)

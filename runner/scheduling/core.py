@@ -15,6 +15,7 @@ import math
 from typing import assert_never
 
 from runner.domain.device_bytes import DeviceBytes
+from runner.domain.quarantine import FailedLoads
 from runner.domain.status import UnloadReport
 from runner.errors import LoadingFailed
 from runner.oci.digest import Digest
@@ -25,6 +26,8 @@ from runner.scheduling.instances import Instance, InstanceView
 from runner.scheduling.ledger import Ledger
 from runner.scheduling.lifecycle import InstanceState, Trigger
 from runner.scheduling.loads import Loads
+from runner.scheduling.protection import Crash, Protection
+from runner.scheduling.quarantine import LoadQuarantine
 from runner.scheduling.queues import Waiter, Want
 from runner.scheduling.requests import RequestRecord
 from runner.scheduling.room_making import RoomMaking
@@ -38,8 +41,11 @@ class SchedulerCore:
     One task calls it. A time before the last one is taken as the last one.
     """
 
-    def __init__(self, rules: SchedulingRules, *, budget: DeviceBytes) -> None:
-        self._state = SchedulerState(rules, Ledger(budget), ceiling=budget)
+    def __init__(
+        self, rules: SchedulingRules, *, budget: DeviceBytes, quarantine: LoadQuarantine | None = None
+    ) -> None:
+        protection = Protection(rules.backoff, rules.breaker, quarantine)
+        self._state = SchedulerState(rules, Ledger(budget), ceiling=budget, protection=protection)
         self._table = self._state.table
         self._callers = Callers(self._state)
         self._loads = Loads(self._state, self._callers)
@@ -55,6 +61,8 @@ class SchedulerCore:
         self._dispatch(event)
         self._settle()
         self._latest_decisions = self._state.decisions.take_fresh()
+        if (records := self._state.protection.take_changed()) is not None:
+            self._state.do(effects.KeepQuarantine(records))
         return self._state.take_effects()
 
     def views(self) -> tuple[InstanceView, ...]:
@@ -87,6 +95,11 @@ class SchedulerCore:
         return self._state.ledger.reserved
 
     @property
+    def quarantined(self) -> tuple[FailedLoads, ...]:
+        """Models that are not loaded any more."""
+        return self._state.protection.quarantined()
+
+    @property
     def is_draining(self) -> bool:
         return self._state.drain.has_begun
 
@@ -111,6 +124,8 @@ class SchedulerCore:
                 self._on_unload_requested(event)
             case events.DrainRequested():
                 self._on_drain_requested(event)
+            case events.UnquarantineRequested():
+                self._on_unquarantine_requested(event)
             case events.ModelSized():
                 self._on_model_sized(event)
             case events.SizingFailed():
@@ -134,25 +149,28 @@ class SchedulerCore:
         """Answer, or stand in line.
 
         1. The daemon is draining: refused.
-        2. The model is ready, what is loaded suffices, and it is only wanted in memory or a lease is free:
+        2. Its workers keep crashing, or loading it crashes the engine: refused.
+        3. The model is ready, what is loaded suffices, and it is only wanted in memory or a lease is free:
            granted at once.
-        3. As many use it or wait as may: refused, with the time after which a place may be expected.
-        4. Otherwise it waits; the first who waits for an unloaded model begins its load, and one who needs
+        4. As many use it or wait as may: refused, with the time after which a place may be expected.
+        5. Otherwise it waits; the first who waits for an unloaded model begins its load, and one who needs
            more than a load that has no worker yet would give has that one sized again.
         """
         if self._state.drain.has_begun:  # 1
             self._callers.remember(event, ahead=0)
             self._callers.refuse_draining(event.ticket)
             return
+        if self._callers.is_left_alone(event):  # 2
+            return
         instance = self._table.obtain(event.model_id, event.name, self._state.rules)
         self._state.pace.wanted(event.model_id, self._state.now_s)
         self._callers.remember(event, ahead=len(instance.line))
         waiter = _waiter(event, want, self._state.now_s)
         if _can_grant(instance, waiter):
-            self._callers.grant(instance, waiter)  # 2
-        elif instance.is_full:  # 3
+            self._callers.grant(instance, waiter)  # 3
+        elif instance.is_full:  # 4
             self._callers.refuse_overflow(instance, event.ticket)
-        else:  # 4
+        else:  # 5
             self._callers.stand_in_line(instance, waiter)
             if instance.state is InstanceState.UNLOADED:
                 self._loads.begin(instance)
@@ -197,6 +215,18 @@ class SchedulerCore:
                 self._callers.refuse_draining(waiter.ticket, instance)
             self._loads.cancel_if_unwanted(instance)
 
+    def _on_unquarantine_requested(self, event: events.UnquarantineRequested) -> None:
+        protection = self._state.protection
+        before = protection.quarantined()
+        lifted = protection.lift(event.model_id)
+        self._state.do(
+            effects.ReportFreed(
+                ticket=event.ticket,
+                was_quarantined=lifted in before,
+                crashes=lifted.crashes if lifted is not None else 0,
+            )
+        )
+
     def _on_model_sized(self, event: events.ModelSized) -> None:
         instance = self._table.by_load.get(event.load_id)
         if instance is None:
@@ -227,6 +257,7 @@ class SchedulerCore:
         instance.ready_since_s = instance.idle_since_s = now_s
         if event.max_sequences is not None:
             instance.leases_limit = event.max_sequences
+        self._state.protection.loaded(instance.model_id)
         self._state.pace.load_ended(instance.model_id, instance.footprint, load_s)
         self._state.note(instance, Action.READY, "the worker is ready", {"load_s": load_s})
         self._callers.grant_waiting(instance)
@@ -249,8 +280,9 @@ class SchedulerCore:
         """The memory is free, and leases of the worker are void.
 
         1. It was told to end: nothing was lost.
-        2. It crashed: callers who still wait get the next worker, after a delay.
-        3. It ended while it loaded: all who wait get that error.
+        2. It crashed: callers who still wait get the next worker, after a delay ...
+        3. ... unless there will be none for now, which they are told.
+        4. It ended while it loaded: all who wait get that error.
         """
         instance = self._table.by_load.get(event.load_id)
         if instance is None:
@@ -262,16 +294,29 @@ class SchedulerCore:
         state.ledger.give_back(event.load_id)
         self._callers.void_leases(instance)
         is_crash = event.is_crash or former is not InstanceState.STOPPING
-        if is_crash:  # 2, 3
-            record = state.crashes.add(instance.model_id, state.now_s, event.jitter)
-            delay_s = record.not_before_s - state.now_s
-            numbers = {"crashes": record.crashes, "delay_s": delay_s}
-            state.note(instance, Action.CRASH, event.cause, numbers)
-        if former is InstanceState.LOADING:  # 3
+        crash = self._note_crash(instance, event) if is_crash else None
+        if former is InstanceState.LOADING:  # 4
             message = f"the worker of {instance.name} ended while it loaded the model ({event.cause})"
             failure = events.Failure(LoadingFailed.code, message)
             self._callers.fail(instance, instance.line.take_all(), failure)
+        if crash is not None and crash.refusal is not None:  # 3
+            self._callers.refuse_after_crash(instance, crash.refusal)
         self._loads.over(instance, is_crash=is_crash)
+
+    def _note_crash(self, instance: Instance, event: events.WorkerEnded) -> Crash:
+        state = self._state
+        crash = state.protection.crashed(
+            instance.model_id,
+            instance.name,
+            event.cause,
+            while_loading=event.is_load_crash,
+            now_s=state.now_s,
+            jitter=event.jitter,
+        )
+        delay_s = crash.record.not_before_s - state.now_s
+        numbers = {"crashes": crash.record.crashes, "delay_s": delay_s}
+        state.note(instance, Action.CRASH, event.cause, numbers)
+        return crash
 
     def _on_budget_changed(self, event: events.BudgetChanged) -> None:
         """Loads that were sized for a larger budget and wait for room are sized again, for this one."""

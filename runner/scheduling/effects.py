@@ -8,9 +8,11 @@ from __future__ import annotations
 import attrs
 
 from runner.domain.device_bytes import DeviceBytes
+from runner.domain.quarantine import FailedLoads
 from runner.domain.status import UnloadReport
 from runner.oci.digest import Digest
 from runner.scheduling.events import Failure
+from runner.scheduling.protection import InQuarantine, LeftAlone
 
 # work
 
@@ -55,6 +57,13 @@ class ArmTimer:
     at_s: float | None
 
 
+@attrs.frozen
+class KeepQuarantine:
+    """Write down which models crash the engine while they load; all of it, each time it changes."""
+
+    records: tuple[FailedLoads, ...]
+
+
 # answers; exactly one for every ticket, none after its caller left
 
 
@@ -79,6 +88,15 @@ class ReportUnloaded:
 @attrs.frozen
 class ReportDrained:
     ticket: int
+
+
+@attrs.frozen(kw_only=True)
+class ReportFreed:
+    """`crashes` of loads were forgotten; they may have been too few to keep the model from being loaded."""
+
+    ticket: int
+    was_quarantined: bool
+    crashes: int
 
 
 @attrs.frozen
@@ -127,6 +145,6 @@ class NoNewWork:
     """The daemon is draining."""
 
 
-Refusal = LineFull | NoRoom | ContextTooLarge | CannotLoad | NoNewWork
-Answer = GrantLease | ConfirmPreload | ReportUnloaded | ReportDrained | Refuse
-Effect = SizeModel | StartWorker | StopWorker | DropLoad | ArmTimer | Answer
+Refusal = LineFull | NoRoom | ContextTooLarge | CannotLoad | NoNewWork | LeftAlone | InQuarantine
+Answer = GrantLease | ConfirmPreload | ReportUnloaded | ReportDrained | ReportFreed | Refuse
+Effect = SizeModel | StartWorker | StopWorker | DropLoad | ArmTimer | KeepQuarantine | Answer

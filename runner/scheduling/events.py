@@ -82,6 +82,14 @@ class DrainRequested:
     grace_s: float
 
 
+@attrs.frozen(kw_only=True)
+class UnquarantineRequested:
+    """Let a model be loaded again whose loads crashed the engine."""
+
+    ticket: int
+    model_id: Digest
+
+
 # from sizing
 
 
@@ -128,12 +136,14 @@ class WorkerFailing:
 
 @attrs.frozen(kw_only=True)
 class WorkerEnded:
-    """The process is gone. `is_crash`: it was not asked to. `jitter` is drawn from [0, 1) by the shell."""
+    """The process is gone. `is_crash`: it was not asked to. `is_load_crash`: nor did anybody else end it, and
+    the model was not in memory yet. `jitter` is drawn from [0, 1) by the shell."""
 
     load_id: int
     cause: str
     is_crash: bool
     jitter: float
+    is_load_crash: bool = False
 
 
 # from the machine
@@ -163,6 +173,7 @@ Event = (
     | CallerLeft
     | UnloadRequested
     | DrainRequested
+    | UnquarantineRequested
     | ModelSized
     | SizingFailed
     | WorkerReady

@@ -30,7 +30,7 @@ class Loads:
     def begin(self, instance: Instance) -> None:
         """Somebody waits for a model that is not in memory."""
         state = self._state
-        not_before_s = state.crashes.not_before_s(instance.model_id)
+        not_before_s = state.protection.not_before_s(instance.model_id)
         if not_before_s <= state.now_s:
             self.size(instance, Trigger.WANTED)
             return

@@ -22,6 +22,14 @@ class LeftAlone:
     model: str
     retry_after_s: float
 
+    @property
+    def why(self) -> str:
+        return "its workers keep crashing"
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        return {"retry_after_s": self.retry_after_s}
+
 
 @attrs.frozen(kw_only=True)
 class InQuarantine:
@@ -30,6 +38,14 @@ class InQuarantine:
     model: str
     crashes: int
     cause: str
+
+    @property
+    def why(self) -> str:
+        return "it is in quarantine: loading it crashes the engine"
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        return {"crashes": self.crashes}
 
 
 @attrs.frozen(kw_only=True)
@@ -53,6 +69,7 @@ class Protection:
         self._breakers = Breakers(breaker or BreakerRules())
         self._quarantine = quarantine or LoadQuarantine("")
         self._has_changed = False
+        self._shown = self._find_quarantined()
 
     # what requests ask
 
@@ -96,8 +113,8 @@ class Protection:
         record = self._crashes.add(model_id, now_s, jitter)
         opened = self._breakers.crashed(model_id, now_s)
         if while_loading:
-            self._has_changed = True
             self._quarantine.crashed(model_id, name, cause)
+            self._changed()
             failed = self._quarantine.quarantined(model_id)
             if failed is not None:
                 refusal = InQuarantine(model=name, crashes=failed.crashes, cause=failed.cause)
@@ -114,10 +131,7 @@ class Protection:
 
     def quarantined(self) -> tuple[FailedLoads, ...]:
         """Models that are not loaded any more."""
-        records = self._quarantine.records()
-        return tuple(
-            one for one in records if self._quarantine.quarantined(Digest.parse(one.model_id)) == one
-        )
+        return self._shown
 
     def take_changed(self) -> tuple[FailedLoads, ...] | None:
         """What is to be written down, when it has changed since this was asked last."""
@@ -126,5 +140,13 @@ class Protection:
 
     def _lift(self, model_id: Digest) -> FailedLoads | None:
         lifted = self._quarantine.lift(model_id)
-        self._has_changed = self._has_changed or lifted is not None
+        if lifted is not None:
+            self._changed()
         return lifted
+
+    def _changed(self) -> None:
+        self._has_changed = True
+        self._shown = self._find_quarantined()
+
+    def _find_quarantined(self) -> tuple[FailedLoads, ...]:
+        return tuple(one for one in self._quarantine.records() if self._quarantine.holds(one))

@@ -40,7 +40,11 @@ class LoadQuarantine:
     def quarantined(self, model_id: Digest) -> FailedLoads | None:
         """The record of a model that must not be loaded."""
         record = self._records.get((str(model_id), self.engine))
-        return record if record is not None and record.crashes >= CRASHES_MAX else None
+        return record if record is not None and self.holds(record) else None
+
+    def holds(self, record: FailedLoads) -> bool:
+        """Whether what the record tells is enough, under this engine."""
+        return record.engine == self.engine and record.crashes >= CRASHES_MAX
 
     def crashed(self, model_id: Digest, name: str, cause: str) -> FailedLoads:
         """A worker died while it loaded this model. Returns what is known of it now."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import attrs
 
 from runner.scheduling.backoff import BackoffRules
+from runner.scheduling.breaker import BreakerRules
 
 _AT_LEAST_ONE = attrs.validators.ge(1)
 _NOT_NEGATIVE = attrs.validators.ge(0.0)
@@ -34,3 +35,4 @@ class SchedulingRules:
     decisions_kept: int = attrs.field(default=512, validator=_AT_LEAST_ONE)
     requests_kept: int = attrs.field(default=1024, validator=_AT_LEAST_ONE)
     backoff: BackoffRules = attrs.field(factory=BackoffRules)
+    breaker: BreakerRules = attrs.field(factory=BreakerRules)

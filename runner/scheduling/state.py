@@ -13,13 +13,13 @@ from types import MappingProxyType
 import attrs
 
 from runner.domain.device_bytes import DeviceBytes
-from runner.scheduling.backoff import CrashLog
 from runner.scheduling.decisions import Action, Decision, DecisionLog
 from runner.scheduling.effects import Effect
 from runner.scheduling.endings import Drain, Unloads
 from runner.scheduling.instances import Instance, InstanceTable
 from runner.scheduling.ledger import Ledger
 from runner.scheduling.pace import Pace
+from runner.scheduling.protection import Protection
 from runner.scheduling.requests import RequestLog
 from runner.scheduling.rules import SchedulingRules
 
@@ -37,10 +37,10 @@ class SchedulerState:
     rules: SchedulingRules
     ledger: Ledger
     ceiling: DeviceBytes
+    protection: Protection
     table: InstanceTable = attrs.field(init=False)
     unloads: Unloads = attrs.field(factory=Unloads, init=False)
     drain: Drain = attrs.field(factory=Drain, init=False)
-    crashes: CrashLog = attrs.field(init=False)
     pace: Pace = attrs.field(factory=Pace, init=False)
     decisions: DecisionLog = attrs.field(init=False)
     requests: RequestLog = attrs.field(init=False)
@@ -51,7 +51,6 @@ class SchedulerState:
 
     def __attrs_post_init__(self) -> None:
         self.table = InstanceTable(self.ledger)
-        self.crashes = CrashLog(self.rules.backoff)
         self.decisions = DecisionLog(self.rules.decisions_kept)
         self.requests = RequestLog(self.rules.requests_kept)
 

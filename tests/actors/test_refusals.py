@@ -7,6 +7,7 @@ import pytest
 from actors.refusals import error_of
 from runner.domain.device_bytes import DeviceBytes
 from runner.errors import (
+    BreakerOpen,
     DiskFull,
     Draining,
     InsufficientMemory,
@@ -15,6 +16,7 @@ from runner.errors import (
     LoadingFailed,
     LoadTimeout,
     ModelNotFound,
+    ModelQuarantined,
     QueueFull,
     RunnerError,
     StoreDamaged,
@@ -23,6 +25,7 @@ from runner.errors import (
 )
 from runner.scheduling.effects import CannotLoad, ContextTooLarge, LineFull, NoNewWork, NoRoom
 from runner.scheduling.events import Failure
+from runner.scheduling.protection import InQuarantine, LeftAlone
 
 MIB = 1024**2
 
@@ -55,6 +58,19 @@ def test_a_context_that_a_model_cannot_have_is_the_callers_to_change() -> None:
     error = error_of(ContextTooLarge(model="m", wanted=32_768, most=8192))
     assert isinstance(error, InvalidParameter)
     assert str(error) == "context_size: must be at most 8192 for m, and is 32768"
+
+
+def test_L04_an_open_breaker_tells_when_to_come_back() -> None:
+    error = error_of(LeftAlone(model="m", retry_after_s=29.5))
+    assert isinstance(error, BreakerOpen)
+    assert (error.model, error.retry_after_s) == ("m", 29.5)
+
+
+def test_L06_quarantine_tells_why_and_the_way_out() -> None:
+    error = error_of(InQuarantine(model="m", crashes=2, cause="signal SIGSEGV"))
+    assert isinstance(error, ModelQuarantined)
+    assert "2 times, last by signal SIGSEGV" in str(error)
+    assert "unquarantine" in str(error)
 
 
 def test_a_drain_is_told() -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import trio
 
+from actors.scheduler import SchedulerSettings
 from actors.worker import DeathReport
-from runner.errors import LoadingFailed
+from runner.domain.status import UnquarantineReport
+from runner.errors import BreakerOpen, LoadingFailed, ModelQuarantined
 from tests.support.scheduler_bench import Bench, crowd, new_bench, running, settle
 
 pytestmark = pytest.mark.anyio
@@ -84,3 +86,75 @@ async def test_L03_a_load_that_ends_in_a_crash_delays_the_next_and_one_that_fail
         crowd(bench, nursery, "a", 1)
         await settle()
         assert bench.states() == {"a": "cooling"}
+
+
+async def crash_in_use(bench: Bench, name: str) -> None:
+    lease = await bench.handle.acquire(bench.model(name))
+    bench.keepers.running[f"ai/{name}"].kill("signal SIGSEGV")
+    lease.release()
+    await trio.sleep(1.5)
+
+
+async def crash_in_load(bench: Bench, nursery: trio.Nursery, name: str) -> None:
+    [caller] = crowd(bench, nursery, name, 1)
+    await trio.sleep(0.5)
+    bench.keepers.running[f"ai/{name}"].kill("signal SIGSEGV")
+    await trio.sleep(1.5)
+    assert isinstance(caller.error, LoadingFailed)
+
+
+async def test_L04_after_three_crashes_callers_are_told_to_come_again(bench: Bench) -> None:
+    async with running(bench):
+        for _ in range(3):
+            await crash_in_use(bench, "a")
+        with pytest.raises(BreakerOpen) as refused:
+            await bench.handle.acquire(bench.model("a"))
+        assert refused.value.retry_after_s == pytest.approx(29.5)
+        assert bench.keepers.started == ["ai/a"] * 3
+        (await bench.handle.acquire(bench.model("b"))).release()
+        await trio.sleep(30)
+        (await bench.handle.acquire(bench.model("a"))).release()
+        await settle()
+        (await bench.handle.acquire(bench.model("a"))).release()
+
+
+async def test_L06_a_model_that_crashed_two_loads_is_not_loaded_again_not_even_after_a_restart(
+    bench: Bench,
+) -> None:
+    settings = SchedulerSettings(engine_version="llama 1")
+    async with running(bench, settings) as nursery:
+        await crash_in_load(bench, nursery, "a")
+        assert bench.handle.quarantined() == ()
+    async with running(bench, settings) as nursery:
+        await crash_in_load(bench, nursery, "a")
+        with pytest.raises(ModelQuarantined, match="unquarantine"):
+            await bench.handle.acquire(bench.model("a"))
+        assert [one.model for one in bench.handle.quarantined()] == ["ai/a"]
+    async with running(bench, settings):
+        with pytest.raises(ModelQuarantined):
+            await bench.handle.start(bench.model("a"))
+        (await bench.handle.acquire(bench.model("b"))).release()
+    assert bench.handle.quarantined() == ()
+    async with running(bench, SchedulerSettings(engine_version="llama 2")):
+        (await bench.handle.acquire(bench.model("a"))).release()
+
+
+async def test_L06_a_command_frees_a_model_for_good(bench: Bench) -> None:
+    async with running(bench) as nursery:
+        for _ in range(2):
+            await crash_in_load(bench, nursery, "a")
+        freed = await bench.handle.unquarantine(bench.model("a"))
+        assert freed == UnquarantineReport(model="ai/a", was_quarantined=True, crashes=2)
+        assert not (await bench.handle.unquarantine(bench.model("a"))).was_quarantined
+    assert bench.quarantine.records == ()
+    async with running(bench):
+        (await bench.handle.acquire(bench.model("a"))).release()
+
+
+async def test_L06_a_load_that_fails_in_order_is_no_reason_for_quarantine(bench: Bench) -> None:
+    bench.keepers.load_error = LoadingFailed("no such tensor")
+    async with running(bench):
+        for _ in range(5):
+            with pytest.raises(LoadingFailed):
+                await bench.handle.acquire(bench.model("a"))
+    assert bench.quarantine.written == 0

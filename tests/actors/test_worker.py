@@ -469,6 +469,17 @@ async def test_a_load_that_the_worker_refuses_is_reported_without_our_paths(
     assert [type(event) for event in kept.events] == [WorkerLoadFailed, WorkerEnded]
 
 
+async def test_L02_a_load_that_fails_by_an_exception_is_no_orderly_failure() -> None:
+    async with kept_worker(
+        "load-fails:loading_failed:the engine failed: MemoryError", "raise-at-end"
+    ) as kept:
+        failed = await kept.first(WorkerLoadFailed)
+        report = await kept.death()
+    assert str(failed.error) == "the engine failed: MemoryError"
+    assert (report.kind, report.exit_code) == (DeathKind.OUT_OF_MEMORY, 1)
+    assert report.is_crash and report.is_load_crash
+
+
 async def test_a_death_while_loading_is_a_failed_load_that_says_how() -> None:
     async with kept_worker("exit-while-loading:7") as kept:
         failed = await kept.first(WorkerLoadFailed)

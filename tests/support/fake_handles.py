@@ -15,6 +15,7 @@ from actors.stream import GenerationStream
 from runner.domain.events import Accepted, Finished, FinishReason, GenerationEvent, TextDelta, Timings, Usage
 from runner.domain.generation import GenerationRequest
 from runner.domain.model import Model
+from runner.domain.quarantine import FailedLoads
 from runner.domain.settings import ModelSettings
 from runner.domain.status import (
     CrashReport,
@@ -25,6 +26,7 @@ from runner.domain.status import (
     Removal,
     SchedulerStatus,
     UnloadReport,
+    UnquarantineReport,
     UploadedBlob,
     VersionInfo,
     WorkerStatus,
@@ -130,6 +132,7 @@ class FakeScheduler:
     gate: trio.Event | None = None
     refusal: RunnerError | None = None
     cancelled_acquires: int = 0
+    failed_loads: tuple[FailedLoads, ...] = ()
     unload_report: UnloadReport = attrs.field(
         factory=lambda: UnloadReport(unloaded=("ai/smollm2:135M-Q4_1",), in_use=())
     )
@@ -168,6 +171,14 @@ class FakeScheduler:
         self.calls.append(("unload", model_ids))
         await trio.lowlevel.checkpoint()
         return self.unload_report
+
+    async def unquarantine(self, model: Model) -> UnquarantineReport:
+        self.calls.append(("unquarantine", model.name))
+        await trio.lowlevel.checkpoint()
+        return UnquarantineReport(model=model.name, was_quarantined=True, crashes=2)
+
+    def quarantined(self) -> tuple[FailedLoads, ...]:
+        return self.failed_loads
 
     def snapshot(self) -> SchedulerStatus:
         return SchedulerStatus(workers=(worker_status(fake_model()),))

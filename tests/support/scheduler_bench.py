@@ -26,6 +26,7 @@ from actors.worker import (
 from actors.worker_handle import Outbox, WorkerHandle
 from runner.domain.device_bytes import DeviceBytes
 from runner.domain.model import Model, ModelFiles
+from runner.domain.quarantine import FailedLoads
 from runner.domain.status import WorkerStatus
 from runner.errors import LoadingFailed, RunnerError
 from runner.memory.budget import Budgets
@@ -86,6 +87,8 @@ class FakeWorker:
 
     spec: WorkerSpec
     handle: WorkerHandle
+    kind: DeathKind = DeathKind.EXIT
+    phase: str = "loading"
     _death: trio.Event = attrs.field(factory=trio.Event)
     _cause: str = "stopped"
 
@@ -121,7 +124,7 @@ class FakeKeepers:
             with trio.CancelScope(shield=True):
                 await trio.sleep(self.stop_s)
             del self.running[name]
-            report(WorkerEnded(_death_of(spec, worker._cause, was_requested)))
+            report(WorkerEnded(_death_of(worker, was_requested)))
 
     async def _live(self, worker: FakeWorker, report: Callable[[KeeperEvent], None]) -> None:
         with trio.move_on_after(self.load_s / 2):
@@ -131,12 +134,31 @@ class FakeKeepers:
         report(WorkerLoadProgress(0.5))
         await trio.sleep(self.load_s / 2)
         if self.load_error is not None:
+            worker.kind = DeathKind.LOADING_FAILED
             report(WorkerLoadFailed(self.load_error))
             return
+        worker.phase = "serving"
         report(WorkerReady(worker.handle, worker.handle.loaded))
         await worker._death.wait()
         worker.handle.fail(RunnerError(worker._cause))
         report(WorkerFailing(worker._cause))
+
+
+class QuarantineInMemory:
+    """The file that outlives a scheduler. `written`: how often it was."""
+
+    def __init__(self) -> None:
+        self.records: tuple[FailedLoads, ...] = ()
+        self.written = 0
+
+    async def read(self) -> tuple[FailedLoads, ...]:
+        await trio.lowlevel.checkpoint()
+        return self.records
+
+    async def write(self, records: tuple[FailedLoads, ...]) -> None:
+        await trio.lowlevel.checkpoint()
+        self.records = records
+        self.written += 1
 
 
 @attrs.define
@@ -149,6 +171,7 @@ class Bench:
     budget_bytes: int = 3 * FOOTPRINT
     budget_error: Exception | None = None
     notices: list[SchedulerNotice] = attrs.field(factory=list)
+    quarantine: QuarantineInMemory = attrs.field(factory=lambda: QuarantineInMemory())
 
     def model(self, name: str) -> Model:
         return self.store.add(model_named(name))
@@ -176,6 +199,7 @@ class Bench:
             self.keepers,
             self.measure_budget,
             settings,
+            quarantine=self.quarantine,
             report=self.notices.append,
             jitter=lambda: 0.0,
         )
@@ -252,17 +276,17 @@ def _handle_of(spec: WorkerSpec) -> WorkerHandle:
     )
 
 
-def _death_of(spec: WorkerSpec, cause: str, was_requested: bool) -> DeathReport:
+def _death_of(worker: FakeWorker, was_requested: bool) -> DeathReport:
     return DeathReport(
-        model=spec.model.name,
-        model_id=str(spec.model.id),
+        model=worker.spec.model.name,
+        model_id=str(worker.spec.model.id),
         engine_version="scripted",
         pid=4711,
-        kind=DeathKind.STOPPED if was_requested else DeathKind.EXIT,
-        cause=cause,
-        exit_code=0 if cause == "stopped" else None,
+        kind=DeathKind.STOPPED if was_requested else worker.kind,
+        cause=worker._cause,
+        exit_code=0 if worker._cause == "stopped" else None,
         signal=None,
-        phase="serving",
+        phase=worker.phase,
         lived_s=1.0,
         stderr_tail="",
         request_ids=(),

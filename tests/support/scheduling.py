@@ -11,6 +11,7 @@ import math
 from typing import Any
 
 from runner.domain.device_bytes import DeviceBytes
+from runner.domain.quarantine import FailedLoads
 from runner.oci.digest import Digest
 from runner.scheduling import effects, events
 from runner.scheduling.core import SchedulerCore
@@ -49,6 +50,7 @@ class World:
         self.now_s = 1000.0
         self.budget = self.ceiling = on_host(budget)
         self.timer_s: float | None = None
+        self.kept: tuple[FailedLoads, ...] = ()
         self.names: dict[Digest, str] = {}
         self.answers: dict[int, effects.Answer] = {}
         self.waiting: set[int] = set()
@@ -107,6 +109,11 @@ class World:
         self.waiting.discard(ticket)
         self.leases.pop(ticket, None)
         return self.send(events.CallerLeft(ticket))
+
+    def unquarantine(self, name: str) -> int:
+        ticket = self._new_ticket()
+        self.send(events.UnquarantineRequested(ticket=ticket, model_id=model_id(name)))
+        return ticket
 
     def unload(self, *names: str) -> int:
         """Unload these models, or all without a name; returns the ticket."""
@@ -170,16 +177,32 @@ class World:
     def crash(
         self, name: str, cause: str = "signal SIGSEGV", jitter: float = 0.0
     ) -> tuple[effects.Effect, ...]:
-        return self.end_load(self.load_id(name), cause=cause, is_crash=True, jitter=jitter)
+        """Its worker dies by itself, whatever it is doing."""
+        load_id = self.load_id(name)
+        return self.end_load(
+            load_id,
+            cause=cause,
+            is_crash=True,
+            is_load_crash=self.workers[load_id] is LOADING,
+            jitter=jitter,
+        )
 
     def end_load(
-        self, load_id: int, *, cause: str = "stopped", is_crash: bool = False, jitter: float = 0.0
+        self,
+        load_id: int,
+        *,
+        cause: str = "stopped",
+        is_crash: bool = False,
+        is_load_crash: bool = False,
+        jitter: float = 0.0,
     ) -> tuple[effects.Effect, ...]:
         """The process is gone; leases of it are void."""
         del self.workers[load_id]
         del self.footprints[load_id]
         self._void(load_id)
-        ended = events.WorkerEnded(load_id=load_id, cause=cause, is_crash=is_crash, jitter=jitter)
+        ended = events.WorkerEnded(
+            load_id=load_id, cause=cause, is_crash=is_crash, is_load_crash=is_load_crash, jitter=jitter
+        )
         return self.send(ended)
 
     def set_budget(
@@ -281,6 +304,9 @@ class World:
             case effects.DropLoad(load_id):
                 assert load_id not in self.workers
                 assert (self.sizing.pop(load_id, None) is None) != (self.sized.pop(load_id, None) is None)
+            case effects.KeepQuarantine(records):
+                assert records != self.kept, "written down without need"
+                self.kept = records
             case effects.ArmTimer(at_s):
                 assert at_s is None or at_s > self.now_s, "a timer in the past"
                 self.timer_s = at_s

@@ -3,8 +3,8 @@
     python scripted_worker.py BEHAVIOUR[,BEHAVIOUR…] --channel-fd N --parent-pid P
 
 Behaviours of the process: `normal`, `slow-hello`, `late-hello`, `wrong-version`, `two-hellos`,
-`step-too-early`, `load-hangs`, `load-fails:CODE:MESSAGE`, `exit-while-loading:N`, `ignore-shutdown`,
-`ignore-sigterm`, `fork`, `noise`, `busy`.
+`step-too-early`, `load-hangs`, `load-fails:CODE:MESSAGE`, `raise-at-end`, `exit-while-loading:N`,
+`ignore-shutdown`, `ignore-sigterm`, `fork`, `noise`, `busy`.
 Behaviours of one generation, as the text of its prompt: see `_generate`.
 """
 
@@ -99,6 +99,8 @@ class Worker:
         if (failure := self._argument("load-fails")) is not None:
             code, _, message = failure.partition(":")
             self._send(encode(LoadFailed(code=code, message=message)))
+            if self._has("raise-at-end"):
+                raise MemoryError
             return
         for percent in range(0, 101, 50):
             self._send(encode(LoadProgress(percent / 100)))

@@ -7,6 +7,7 @@ digests are values, are written out here.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import attrs
@@ -14,8 +15,9 @@ import orjson
 
 from runner.api.control.schema import PackageRequest
 from runner.domain.model import Model
+from runner.domain.quarantine import FailedLoads
 from runner.domain.settings import SETTINGS, SettingOrigin, SettingsLayer, resolve, write_settings
-from runner.domain.status import ModelConfiguration, ModelSummary, SettingStatus
+from runner.domain.status import ModelConfiguration, ModelReport, ModelSummary, SettingStatus
 from runner.store.package import PackageLayer, PackageSpec
 
 
@@ -28,7 +30,8 @@ def package_spec(request: PackageRequest) -> PackageSpec:
     return PackageSpec(target=request.target, layers=layers, context_size=request.context_size)
 
 
-def model_summary(model: Model) -> ModelSummary:
+def model_summary(model: Model, quarantined: Iterable[FailedLoads] = ()) -> ModelSummary:
+    """`quarantined` are the models that are not loaded any more."""
     return ModelSummary(
         id=str(model.id),
         name=model.name,
@@ -41,7 +44,21 @@ def model_summary(model: Model) -> ModelSummary:
         parameters=model.parameters,
         context_size=model.context_size,
         trained_context_size=model.trained_context_size,
+        quarantine=_quarantine(str(model.id), quarantined),
     )
+
+
+def with_quarantine(report: ModelReport, quarantined: Iterable[FailedLoads]) -> ModelReport:
+    """The store knows everything of a model but this."""
+    told = _quarantine(report.model.id, quarantined)
+    return attrs.evolve(report, model=attrs.evolve(report.model, quarantine=told))
+
+
+def _quarantine(model_id: str, quarantined: Iterable[FailedLoads]) -> str | None:
+    for one in quarantined:
+        if one.model_id == model_id:
+            return f"{one.crashes} loads crashed the engine, the last by {one.cause}"
+    return None
 
 
 def model_configuration(model: Model, layers: tuple[SettingsLayer, ...]) -> ModelConfiguration:

@@ -64,11 +64,13 @@ def _add_status_routes(routes: Blueprint, context: AppContext) -> None:
 def _add_model_routes(routes: Blueprint, context: AppContext) -> None:
     @routes.get("/models")
     async def list_models() -> TrioResponse:
-        return _answer([convert.model_summary(model) for model in await context.store.list()])
+        quarantined = context.scheduler.quarantined()
+        return _answer([convert.model_summary(model, quarantined) for model in await context.store.list()])
 
     @routes.get("/models/<path:name>")
     async def inspect_model(name: str) -> TrioResponse:
-        return _answer(await context.store.inspect(ModelName.parse(name)))
+        report = await context.store.inspect(ModelName.parse(name))
+        return _answer(convert.with_quarantine(report, context.scheduler.quarantined()))
 
     @routes.delete("/models/<path:name>")
     async def remove_model(name: str) -> TrioResponse:
@@ -130,6 +132,11 @@ def _add_worker_routes(routes: Blueprint, context: AppContext) -> None:
             return _answer(await context.scheduler.unload(None))
         models = [await context.store.resolve(name) for name in asked.models or ()]
         return _answer(await context.scheduler.unload(tuple(model.id for model in models)))
+
+    @routes.post("/unquarantine")
+    async def unquarantine() -> TrioResponse:
+        asked = await parsed_body(schema.parse_unquarantine)
+        return _answer(await context.scheduler.unquarantine(await context.store.resolve(asked.model)))
 
 
 def _announced_digest() -> Digest | None:

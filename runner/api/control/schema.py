@@ -64,6 +64,11 @@ class StartRequest:
 
 
 @attrs.frozen(kw_only=True)
+class UnquarantineRequest:
+    model: ModelName
+
+
+@attrs.frozen(kw_only=True)
 class UnloadRequest:
     """Either `models` or `all: true`."""
 
@@ -109,6 +114,10 @@ def parse_untag(body: bytes) -> UntagRequest:
 
 def parse_package(body: bytes) -> PackageRequest:
     return _parse(body, PackageRequest)
+
+
+def parse_unquarantine(body: bytes) -> UnquarantineRequest:
+    return _parse(body, UnquarantineRequest)
 
 
 def parse_start(body: bytes) -> StartRequest:

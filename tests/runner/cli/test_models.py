@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import time
 
+import attrs
+
 from runner.domain.status import LayerSummary, ModelReport, Removal
 from tests.support.control import ID, SHORT_ID, Cli, model_summary
 from tests.support.scripted_server import refusal
@@ -26,13 +28,23 @@ def test_ls_prints_a_row_for_each_name(cli: Cli) -> None:
     assert ended.status == 0
     header, *rows = ended.stdout.splitlines()
     assert header.split() == [
-        "NAME", "PARAMETERS", "QUANTIZATION", "ARCHITECTURE", "CONTEXT", "ID", "CREATED", "SIZE",
+        "NAME", "PARAMETERS", "QUANTIZATION", "ARCHITECTURE", "CONTEXT", "ID", "CREATED", "SIZE", "STATE",
     ]  # fmt: skip
     assert rows[0].split("  ")[0] == "ai/smollm2:135M-Q4_1"
     assert "2 hours ago  93.8 MiB" in rows[0]
     assert rows[1].split()[:5] == ["ai/b", "134.52M", "MOSTLY_Q4_1", "llama", "4096"]
     assert rows[2].split()[0] == "registry.example:5000/team/b:v1"
     assert rows[3].split() == ["<none>", "llama", SHORT_ID, "93.8", "MiB"]
+
+
+def test_L06_ls_and_inspect_mark_a_model_in_quarantine(cli: Cli) -> None:
+    why = "2 loads crashed the engine, the last by signal SIGSEGV"
+    cli.routes["GET /control/v1/models"] = [model_summary(), model_summary(quarantine=why)]
+    _, healthy, ill = cli("ctl", "ls").stdout.splitlines()
+    assert healthy.endswith("MiB") and ill.endswith("MiB  quarantined")
+    told = attrs.evolve(report(), model=model_summary(quarantine=why))
+    cli.routes["GET /control/v1/models/ai/a"] = told
+    assert why in cli("ctl", "inspect", "ai/a").stdout
 
 
 def test_columns_are_aligned(cli: Cli) -> None:

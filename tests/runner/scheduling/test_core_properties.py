@@ -83,6 +83,10 @@ class Histories(RuleBasedStateMachine):
     def leave(self, which: int) -> None:
         self.world.leave(self.pick(which, [*self.world.waiting, *self.world.leases]))
 
+    @rule(name=names)
+    def unquarantine(self, name: str) -> None:
+        self.world.unquarantine(name)
+
     @rule(some=st.lists(names, max_size=3))
     def unload(self, some: list[str]) -> None:
         self.world.unload(*some)
@@ -123,9 +127,11 @@ class Histories(RuleBasedStateMachine):
         self.world.send(events.WorkerLoadFailed(self.pick(which, self.in_state(LOADING)), FAILURE))
 
     @precondition(lambda self: self.world.workers)
-    @rule(which=choice, jitter=st.floats(0, 1, exclude_max=True))
-    def crash(self, which: int, jitter: float) -> None:
-        self.world.end_load(self.pick(which, self.world.workers), is_crash=True, jitter=jitter)
+    @rule(which=choice, jitter=st.floats(0, 1, exclude_max=True), by_itself=st.booleans())
+    def crash(self, which: int, jitter: float, by_itself: bool) -> None:
+        load_id = self.pick(which, self.world.workers)
+        is_load_crash = by_itself and self.world.workers[load_id] is LOADING
+        self.world.end_load(load_id, is_crash=True, is_load_crash=is_load_crash, jitter=jitter)
 
     @precondition(lambda self: self.in_state(READY))
     @rule(which=choice)

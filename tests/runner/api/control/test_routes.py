@@ -10,6 +10,7 @@ import orjson
 import pytest
 import trio
 
+from runner.domain.quarantine import FailedLoads
 from runner.domain.status import CrashReport
 from runner.errors import Conflict, Draining
 from runner.oci.digest import Digest
@@ -67,6 +68,23 @@ async def test_L02_deaths_of_workers_are_told_of_all_models_or_of_one() -> None:
     assert gone["model_id"] == OTHER_ID
     refused = await error_of(await client.get(f"{API}/crashes?model=nowhere"))
     assert refused["code"] == "model_not_found"
+
+
+async def test_L06_quarantine_is_shown_and_lifted() -> None:
+    parts = FakeParts.make()
+    client = client_over(parts)
+    assert (await answer_of(await client.get(f"{API}/models")))[0]["quarantine"] is None
+    parts.scheduler.failed_loads = (
+        FailedLoads(model_id=OTHER_ID, model="x", engine="e", crashes=3, cause="signal SIGBUS"),
+        FailedLoads(model_id=str(fake_model().id), model="x", engine="e", crashes=2, cause="exit code 3"),
+    )
+    why = "2 loads crashed the engine, the last by exit code 3"
+    assert (await answer_of(await client.get(f"{API}/models")))[0]["quarantine"] == why
+    report = await answer_of(await client.get(f"{API}/models/{MODEL}"))
+    assert report["model"]["quarantine"] == why
+    freed = await answer_of(await post(client, f"{API}/unquarantine", {"model": MODEL}))
+    assert freed == {"model": MODEL, "was_quarantined": True, "crashes": 2}
+    assert parts.scheduler.calls == [("unquarantine", MODEL)]
 
 
 async def test_models_are_tagged_and_untagged() -> None:

@@ -43,8 +43,8 @@ class Settings:
     """Everything a daemon is told. Durations in seconds, sizes in bytes, `inf` for "never".
 
     `memory_budget_bytes` None bounds nothing beyond what is free; `memory_reserve_bytes` None is the default
-    reserve. `threads` are cores that all workers share, 0 means all usable ones. `idle_exit_s` ends the daemon
-    that long after its last client, `inf` never.
+    reserve. `threads` are cores that all workers share, 0 means all usable ones. `idle_exit_s` ends the
+    daemon that long after its last client, `inf` never.
     """
 
     host: str

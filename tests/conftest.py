@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ from hypothesis import settings
 
 settings.register_profile("shared", deadline=None)  # machines are shared; a slow example is no fault
 settings.load_profile("shared")
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup, children would inherit that it is ignored
 
 _CACHE = Path(os.environ.get("RUNNER_TEST_CACHE", Path(__file__).parent.parent / ".cache"))
 

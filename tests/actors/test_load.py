@@ -115,7 +115,7 @@ async def test_the_sizer_chooses_what_is_reserved_and_what_the_worker_gets(
 @pytest.mark.parametrize(
     ("context_size", "wishes"), [(0, [None]), (300, [None]), (301, [None, 301]), (2000, [None, 2000])]
 )
-async def test_a_context_that_was_asked_for_is_sized_as_if_it_were_the_packagers_wish(
+async def test_a_context_that_was_asked_for_is_sized_as_if_it_were_configured(
     virtual_clock: trio.testing.MockClock, context_size: int, wishes: list[int | None]
 ) -> None:
     bench = Bench()
@@ -125,7 +125,7 @@ async def test_a_context_that_was_asked_for_is_sized_as_if_it_were_the_packagers
             nursery.start_soon(task.run)
             await trio.sleep(5)
             task.stop()
-    assert [files.model.context_size for files, _, _ in bench.sizer.asked] == wishes
+    assert [files.model.settings.context_size for files, _, _ in bench.sizer.asked] == wishes
     assert len(bench.news) == 1
 
 

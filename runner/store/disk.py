@@ -30,10 +30,11 @@ _CREATE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOE
 
 @attrs.frozen(kw_only=True)
 class FileFacts:
-    """A regular file of the store. `modified_s` is Unix time."""
+    """A regular file of the store. `modified_s` is Unix time, which two files may share; not so `file_id`."""
 
     size_bytes: int
     modified_s: float
+    file_id: int
 
 
 class Disk:
@@ -182,7 +183,7 @@ class Disk:
             raise StoreDamaged("a file of the store belongs to another user")
         if status.st_nlink != 1:
             raise StoreDamaged("a file of the store has a second name outside of it")
-        return FileFacts(size_bytes=status.st_size, modified_s=status.st_mtime)
+        return FileFacts(size_bytes=status.st_size, modified_s=status.st_mtime, file_id=status.st_ino)
 
 
 def _pieces(file: BinaryIO, limit_bytes: int) -> Iterator[bytes]:

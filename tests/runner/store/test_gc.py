@@ -16,7 +16,7 @@ DIGESTS = [Digest.of(b"%d" % number) for number in range(5)]
 
 
 def aged(age_s: float) -> FileFacts:
-    return FileFacts(size_bytes=1, modified_s=NOW_S - age_s)
+    return FileFacts(size_bytes=1, modified_s=NOW_S - age_s, file_id=1)
 
 
 @pytest.mark.parametrize(("beyond_s", "goes"), [(-1, False), (0, False), (1, True)])

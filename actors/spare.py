@@ -3,9 +3,10 @@
     quiet ──> starting ──> waiting ──taken──> quiet        until the load that took it is over
                   └────────┴──died──> backing off ──> quiet
 
-Importing takes as long as loading a small model, so a load that finds a spare is twice as quick. The next
-spare is started when no load is under way, and gives way to everybody while it imports
-(`runner/worker/ahead.py`). It has the environment of every worker and no model; devices come with the load.
+Importing takes as long as loading a small model, so a load that finds a spare needs two thirds of the time.
+The next spare is started a little after the last load is over, when its first answer has begun, and gives way
+to everybody while it imports (`runner/worker/ahead.py`). It has the environment of every worker and no model;
+devices come with the load.
 
 A spare is supervised by nobody until it is taken: nothing reads what it prints (a pipe holds 64 KiB), and
 what it has sent, its hello, waits for the keeper that takes it. So a keeper sees no difference. Imports the
@@ -26,6 +27,11 @@ from runner.scheduling.backoff import BackoffRules, CrashRecord, after_crash
 
 BACKOFF = BackoffRules(first_s=1.0, longest_s=300.0, forget_s=600.0)
 """Loads work without a spare, so there is no hurry; and one that always fails must not keep a core busy."""
+
+
+SETTLE_S = 0.5
+"""After a load: its first request is being prefilled then, and a process that starts beside it makes that a
+tenth slower."""
 
 
 @attrs.frozen(kw_only=True)
@@ -49,6 +55,7 @@ class SpareWorker:
         command: Command,
         directory: Path | None = None,
         backoff: BackoffRules = BACKOFF,
+        settle_s: float = SETTLE_S,
         report: Callable[[SpareEnded], None] = lambda ended: None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -57,6 +64,7 @@ class SpareWorker:
         self._command = command
         self._directory = directory
         self._backoff = backoff
+        self._settle_s = settle_s
         self._report = report
         self._jitter = jitter
         self._waiting: WorkerProcess | None = None
@@ -97,7 +105,7 @@ class SpareWorker:
         task_status.started()
         record: CrashRecord | None = None
         while True:
-            await self._quiet.wait()
+            await self._until_quiet()
             ended = await self._keep_one()
             if ended is not None:
                 now_s = trio.current_time()
@@ -105,6 +113,14 @@ class SpareWorker:
                 delay_s = record.not_before_s - now_s
                 self._report(attrs.evolve(ended, delay_s=delay_s))
                 await trio.sleep(delay_s)
+
+    async def _until_quiet(self) -> None:
+        """Until no load has been under way for a while."""
+        quiet: trio.Event | None = None
+        while quiet is not self._quiet:
+            quiet = self._quiet
+            await quiet.wait()
+            await trio.sleep(self._settle_s)
 
     async def _keep_one(self) -> SpareEnded | None:
         """Until somebody has taken it (None), or it has ended."""

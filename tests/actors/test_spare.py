@@ -89,6 +89,7 @@ async def world(
     *,
     waits: Command | None = None,
     backoff: BackoffRules = NEVER,
+    settle_s: float = 0.0,
 ) -> AsyncIterator[World]:
     """`waits` starts the spare, an ordinary scripted worker what is started for a load."""
     news = News()
@@ -102,6 +103,7 @@ async def world(
         command=ORDINARY,
         directory=directory,
         backoff=backoff,
+        settle_s=settle_s,
         report=news.hear,
         jitter=lambda: 0.0,
     )
@@ -151,6 +153,31 @@ async def test_no_spare_is_started_while_any_load_is_under_way(tmp_path: Path) -
         await w.ready(2)
         for process in processes:
             await process.stop()
+
+
+@pytest.mark.usefixtures("virtual_clock")
+async def test_the_next_spare_is_started_when_no_load_was_under_way_for_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried_s: list[float] = []
+
+    def start(command: Command, *, directory: Path | None) -> object:
+        if command is ORDINARY:
+            return object()
+        tried_s.append(trio.current_time())
+        raise FileNotFoundError
+
+    monkeypatch.setattr(WorkerProcess, "start", start)
+    spare = SpareWorker(spare_command=worker_command, command=ORDINARY, backoff=NEVER, settle_s=10)
+    begun_s = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(spare.run)
+        await trio.sleep(9)
+        spare.take_or_start()
+        spare.load_over()
+        await trio.sleep(100)
+        nursery.cancel_scope.cancel()
+    assert tried_s == [begun_s + 20]  # what had been waited for before the load does not count
 
 
 async def test_a_spare_that_is_still_importing_is_left_alone_and_waits_for_the_next_load(

@@ -59,7 +59,7 @@ def measure_starts(options: argparse.Namespace, scratch: Path) -> None:
         spared = stack.enter_context(our_daemon(scratch / "spared"))
         plain = stack.enter_context(our_daemon(scratch / "plain", "--spare-worker", "no"))
         for daemon in (spared, plain):
-            daemon.ctl("package", str(options.model), ONE)
+            daemon.ctl("package", str(options.model), ONE, *options.sizes)
         times: dict[str, list[float]] = {"runner": [], "runner without spare": [], "llama-server": []}
         for pair in range(-1, options.pairs):  # the first one is not counted
             measured = {
@@ -120,10 +120,14 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=DEFAULT_MODEL)
     parser.add_argument("--other", type=Path, help="for swaps; by default the model with another name")
     parser.add_argument("--plain", dest="is_chat", action="store_false", help="base models: no chat template")
+    parser.add_argument(
+        "--context-size", help="of ours; half of the peer's gives both the same number of cells"
+    )
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--swap-budget", default="450MB", help="memory in which one of both fits")
     options = parser.parse_args()
     options.other = options.other or options.model
+    options.sizes = ["--context-size", options.context_size] if options.context_size else []
     with tempfile.TemporaryDirectory(prefix="runner-bench-") as name:
         scratch = Path(name)
         print(f"{options.model.name}, {options.other.name}")

@@ -40,7 +40,8 @@ from actors.probing import run_probe
 from actors.process import remove_stale_directories, spare_command, worker_command
 from actors.puller import PullerActor, PullerHandle, PullerMessage
 from actors.quarantine import OnDisk, QuarantineTrouble
-from actors.scheduler import SchedulerActor, SchedulerHandle, SchedulerNotice, SchedulerSettings
+from actors.scheduler import SchedulerActor, SchedulerHandle, SchedulerSettings
+from actors.scheduler_messages import SchedulerNotice
 from actors.spare import SpareEnded, SpareWorker
 from actors.store import StoreActor, StoreHandle, StoreMessage, StoreNotice
 from actors.supervisor import ChildCrashed, ChildSpec, ChildStatistics, RestartLimitReached, Run, Supervisor
@@ -173,6 +174,10 @@ class Daemon:
 
     def crashes(self, model_id: str | None = None) -> tuple[CrashReport, ...]:
         return self._crashes.latest(model_id)
+
+    async def bound_memory(self, size_bytes: int | None) -> None:
+        self._budgets.cap(HOST_MEMORY, size_bytes)
+        await self._scheduler.measure_budgets()
 
     def version(self) -> VersionInfo:
         return VersionInfo(

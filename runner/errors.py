@@ -13,6 +13,7 @@
     │   └── TooLarge                 413  a body or upload beyond its limit
     ├── NotFound
     │   ├── ModelNotFound            404
+    │   ├── RequestNotFound          404  a request that nobody remembers
     │   └── BlobNotFound             404  a package names content that was never uploaded
     ├── Conflict
     │   ├── AmbiguousModel           409  a short id with several candidates
@@ -155,6 +156,16 @@ class ModelNotFound(NotFound):
     def __init__(self, name: str) -> None:
         super().__init__(f"model {name!r} is not in the store")
         self.name = name
+
+
+class RequestNotFound(NotFound):
+    """A request that the scheduler never saw, or has forgotten."""
+
+    code = "request_not_found"
+
+    def __init__(self, request_id: str) -> None:
+        super().__init__(f"no request {request_id!r} is remembered")
+        self.request_id = request_id
 
 
 class BlobNotFound(NotFound):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class DaemonControl(Protocol):
-    """What routes may ask of the daemon itself. Never waits."""
+    """What routes may ask of the daemon itself."""
 
     @property
     def is_draining(self) -> bool: ...
@@ -31,6 +31,10 @@ class DaemonControl(Protocol):
 
     def crashes(self, model_id: str | None = None) -> tuple[CrashReport, ...]:
         """The latest deaths of workers, the latest first."""
+        ...
+
+    async def bound_memory(self, size_bytes: int | None) -> None:
+        """Let models take at most so much of host memory, None for no bound; returns when it holds."""
         ...
 
     def request_shutdown(self) -> None:

@@ -44,7 +44,8 @@ from runner.errors import (
 from runner.oci.reference import ModelName
 
 if TYPE_CHECKING:
-    from actors.scheduler import ModelLease, SchedulerHandle
+    from actors.scheduler import SchedulerHandle
+    from actors.scheduler_messages import ModelLease
     from actors.store import StoreHandle
     from actors.stream import GenerationStream
 
@@ -60,13 +61,15 @@ class Demand:
     """What a dialect wants generated. `keep_alive_s` None leaves what holds for the model, `inf` is never.
 
     `said` is what the client itself said of what can be configured. The sampling of the request follows from
-    it and, where it is silent, from what was configured for the model.
+    it and, where it is silent, from what was configured for the model. `label` is what the client calls the
+    request, for people who ask why.
     """
 
     name: ModelName
     request: GenerationRequest
     said: ModelSettings = NOTHING
     keep_alive_s: float | None = None
+    label: str | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -166,7 +169,13 @@ class Inference:
             with ExitStack() as taken:
                 trial = await self._trials.enter(model, runs.request)
                 taken.callback(trial.close)
-                lease = await self._scheduler.acquire(model, keep_alive_s=kept_s, pin=settings.pin)
+                lease = await self._scheduler.acquire(
+                    model,
+                    keep_alive_s=kept_s,
+                    pin=settings.pin,
+                    request_id=demand.request.request_id,
+                    label=demand.label,
+                )
                 taken.callback(lease.release)
                 try:
                     return await _accepted(lease, trial, model, taken)

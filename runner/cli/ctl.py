@@ -23,6 +23,8 @@ _COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "crashes": ("runner.cli.crashes:crashes", "List the latest deaths of workers."),
         "unquarantine": ("runner.cli.crashes:unquarantine", "Load a model again that crashed the engine."),
         "configure": ("runner.cli.configure:configure", "Set what one model is loaded and sampled with."),
+        "plan": ("runner.cli.explain:plan", "Show what loading a model would do, without doing it."),
+        "why": ("runner.cli.explain:why", "Show why a model or a request fared as it did."),
         "status": ("runner.cli.daemon:status", "Show the state of the daemon."),
         "version": ("runner.cli.daemon:version", "Show versions of client and daemon."),
         "shutdown": ("runner.cli.daemon:shutdown", "Stop the daemon."),

@@ -30,6 +30,7 @@ _HINTS: Mapping[str, str] = MappingProxyType(
         "loading_failed": "`runner ctl status` names the daemon's log, which tells more",
         "model_in_use": "`runner ctl unload` unloads a model when its requests have ended",
         "model_not_found": "`runner ctl ls` lists the models; `runner ctl package FILE.gguf NAME` adds one",
+        "request_not_found": "the latest thousand requests are remembered, until the daemon ends",
         "unknown": "another program may listen at this address; --host names the daemon's",
         "worker_crashed": "`runner ctl status` names the daemon's log, which tells more",
     }

@@ -60,11 +60,15 @@ def _until(worker: dict[str, Any]) -> str:
 @click.command()
 @click.argument("model", shell_complete=complete_model)
 @click.option("--keep-alive", metavar="DURATION", help="How long it stays loaded when idle; -1 for ever.")
+@click.option("--ctx", "context_size", type=click.IntRange(min=1), help="Tokens that a sequence must hold.")
 @json_option
 @host_option
-def start(model: str, keep_alive: str | None, as_json: bool, host: str | None) -> None:
+def start(
+    model: str, keep_alive: str | None, context_size: int | None, as_json: bool, host: str | None
+) -> None:
     """Load MODEL before the first request; returns when it is ready."""
-    body = {"model": model} if keep_alive is None else {"model": model, "keep_alive": keep_alive}
+    wishes = {"keep_alive": keep_alive, "context_size": context_size}
+    body = {"model": model, **{name: wish for name, wish in wishes.items() if wish is not None}}
     worker = connect_or_start(host).post("/control/v1/start", body)
     if as_json:
         print_json(worker)

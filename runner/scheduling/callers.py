@@ -34,6 +34,7 @@ class Callers:
             return
         record = RequestRecord(
             request_id=event.request_id,
+            label=event.label,
             model_id=event.model_id,
             model=event.name,
             asked_at_s=self._state.now_s,

@@ -15,17 +15,19 @@ import math
 from typing import assert_never
 
 from runner.domain.device_bytes import DeviceBytes
+from runner.domain.explained import PlanReport, WhyReport
 from runner.domain.quarantine import FailedLoads
 from runner.domain.status import UnloadReport
 from runner.errors import LoadingFailed
 from runner.oci.digest import Digest
-from runner.scheduling import effects, events
+from runner.scheduling import effects, events, explaining
 from runner.scheduling.callers import Callers
 from runner.scheduling.decisions import Action, Decision
 from runner.scheduling.instances import Instance, InstanceView
 from runner.scheduling.ledger import Ledger
 from runner.scheduling.lifecycle import InstanceState, Trigger
 from runner.scheduling.loads import Loads
+from runner.scheduling.planning import Planning, Wish
 from runner.scheduling.protection import Crash, Protection
 from runner.scheduling.quarantine import LoadQuarantine
 from runner.scheduling.queues import Waiter, Want
@@ -77,9 +79,20 @@ class SchedulerCore:
         """What became of a request that named itself, once for each time it asked; empty when forgotten."""
         return self._state.requests.of(request_id)
 
-    def latest_requests(self, model_id: Digest, limit: int) -> tuple[RequestRecord, ...]:
-        """The last requests for a model that named themselves, oldest first."""
-        return self._state.requests.latest(model_id, limit)
+    def plan(self, wish: Wish, now_s: float) -> PlanReport:
+        """What a request for this model would meet now; nothing is done."""
+        self._state.now_s = max(now_s, self._state.now_s)
+        return Planning(self._state, self._callers, self._loads, self._room).report(wish)
+
+    def why_model(self, model_id: Digest, name: str, now_s: float) -> WhyReport:
+        """What is known of a model; `name` is for one that is not loaded."""
+        self._state.now_s = max(now_s, self._state.now_s)
+        return explaining.why_model(self._state, model_id, name)
+
+    def why_request(self, request_id: str, now_s: float) -> WhyReport | None:
+        """What is known of requests with this id or label, None when that is nothing."""
+        self._state.now_s = max(now_s, self._state.now_s)
+        return explaining.why_request(self._state, request_id)
 
     @property
     def latest_decisions(self) -> tuple[Decision, ...]:

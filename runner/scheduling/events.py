@@ -29,8 +29,8 @@ class ModelWanted:
 
     `keep_alive_s` None keeps what is set; 0 unloads after the last lease; infinite never idles out. `pin`
     None keeps what is set; a pinned model never idles out and makes room only by command. `context_size` is
-    the least that a sequence must be able to hold in tokens, 0 for whatever there is. `request_id` is for
-    `why`.
+    the least that a sequence must be able to hold in tokens, 0 for whatever there is. `request_id` and
+    `label` are what `why` knows the request by.
     """
 
     ticket: int
@@ -40,6 +40,7 @@ class ModelWanted:
     pin: bool | None = None
     context_size: int = 0
     request_id: str | None = None
+    label: str | None = None
 
 
 @attrs.frozen(kw_only=True)

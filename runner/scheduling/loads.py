@@ -74,8 +74,9 @@ class Loads:
                 self.resize(instance)
         self.cancel_if_unwanted(instance)
 
-    def never_fits(self, instance: Instance, attempt: Attempt) -> str | None:
-        """Why no eviction can ever make room for it, None when one can."""
+    def never_fits(self, instance: Instance | None, attempt: Attempt) -> str | None:
+        """Why no eviction can ever make room for it, None when one can. A pinned instance makes room for
+        itself."""
         state = self._state
         if not attempt.footprint.fits_in(state.ledger.budget):
             return "larger than the whole budget"

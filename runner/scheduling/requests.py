@@ -31,7 +31,8 @@ class RequestRecord:
     """One request. Times in seconds of the core's clock.
 
     `ahead` is how many waited for the model before it. `waits` pairs states of the model with the seconds
-    that the request waited in each. `refusal` is the reason it was refused for.
+    that the request waited in each. `refusal` is the reason it was refused for. `label` is what the client
+    calls the request; several may have the same one.
     """
 
     request_id: str
@@ -44,6 +45,7 @@ class RequestRecord:
     granted_at_s: float | None = None
     ended_at_s: float | None = None
     refusal: str | None = None
+    label: str | None = None
 
 
 @attrs.define
@@ -88,8 +90,8 @@ class RequestLog:
         self._end(ticket, Outcome.ENDED, now_s)
 
     def of(self, request_id: str) -> tuple[RequestRecord, ...]:
-        """Everything this request asked, oldest first."""
-        return tuple(one for one in self._records.values() if one.request_id == request_id)
+        """Everything asked by the request with this id, or by those with this label, oldest first."""
+        return tuple(one for one in self._records.values() if request_id in (one.request_id, one.label))
 
     def latest(self, model_id: Digest, limit: int) -> tuple[RequestRecord, ...]:
         """The last requests for a model, oldest first."""

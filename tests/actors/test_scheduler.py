@@ -8,7 +8,8 @@ import pytest
 import trio
 
 from actors.load import EngineSettings, LoadFault
-from actors.scheduler import Asked, Happened, SchedulerHandle, SchedulerSettings
+from actors.scheduler import SchedulerHandle, SchedulerSettings
+from actors.scheduler_messages import Asked, Happened
 from runner.domain.status import UnloadReport
 from runner.errors import (
     Draining,

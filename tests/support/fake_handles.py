@@ -7,12 +7,14 @@ that a test can say that nothing was left.
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, Callable, Collection
+from typing import Any
 
 import attrs
 import trio
 
 from actors.stream import GenerationStream
 from runner.domain.events import Accepted, Finished, FinishReason, GenerationEvent, TextDelta, Timings, Usage
+from runner.domain.explained import PlanReport, WhyReport
 from runner.domain.generation import GenerationRequest
 from runner.domain.model import Model
 from runner.domain.quarantine import FailedLoads
@@ -132,15 +134,23 @@ class FakeScheduler:
     gate: trio.Event | None = None
     refusal: RunnerError | None = None
     cancelled_acquires: int = 0
+    known_as: list[tuple[str | None, str | None]] = attrs.field(factory=list)
     failed_loads: tuple[FailedLoads, ...] = ()
     unload_report: UnloadReport = attrs.field(
         factory=lambda: UnloadReport(unloaded=("ai/smollm2:135M-Q4_1",), in_use=())
     )
 
     async def acquire(
-        self, model: Model, *, keep_alive_s: float | None = None, pin: bool | None = None
+        self,
+        model: Model,
+        *,
+        keep_alive_s: float | None = None,
+        pin: bool | None = None,
+        request_id: str | None = None,
+        label: str | None = None,
     ) -> FakeLease:
         self.acquired.append((model.name, keep_alive_s))
+        self.known_as.append((request_id, label))
         self.pins.append(pin)
         await self._wait()
         self.outstanding += 1
@@ -159,8 +169,28 @@ class FakeScheduler:
         if self.refusal is not None:
             raise self.refusal
 
+    async def plan(self, model: Model, *, context_size: int | None = None) -> PlanReport:
+        await self._wait()
+        self.calls.append(("plan", (model.name, context_size)))
+        return plan_report(model=model.name, context_size=context_size or 8192)
+
+    async def why_model(self, model_id: Digest, name: str) -> WhyReport:
+        await self._wait()
+        self.calls.append(("why_model", (model_id, name)))
+        return WhyReport(model=name, model_id=str(model_id), state="ready", decisions=(), requests=())
+
+    async def why_request(self, request_id: str) -> WhyReport:
+        await self._wait()
+        self.calls.append(("why_request", request_id))
+        return WhyReport(model="m", model_id="sha256:0", state="ready", decisions=(), requests=())
+
     async def start(
-        self, model: Model, *, keep_alive_s: float | None = None, pin: bool | None = None
+        self,
+        model: Model,
+        *,
+        keep_alive_s: float | None = None,
+        context_size: int | None = None,
+        pin: bool | None = None,
     ) -> WorkerStatus:
         self.calls.append(("start", (model.name, keep_alive_s)))
         self.pins.append(pin)
@@ -182,6 +212,29 @@ class FakeScheduler:
 
     def snapshot(self) -> SchedulerStatus:
         return SchedulerStatus(workers=(worker_status(fake_model()),))
+
+
+def plan_report(**changes: Any) -> PlanReport:
+    """A model that fits."""
+    values: dict[str, Any] = {
+        "model": "ai/smollm2:135M-Q4_1",
+        "model_id": str(Digest.of(b"manifest")),
+        "state": "not loaded",
+        "verdict": "load",
+        "why": "it fits into what is free",
+        "context_size": 8192,
+        "basis": "measured by a simulated load",
+        "devices": (),
+        "victims": (),
+        "obstacles": (),
+        "expected_load_s": 1.5,
+        "is_load_measured": False,
+        "expected_wait_s": 1.5,
+        "position": 0,
+        "waiting": 0,
+        "swap_wait_s": 30.0,
+    }
+    return PlanReport(**{**values, **changes})
 
 
 def worker_status(model: Model) -> WorkerStatus:
@@ -304,6 +357,11 @@ class FakeDaemon:
     is_draining: bool = False
     shutdowns: int = 0
     crash_reports: list[CrashReport] = attrs.field(factory=list)
+    bounds: list[int | None] = attrs.field(factory=list)
+
+    async def bound_memory(self, size_bytes: int | None) -> None:
+        await trio.lowlevel.checkpoint()
+        self.bounds.append(size_bytes)
 
     def status(self) -> DaemonStatus:
         return DaemonStatus(

@@ -11,7 +11,8 @@ import trio
 
 from actors.deaths import DeathKind
 from actors.leases import Pins, StoreLease
-from actors.scheduler import ModelLease, SchedulerActor, SchedulerHandle, SchedulerNotice, SchedulerSettings
+from actors.scheduler import SchedulerActor, SchedulerHandle, SchedulerSettings
+from actors.scheduler_messages import ModelLease, SchedulerNotice
 from actors.watchdog import WatchdogRules, WorkWatch
 from actors.worker import (
     DeathReport,

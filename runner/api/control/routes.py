@@ -11,7 +11,7 @@ from quart import Blueprint, request
 from quart_trio.wrappers import TrioResponse
 
 from runner.api.bodies import parsed_body
-from runner.api.control import configuring, convert, schema
+from runner.api.control import configuring, convert, explaining, schema
 from runner.errors import FieldFault, InvalidParameter, InvalidReference, ModelNotFound
 from runner.oci.digest import Digest
 from runner.oci.reference import ModelName
@@ -33,6 +33,7 @@ def blueprint(context: AppContext) -> Blueprint:
     _add_configuration_routes(routes, context)
     _add_content_routes(routes, context)
     _add_worker_routes(routes, context)
+    _add_explaining_routes(routes, context)
     return routes
 
 
@@ -123,7 +124,10 @@ def _add_worker_routes(routes: Blueprint, context: AppContext) -> None:
         model = await context.store.resolve(asked.model)
         settings = model.settings
         kept_s = settings.keep_alive_s if asked.keep_alive is None else asked.keep_alive
-        return _answer(await context.scheduler.start(model, keep_alive_s=kept_s, pin=settings.pin))
+        worker = await context.scheduler.start(
+            model, keep_alive_s=kept_s, context_size=asked.context_size, pin=settings.pin
+        )
+        return _answer(worker)
 
     @routes.post("/unload")
     async def unload() -> TrioResponse:
@@ -137,6 +141,35 @@ def _add_worker_routes(routes: Blueprint, context: AppContext) -> None:
     async def unquarantine() -> TrioResponse:
         asked = await parsed_body(schema.parse_unquarantine)
         return _answer(await context.scheduler.unquarantine(await context.store.resolve(asked.model)))
+
+
+def _add_explaining_routes(routes: Blueprint, context: AppContext) -> None:
+    @routes.get("/plan")
+    async def show_plan() -> TrioResponse:
+        """`?model=NAME&context_size=TOKENS`."""
+        name = request.args.get("model")
+        if name is None:
+            raise InvalidParameter(FieldFault("model", "is required"))
+        asked = schema.plan_query(name, request.args.get("context_size"))
+        return _answer(await explaining.planned(context, asked.model, asked.context_size))
+
+    @routes.post("/plan")
+    async def plan() -> TrioResponse:
+        """A question as well, for clients who rather send JSON."""
+        asked = await parsed_body(schema.parse_plan)
+        return _answer(await explaining.planned(context, asked.model, asked.context_size))
+
+    @routes.get("/why")
+    async def why() -> TrioResponse:
+        """`?model=NAME` or `?request=ID`."""
+        return _answer(await explaining.why(context, request.args.get("model"), request.args.get("request")))
+
+    @routes.post("/budget")
+    async def bound_memory() -> TrioResponse:
+        """What models may take of host memory from now on; null takes the bound away."""
+        asked = await parsed_body(schema.parse_budget)
+        await context.daemon.bound_memory(asked.memory_budget)
+        return _answer(context.scheduler.snapshot().budgets)
 
 
 def _announced_digest() -> Digest | None:

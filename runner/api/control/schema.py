@@ -25,6 +25,7 @@ from runner.oci.reference import ModelName, Reference
 LAYERS_MAX: Final = 64
 MODELS_MAX: Final = 256
 CONTEXT_SIZE_MAX: Final = 2**31 - 1
+MEMORY_BYTES_MAX: Final = 2**60
 
 _SCHEMA: Final = Schema(forbid_unknown=True)
 T = TypeVar("T")
@@ -61,11 +62,27 @@ class PackageRequest:
 class StartRequest:
     model: ModelName
     keep_alive: KeepAlive | None = None
+    context_size: Annotated[int, Range(1, CONTEXT_SIZE_MAX)] | None = None
 
 
 @attrs.frozen(kw_only=True)
 class UnquarantineRequest:
     model: ModelName
+
+
+@attrs.frozen(kw_only=True)
+class PlanRequest:
+    """`context_size` is the least that a sequence would need, in tokens."""
+
+    model: ModelName
+    context_size: Annotated[int, Range(1, CONTEXT_SIZE_MAX)] | None = None
+
+
+@attrs.frozen(kw_only=True)
+class BudgetRequest:
+    """Bytes of host memory; None for no bound."""
+
+    memory_budget: Annotated[int, Range(0, MEMORY_BYTES_MAX)] | None
 
 
 @attrs.frozen(kw_only=True)
@@ -122,6 +139,26 @@ def parse_unquarantine(body: bytes) -> UnquarantineRequest:
 
 def parse_start(body: bytes) -> StartRequest:
     return _parse(body, StartRequest)
+
+
+def parse_plan(body: bytes) -> PlanRequest:
+    return _parse(body, PlanRequest)
+
+
+def plan_query(model: str, context_size: str | None) -> PlanRequest:
+    """The same from a query; raises InvalidParameter and InvalidReference."""
+    name = ModelName.parse(model)
+    if context_size is None:
+        return PlanRequest(model=name)
+    is_number = context_size.isascii() and context_size.isdecimal() and len(context_size) <= 10
+    if not is_number or not 1 <= int(context_size) <= CONTEXT_SIZE_MAX:
+        fault = f"must be a whole number from 1 to {CONTEXT_SIZE_MAX}"
+        raise InvalidParameter(FieldFault("context_size", fault))
+    return PlanRequest(model=name, context_size=int(context_size))
+
+
+def parse_budget(body: bytes) -> BudgetRequest:
+    return _parse(body, BudgetRequest)
 
 
 def parse_unload(body: bytes) -> UnloadRequest:

@@ -18,6 +18,7 @@ from quart_trio.wrappers import TrioResponse
 from runner.api.bodies import parsed_body
 from runner.api.generation_source import GenerationSource, hold_head
 from runner.api.inference import Demand, Inference
+from runner.api.middleware import request_id
 from runner.api.openai import convert
 from runner.api.openai.convert import ReplyHead, Shape, StreamEncoder
 from runner.api.openai.schema import ChatRequest, CompletionRequest, parse_chat, parse_completion
@@ -81,6 +82,7 @@ async def _generate(
         request=convert.generation_request(request, reply_id),
         said=convert.said_of(request),
         keep_alive_s=request.keep_alive,
+        label=request_id(),
     )
     if not request.stream:
         return _json(convert.reply(shape, head, await inference.complete(demand)))

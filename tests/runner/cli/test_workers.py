@@ -73,6 +73,13 @@ def test_start_passes_keep_alive_on(cli: Cli) -> None:
     assert cli.sent("POST /control/v1/start") == [{"model": "m", "keep_alive": "-1"}]
 
 
+def test_start_asks_for_the_context_that_it_is_told(cli: Cli) -> None:
+    cli.routes["POST /control/v1/start"] = worker_status()
+    cli("ctl", "start", "m", "--ctx", "4096")
+    assert cli.sent("POST /control/v1/start") == [{"model": "m", "context_size": 4096}]
+    assert cli("ctl", "start", "m", "--ctx", "0").status == 2
+
+
 def test_a_model_without_memory_gets_a_hint(cli: Cli) -> None:
     cli.routes["POST /control/v1/start"] = lambda _: refusal(
         503, "insufficient_memory", "loading m needs 9 bytes", **{"Retry-After": "5"}

@@ -399,7 +399,6 @@ def test_a_request_is_told_what_it_waited_for() -> None:
     assert dict(record.waits) == {S.SIZING: 1.0, S.LOADING: 4.0}
     assert (record.outcome, record.ended_at_s) == (Outcome.ENDED, world.now_s)
     assert world.core.requests("another") == ()
-    assert world.core.latest_requests(model_id("a"), 5) == (record,)
 
 
 def test_a_request_in_line_and_one_that_left_and_one_that_was_refused_are_told_apart() -> None:

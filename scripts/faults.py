@@ -159,6 +159,7 @@ def _row(
 
 
 def _latest_report(daemon: RunningDaemon, model: str) -> str:
+    """After another answer of the model, so the worker it is about has gone."""
     reports = daemon.get(f"/control/v1/crashes?model={model}")
     return f"{reports[0]['kind']}: {reports[0]['cause']}" if reports else "none"
 

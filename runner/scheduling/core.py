@@ -385,7 +385,7 @@ class SchedulerCore:
         at_s = min(self._table.next_deadline_s(state.rules.room_wait_s), state.look_at_s)
         if self._table.by_model and state.drain.deadline_s > state.now_s:
             at_s = min(at_s, state.drain.deadline_s)
-        wanted = at_s if at_s < math.inf else None
+        wanted = max(at_s, state.now_s) if at_s < math.inf else None  # settling may have made something due
         if wanted != self._armed_at_s:
             self._armed_at_s = wanted
             state.do(effects.ArmTimer(wanted))

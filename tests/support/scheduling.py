@@ -308,7 +308,7 @@ class World:
                 assert records != self.kept, "written down without need"
                 self.kept = records
             case effects.ArmTimer(at_s):
-                assert at_s is None or at_s > self.now_s, "a timer in the past"
+                assert at_s is None or at_s >= self.now_s, "a timer in the past"
                 self.timer_s = at_s
             case _:
                 self._take_answer(effect)

@@ -438,3 +438,16 @@ def test_an_infinite_keep_alive_is_no_pin() -> None:
     world.want("b")
     world.size("b", 60)
     assert world.state("a") is S.STOPPING
+
+
+def test_one_who_was_overdue_while_its_model_gave_way_is_told_at_once_when_it_does_not_go() -> None:
+    world = competing(swap_wait_s=0.0, room_wait_s=60.0)
+    world.want("a")
+    larger = world.want("a", context_size=4000)
+    world.size("a", 95)
+    world.advance(50)
+    world.want("b")
+    world.size("b", 60)
+    assert world.state("a") is S.YIELDING
+    world.advance(60)
+    assert larger in world.answers or larger in world.leases

@@ -16,7 +16,10 @@ from hypothesis import settings
 settings.register_profile("shared", deadline=None)  # machines are shared; a slow example is no fault
 settings.load_profile("shared")
 
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup, children would inherit that it is ignored
+# Under nohup or as a shell's background job, children would inherit that these are ignored.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _CACHE = Path(os.environ.get("RUNNER_TEST_CACHE", Path(__file__).parent.parent / ".cache"))
 

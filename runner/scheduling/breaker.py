@@ -72,6 +72,16 @@ class Breaker:
             case BreakerState.PROBING:
                 return self.rules.probe_retry_s
 
+    def refuses_s(self, now_s: float) -> float:
+        """What a request would be told now: seconds after which to come again, 0 when it may go on."""
+        match self.state:
+            case BreakerState.OPEN:
+                return max(0.0, self._until_s - now_s)
+            case BreakerState.PROBING if now_s - self._granted_s < self.rules.settled_s:
+                return self.rules.probe_retry_s
+            case _:
+                return 0.0
+
     def granted(self, ticket: int, now_s: float) -> None:
         """The probe has got its worker."""
         if ticket == self._probe:
@@ -138,6 +148,11 @@ class Breakers:
         if not retry_after_s and breaker.state is BreakerState.PROBING:
             self._probes[ticket] = breaker
         return retry_after_s
+
+    def refuses_s(self, model_id: Digest, now_s: float) -> float:
+        """What `admit` would answer, without making anything the probe."""
+        breaker = self._breakers.get(model_id)
+        return 0.0 if breaker is None else breaker.refuses_s(now_s)
 
     def crashed(self, model_id: Digest, now_s: float) -> Breaker | None:
         """The breaker that this crash has opened, if it has."""

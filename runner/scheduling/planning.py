@@ -17,6 +17,7 @@ from runner.scheduling.callers import Callers
 from runner.scheduling.instances import Attempt, Instance
 from runner.scheduling.lifecycle import InstanceState
 from runner.scheduling.loads import Loads
+from runner.scheduling.protection import LeftAlone
 from runner.scheduling.room import Eviction, RoomPlan, Wait, WaitReason
 from runner.scheduling.room_making import RoomMaking
 from runner.scheduling.state import SchedulerState
@@ -51,24 +52,30 @@ class Planning:
     def report(self, wish: Wish) -> PlanReport:
         """The plan at the core's present time.
 
-        1. It is in memory and suffices: served at once, or in the order of its line.
-        2. It is on its way into memory, or has to come back first: in line.
-        3. It waits for room: as the core would decide now.
-        4. It is not there, or too small: as the core would decide about this load beside those that wait.
+        1. It is in quarantine, or left alone since its workers keep crashing: refused.
+        2. It is in memory and suffices: served at once, or in the order of its line.
+        3. It is on its way into memory, or has to come back first: in line.
+        4. It waits for room: as the core would decide now.
+        5. It is not there, or too small: as the core would decide about this load beside those that wait.
         """
-        instance = self._state.table.by_model.get(wish.model_id)
+        state = self._state
+        instance = state.table.by_model.get(wish.model_id)
+        refusal = state.protection.would_refuse(wish.model_id, wish.name, state.now_s)
+        if refusal is not None:
+            wait_s = refusal.retry_after_s if isinstance(refusal, LeftAlone) else None
+            return self._told(wish, instance, "refuse", refusal.why, wait_s=wait_s)  # 1
         if instance is not None:
             suffices = wish.least_context_size <= instance.context_size
             if instance.state is InstanceState.READY and suffices:
-                return self._ready(wish, instance)  # 1
+                return self._ready(wish, instance)  # 2
             if instance.state is InstanceState.LOADING:
                 why = "it is being loaded" if suffices else "it is being loaded, and then once more, larger"
-                return self._in_line(wish, instance, why)  # 2
+                return self._in_line(wish, instance, why)  # 3
             if instance.state in _COMING_BACK:
-                return self._in_line(wish, instance, _COMING_BACK[instance.state])  # 2
+                return self._in_line(wish, instance, _COMING_BACK[instance.state])  # 3
             if instance.state is InstanceState.QUEUED and suffices:
-                return self._queued(wish, instance)  # 3
-        return self._hypothetical(wish, instance)  # 4
+                return self._queued(wish, instance)  # 4
+        return self._hypothetical(wish, instance)  # 5
 
     # in memory, or nearly
 

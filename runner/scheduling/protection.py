@@ -77,11 +77,25 @@ class Protection:
         self, model_id: Digest, name: str, ticket: int, now_s: float
     ) -> LeftAlone | InQuarantine | None:
         """None when the request may go on; it may be a probe then, so tell what becomes of it."""
-        record = self._quarantine.quarantined(model_id)
-        if record is not None:
-            return InQuarantine(model=name, crashes=record.crashes, cause=record.cause)
+        in_quarantine = self._in_quarantine(model_id, name)
+        if in_quarantine is not None:
+            return in_quarantine
         retry_after_s = self._breakers.admit(model_id, ticket, now_s)
         return LeftAlone(model=name, retry_after_s=retry_after_s) if retry_after_s else None
+
+    def would_refuse(self, model_id: Digest, name: str, now_s: float) -> LeftAlone | InQuarantine | None:
+        """What `refusal` would answer, without making anything a probe."""
+        in_quarantine = self._in_quarantine(model_id, name)
+        if in_quarantine is not None:
+            return in_quarantine
+        retry_after_s = self._breakers.refuses_s(model_id, now_s)
+        return LeftAlone(model=name, retry_after_s=retry_after_s) if retry_after_s else None
+
+    def _in_quarantine(self, model_id: Digest, name: str) -> InQuarantine | None:
+        record = self._quarantine.quarantined(model_id)
+        if record is None:
+            return None
+        return InQuarantine(model=name, crashes=record.crashes, cause=record.cause)
 
     def not_before_s(self, model_id: Digest) -> float:
         """The earliest time of the next start; in the past for a model that has not crashed lately."""

@@ -176,3 +176,36 @@ def test_every_device_is_told_of() -> None:
     missing = {one.device: one.missing_bytes for one in report.devices}
     assert missing == {"cpu": 0, "CUDA0": 10, "CUDA1": 5}
     assert report.verdict == "refuse"
+
+
+def test_L04_a_plan_for_a_model_that_keeps_crashing_says_when_it_is_tried_again() -> None:
+    world = World(budget=100)
+    for _ in range(3):
+        world.load("a", 10)
+        world.fail_worker("a")
+        world.crash("a")
+        world.advance(2.0)
+    report = plan(world, "a", 10)
+    assert (report.verdict, report.why, report.expected_wait_s) == (
+        "refuse",
+        "its workers keep crashing",
+        28.0,
+    )
+    world.advance(28.0)
+    assert plan(world, "a", 10).verdict == "load", "the next request is the probe, and asking was none"
+    world.want("a")
+    assert (plan(world, "a", 10).verdict, plan(world, "a", 10).expected_wait_s) == ("refuse", 5.0)
+
+
+def test_L06_a_plan_for_a_quarantined_model_says_so() -> None:
+    world = World(budget=100)
+    for _ in range(2):
+        world.want("a")
+        world.size("a", 10)
+        world.crash("a")
+        world.advance(2.0)
+    report = plan(world, "a", 10)
+    assert (report.verdict, report.expected_wait_s) == ("refuse", None)
+    assert report.why == "it is in quarantine: loading it crashes the engine"
+    world.unquarantine("a")
+    assert plan(world, "a", 10).verdict == "load"

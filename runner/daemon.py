@@ -43,7 +43,9 @@ from actors.quarantine import OnDisk, QuarantineTrouble
 from actors.scheduler import SchedulerActor, SchedulerHandle, SchedulerSettings
 from actors.scheduler_messages import SchedulerNotice
 from actors.spare import SpareEnded, SpareWorker
-from actors.store import StoreActor, StoreHandle, StoreMessage, StoreNotice
+from actors.store import StoreActor
+from actors.store_handle import StoreHandle
+from actors.store_messages import StoreMessage, StoreNotice
 from actors.supervisor import ChildCrashed, ChildSpec, ChildStatistics, RestartLimitReached, Run, Supervisor
 from actors.worker import DeathReport, KeeperSettings, run_keeper
 from runner.api.app import AppContext, build_app

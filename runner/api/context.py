@@ -16,7 +16,7 @@ from runner.domain.status import CrashReport, DaemonStatus, VersionInfo
 if TYPE_CHECKING:
     from actors.puller import PullerHandle
     from actors.scheduler import SchedulerHandle
-    from actors.store import StoreHandle
+    from actors.store_handle import StoreHandle
 
 
 class DaemonControl(Protocol):

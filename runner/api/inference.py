@@ -46,7 +46,7 @@ from runner.oci.reference import ModelName
 if TYPE_CHECKING:
     from actors.scheduler import SchedulerHandle
     from actors.scheduler_messages import ModelLease
-    from actors.store import StoreHandle
+    from actors.store_handle import StoreHandle
     from actors.stream import GenerationStream
 
 RUNS_MAX: Final = 2

@@ -9,7 +9,8 @@ import pytest
 import trio
 import trio.testing
 
-from actors.store import StoreActor, StoreHandle
+from actors.store import StoreActor
+from actors.store_handle import StoreHandle
 from actors.uploads import UPLOAD_BUFFER_BYTES
 from runner.domain.status import Removal
 from runner.errors import (

@@ -13,7 +13,9 @@ import trio
 from actors.actor import Address
 from actors.leases import Pins
 from actors.puller import PullerActor, PullerHandle
-from actors.store import StoreActor, StoreHandle, StoreMessage, StoreNotice
+from actors.store import StoreActor
+from actors.store_handle import StoreHandle
+from actors.store_messages import StoreMessage, StoreNotice
 from runner.domain.model import Model
 from runner.domain.settings import NOTHING, ModelSettings, write_settings
 from runner.gguf.metadata import read_metadata

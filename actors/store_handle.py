@@ -1,0 +1,136 @@
+"""What others know of the store: typed methods instead of messages.
+
+Callers never build a message and never wait for the disk's queue longer than for their own answer. Read on in
+`actors/store_run.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, Collection
+
+from actors.actor import Address
+from actors.leases import Pins, StoreLease
+from actors.store_messages import (
+    AdoptUpload,
+    BeginUpload,
+    ConfigureModel,
+    HoldBlobs,
+    InspectModel,
+    ListModels,
+    OpenFiles,
+    PublishModel,
+    RemoveModel,
+    ResolveName,
+    StoreMessage,
+    TagModel,
+    UntagModel,
+)
+from actors.uploads import UploadThreads
+from runner.domain.model import Model, ModelFiles
+from runner.domain.settings import ModelSettings
+from runner.domain.status import ModelReport, Removal, UploadedBlob
+from runner.errors import Unavailable
+from runner.oci import media_types
+from runner.oci.digest import Digest
+from runner.oci.manifest import Descriptor
+from runner.oci.reference import ModelName, Reference
+from runner.store.blobs import BlobWriter, StoredBlob
+
+
+class StoreHandle:
+    """What others know of the store. Every method raises Unavailable while the store is not running."""
+
+    def __init__(self, address: Address[StoreMessage], pins: Pins) -> None:
+        self._address = address
+        self._pins = pins
+        self._uploads = UploadThreads()
+
+    async def list(self) -> tuple[Model, ...]:
+        """All models, by name, untagged ones last."""
+        return await self._address.ask(ListModels)
+
+    async def resolve(self, name: ModelName) -> Model:
+        """The model that the name means, from memory. Raises ModelNotFound, AmbiguousModel, StoreDamaged."""
+        return await self._address.ask(lambda reply: ResolveName(name, reply))
+
+    async def inspect(self, name: ModelName) -> ModelReport:
+        """Layers, licence texts and header metadata. Raises like `resolve`."""
+        return await self._address.ask(lambda reply: InspectModel(name, reply))
+
+    async def tag(self, source: ModelName, target: Reference) -> Model:
+        """Give a model another name; a name that another model has moves. Raises like `resolve`."""
+        return await self._address.ask(lambda reply: TagModel(source, target, reply))
+
+    async def untag(self, target: Reference) -> Model:
+        """Take one name away; the model stays, if need be without a name. Raises ModelNotFound."""
+        return await self._address.ask(lambda reply: UntagModel(target, reply))
+
+    async def configure(
+        self, name: ModelName, changes: ModelSettings, *, unset: Collection[str] = ()
+    ) -> Model:
+        """Keep what `changes` say for a model, by its digest, and nothing any more of what is in `unset`.
+        Raises InvalidParameter for what does not go together or not with the model; else like `resolve`."""
+        return await self._address.ask(lambda reply: ConfigureModel(name, changes, frozenset(unset), reply))
+
+    async def remove(self, name: ModelName, *, force: bool = False) -> tuple[Removal, ...]:
+        """Take a name away, and with the last one the model.
+
+        1. A name of several: only that name goes.
+        2. The only name, or an id with at most one name: the model goes.
+        3. An id with several names: Conflict, unless `force`; then all names and the model go.
+
+        Raises ModelInUse when the model would go and is leased; else like `resolve`.
+        """
+        return await self._address.ask(lambda reply: RemoveModel(name, force, reply))
+
+    async def lease(self, model_id: Digest) -> StoreLease:
+        """The model's files, which stay until the lease is released.
+
+        Raises ModelNotFound; StoreDamaged or InvalidModelFile when a part is missing or must not be loaded.
+        """
+        self._pins.add(model_id)  # first, so that no removal can begin before the answer arrives
+        try:
+            files: ModelFiles = await self._address.ask(lambda reply: OpenFiles(model_id, reply))
+        except BaseException:
+            self._pins.drop(model_id)
+            raise
+        return StoreLease(files, self._pins)
+
+    async def receive_blob(
+        self, chunks: AsyncIterable[bytes], *, size_bytes: int | None = None, digest: Digest | None = None
+    ) -> UploadedBlob:
+        """Store content as it arrives, holding one buffer of it at a time.
+
+        Length and digest are verified when given. Raises ContentMismatch at the first byte too many or, for
+        anything else that differs, at the end, and DiskFull; then nothing of it is left. The content stays
+        until a model refers to it, or is removed 7 days later.
+        """
+        writer: BlobWriter = await self._address.ask(lambda reply: BeginUpload(size_bytes, digest, reply))
+        try:
+            await self._uploads.write_all(chunks, writer)
+        except BaseException:
+            await self._uploads.abandon(writer)
+            raise
+        try:
+            return await self._address.ask(lambda reply: AdoptUpload(writer, reply))
+        except Unavailable:  # any other ending is the store's, which has the writer now
+            await self._uploads.abandon(writer)
+            raise
+
+    async def hold_blobs(self, digests: tuple[Digest, ...]) -> tuple[StoredBlob, ...]:
+        """Where this content lies. It stays there until it is published, or until the store restarts.
+        Raises BlobNotFound for the first one that is missing."""
+        return await self._address.ask(lambda reply: HoldBlobs(digests, reply))
+
+    async def publish(
+        self,
+        config: bytes,
+        layers: tuple[Descriptor, ...],
+        tag: Reference | None,
+        *,
+        config_media_type: str = media_types.DOCKER_CONFIG_V01,
+    ) -> Model:
+        """Make a model of layers that lie in the store. Raises BlobNotFound, InvalidManifest, DiskFull."""
+        return await self._address.ask(
+            lambda reply: PublishModel(config, config_media_type, layers, tag, reply)
+        )

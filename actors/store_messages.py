@@ -1,0 +1,147 @@
+"""What the store is asked, and what its threads tell it. Values only.
+
+Read on in `actors/store_handle.py` (who asks) and `actors/store_run.py` (who answers).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+
+from actors.actor import Reply
+from runner.domain.model import Model, ModelFiles
+from runner.domain.settings import ModelSettings
+from runner.domain.status import ModelReport, Removal, UploadedBlob
+from runner.errors import RunnerError
+from runner.oci.digest import Digest
+from runner.oci.manifest import Descriptor
+from runner.oci.reference import ModelName, Reference
+from runner.store.blobs import BlobWriter, StoredBlob
+from runner.store.directory import LoadedCatalog
+
+
+@attrs.frozen(kw_only=True)
+class StoreNotice:
+    """Something about the disk that whoever looks after the daemon should know, as a sentence."""
+
+    message: str
+
+
+@attrs.frozen(kw_only=True)
+class Work:
+    """What a thread does of a change. `settle` takes its result over in the loop and gives the answer."""
+
+    reply: Reply[Any]
+    in_thread: Callable[[], object]
+    settle: Callable[[Any], object]
+    changes_index: bool = False
+
+
+@attrs.frozen
+class ListModels:
+    reply: Reply[tuple[Model, ...]]
+
+
+@attrs.frozen
+class ResolveName:
+    name: ModelName
+    reply: Reply[Model]
+
+
+@attrs.frozen
+class InspectModel:
+    name: ModelName
+    reply: Reply[ModelReport]
+
+
+@attrs.frozen
+class OpenFiles:
+    """Answer what a worker loads. The asker has pinned the model already."""
+
+    model_id: Digest
+    reply: Reply[ModelFiles]
+
+
+@attrs.frozen
+class TagModel:
+    source: ModelName
+    target: Reference
+    reply: Reply[Model]
+
+
+@attrs.frozen
+class UntagModel:
+    target: Reference
+    reply: Reply[Model]
+
+
+@attrs.frozen
+class ConfigureModel:
+    name: ModelName
+    changes: ModelSettings
+    unset: frozenset[str]
+    reply: Reply[Model]
+
+
+@attrs.frozen
+class RemoveModel:
+    name: ModelName
+    force: bool
+    reply: Reply[tuple[Removal, ...]]
+
+
+@attrs.frozen
+class BeginUpload:
+    """Answer a writer that the asker drives, then abandons or has adopted."""
+
+    size_bytes: int | None
+    digest: Digest | None
+    reply: Reply[BlobWriter]
+
+
+@attrs.frozen
+class AdoptUpload:
+    """The writer is finished; make its content visible."""
+
+    writer: BlobWriter
+    reply: Reply[UploadedBlob]
+
+
+@attrs.frozen
+class HoldBlobs:
+    """Answer where uploaded content lies, and keep it until it is published."""
+
+    digests: tuple[Digest, ...]
+    reply: Reply[tuple[StoredBlob, ...]]
+
+
+@attrs.frozen
+class PublishModel:
+    config: bytes
+    config_media_type: str
+    layers: tuple[Descriptor, ...]
+    tag: Reference | None
+    reply: Reply[Model]
+
+
+@attrs.frozen
+class WorkDone:
+    work: Work
+    result: object
+
+
+@attrs.frozen
+class WorkFailed:
+    """`loaded` is what the disk shows now, when the work may have altered the index."""
+
+    work: Work
+    error: RunnerError
+    loaded: LoadedCatalog | None
+
+
+ChangeMessage = TagModel | UntagModel | ConfigureModel | RemoveModel | AdoptUpload | HoldBlobs | PublishModel
+StoreMessage = (
+    ListModels | ResolveName | InspectModel | OpenFiles | BeginUpload | WorkDone | WorkFailed | ChangeMessage
+)  # fmt: skip

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import trio
 
-from actors.store import StoreHandle
+from actors.store_handle import StoreHandle
 from runner.domain.model import Model
 from runner.errors import BlobNotFound, ModelNotFound, StoreDamaged, StoreError
 from runner.gguf.metadata import GgufMetadata, read_metadata

@@ -15,13 +15,10 @@ import trio
 
 from actors.actor import Address
 from actors.leases import Pins
-from actors.store_handle import StoreHandle
 from actors.store_messages import StoreMessage, StoreNotice
 from actors.store_run import StoreRun
 from runner.store.disk import Disk
 from runner.store.opening import open_store
-
-__all__ = ["StoreActor", "StoreHandle"]
 
 
 class StoreActor:

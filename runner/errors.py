@@ -35,6 +35,16 @@
     ├── StoreError                   500  the disk side failed
     │   ├── DiskFull                 507
     │   └── StoreDamaged             500  what is on disk is not what its name says
+    ├── RegistryError                502  a registry, or the way to it, failed; names the registry
+    │   ├── RegistryUnauthorized     401  it wants credentials, or other ones
+    │   ├── RegistryDenied           403
+    │   ├── RemoteModelNotFound      404
+    │   ├── RegistryUnavailable      502  this attempt failed, and another may succeed
+    │   ├── RangeRefused             502  it did not answer with exactly the range that was asked for
+    │   ├── AddressRefused           502  a host that an answer named, and that we do not talk to
+    │   └── UnsupportedArtifact      422  what it has is no model that we read
+    ├── TransferAborted                   we gave it up ourselves; nobody is told
+    ├── CredentialsFailed            500  a login file or credential helper could not be used
     └── StartRefused                      the daemon must not start: settings, lock, socket
 
 A class carries fields; `str(error)` is a sentence for people that holds no path, environment value or stack.
@@ -375,6 +385,80 @@ class StoreDamaged(StoreError):
     """What lies in the store is not what its name says."""
 
     code = "store_damaged"
+
+
+class RegistryError(RunnerError):
+    """A registry answered what it must not, or the way to it is closed; trying again would not help.
+
+    `registry` is what the user named. The message holds no address beyond host names and no answer's body.
+    """
+
+    code = "registry_error"
+
+    def __init__(self, registry: str, message: str) -> None:
+        super().__init__(f"{registry}: {message}")
+        self.registry = registry
+
+
+class RegistryUnauthorized(RegistryError):
+    """The registry wants credentials, or does not accept those it got."""
+
+    code = "registry_unauthorized"
+
+
+class RegistryDenied(RegistryError):
+    """The registry knows who asks and refuses."""
+
+    code = "registry_denied"
+
+
+class RemoteModelNotFound(RegistryError):
+    """The registry has no model or content of this name."""
+
+    code = "remote_model_not_found"
+
+
+class RegistryUnavailable(RegistryError):
+    """The registry could not be reached, was too slow, broke off or is overloaded: worth another attempt.
+
+    `retry_after_s` is what the registry asked for, None when it did not; more than a minute is not waited for.
+    """
+
+    code = "registry_unavailable"
+
+    def __init__(self, registry: str, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(registry, message)
+        self.retry_after_s = retry_after_s
+
+
+class RangeRefused(RegistryError):
+    """The registry did not answer with exactly the range that was asked for; start again without one."""
+
+    code = "registry_range_refused"
+
+
+class AddressRefused(RegistryError):
+    """An answer named a host that must not be reached, or would have had a secret sent in the clear."""
+
+    code = "registry_address_refused"
+
+
+class UnsupportedArtifact(RegistryError):
+    """What the registry has under this name is no model of a format that is read here."""
+
+    code = "unsupported_artifact"
+
+
+class TransferAborted(RunnerError):
+    """The transfer was given up by those who wanted it; raised in its threads only."""
+
+    code = "transfer_aborted"
+
+
+class CredentialsFailed(RunnerError):
+    """A login file or a credential helper could not be used; the message names it."""
+
+    code = "credentials_failed"
 
 
 class StartRefused(RunnerError):

@@ -28,10 +28,15 @@ from runner.errors import (
     LoadTimeout,
     NotFound,
     QueueFull,
+    RegistryDenied,
+    RegistryError,
+    RegistryUnauthorized,
+    RemoteModelNotFound,
     RequestQuarantined,
     RunnerError,
     StoreError,
     TooLarge,
+    UnsupportedArtifact,
     UnsupportedParameter,
     WorkerCrashed,
 )
@@ -50,6 +55,11 @@ STATUS_OF_CLASS: dict[type[RunnerError], int] = {
     WorkerCrashed: 502,
     StoreError: 500,
     DiskFull: 507,
+    RegistryError: 502,
+    RegistryUnauthorized: 401,
+    RegistryDenied: 403,
+    RemoteModelNotFound: 404,
+    UnsupportedArtifact: 422,
 }
 """A class without a row has the status of its nearest base that has one; without any, 500."""
 

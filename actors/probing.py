@@ -72,9 +72,9 @@ async def run_probe(
         nursery.start_soon(process.supervise)
         try:
             with trio.move_on_after(timeout_s):
-                answer, cause = await _ask(
-                    process, ProbeModel(weights_path=str(files.weights[0]), options=options)
-                )
+                weights_paths = tuple(map(str, files.weights))
+                question = ProbeModel(weights_paths=weights_paths, options=options)
+                answer, cause = await _ask(process, question)
         finally:
             await process.stop(None, StopTimes())  # at once: it has nothing to finish
     if answer is not None:

@@ -473,7 +473,7 @@ def _load_error(message: LoadFailed, spec: WorkerSpec) -> RunnerError:
 def _load_message(spec: WorkerSpec) -> LoadModel:
     return LoadModel(
         engine=spec.engine,
-        weights_path=str(spec.files.weights[0]),
+        weights_paths=tuple(map(str, spec.files.weights)),
         options=spec.options,
         chat_template=spec.files.chat_template,
     )

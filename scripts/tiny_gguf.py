@@ -48,7 +48,15 @@ class TinyModel:
 
 def write_tiny_gguf(path: Path, model: TinyModel = TinyModel()) -> Path:
     """Write the file and return `path`."""
-    writer = gguf.GGUFWriter(path, "llama")
+    return _write(gguf.GGUFWriter(path, "llama"), model)[0]
+
+
+def write_tiny_split(path: Path, model: TinyModel = TinyModel(), *, tensors_per_part: int) -> list[Path]:
+    """Write `path` in parts, `OUT-00001-of-00003.gguf` and so on, and return their paths in order."""
+    return _write(gguf.GGUFWriter(path, "llama", split_max_tensors=tensors_per_part), model)
+
+
+def _write(writer: gguf.GGUFWriter, model: TinyModel) -> list[Path]:
     _add_sizes(writer, model)
     n_tokens = _add_vocabulary(writer, model)
     for name, tensor in _tensors(model, n_tokens):
@@ -60,8 +68,9 @@ def write_tiny_gguf(path: Path, model: TinyModel = TinyModel()) -> Path:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
+    paths = [Path(file.name) for file in writer.fout or ()]
     writer.close()
-    return path
+    return paths
 
 
 def _add_sizes(writer: gguf.GGUFWriter, model: TinyModel) -> None:

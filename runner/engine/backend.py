@@ -139,17 +139,24 @@ class Backend(Protocol):
         """Free everything; the backend must not be used afterwards."""
 
 
-def load_backend(engine: str, path: Path, options: EngineOptions, progress: ProgressReport) -> Backend:
-    """Load `path` with the engine called `llama` or `scripted`.
+def load_backend(
+    engine: str,
+    path: Path,
+    options: EngineOptions,
+    progress: ProgressReport,
+    *,
+    further_parts: tuple[Path, ...] = (),
+) -> Backend:
+    """Load `path`, with the further parts of a split file in order, by the engine `llama` or `scripted`.
 
     Raises LoadingFailed, whose text names no path. A hostile file may also end the process.
     """
     if engine == "llama":
         from runner.engine.llama import LlamaBackend
 
-        return LlamaBackend.load(path, options, progress)
+        return LlamaBackend.load(path, options, progress, further_parts=further_parts)
     if engine == "scripted":
         from runner.engine.fake import ScriptedBackend
 
-        return ScriptedBackend.load(path, options, progress)
+        return ScriptedBackend.load(path, options, progress, further_parts=further_parts)
     raise LoadingFailed(f"there is no engine called {engine!r}")

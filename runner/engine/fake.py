@@ -205,12 +205,21 @@ class ScriptedBackend:
         self.is_closed = False
 
     @classmethod
-    def load(cls, path: Path, options: EngineOptions, progress: ProgressReport) -> ScriptedBackend:
-        """Raises LoadingFailed when the file cannot be read or asks for it; may end or halt the process."""
+    def load(
+        cls,
+        path: Path,
+        options: EngineOptions,
+        progress: ProgressReport,
+        *,
+        further_parts: tuple[Path, ...] = (),
+    ) -> ScriptedBackend:
+        """Raises LoadingFailed when a file cannot be read or the first one asks for it; may end or halt the
+        process."""
         try:
             with path.open("rb") as file:
                 head = file.read(_SCANNED_BYTES)
                 weights_bytes = file.seek(0, os.SEEK_END)
+            weights_bytes += sum(part.stat().st_size for part in further_parts)
         except OSError:
             raise LoadingFailed("the scripted engine could not read the model file") from None
         wishes = [argument.decode() for name, argument in _DIRECTIVE.findall(head) if name == b"load"]

@@ -65,11 +65,18 @@ class LlamaBackend:
         self._is_closed = False
 
     @classmethod
-    def load(cls, path: Path, options: EngineOptions, progress: ProgressReport) -> LlamaBackend:
-        """Map the file and reserve everything a step needs. Raises LoadingFailed; may end the process."""
+    def load(
+        cls,
+        path: Path,
+        options: EngineOptions,
+        progress: ProgressReport,
+        *,
+        further_parts: tuple[Path, ...] = (),
+    ) -> LlamaBackend:
+        """Map the files and reserve everything a step needs. Raises LoadingFailed; may end the process."""
         log = engine_log()
         log.buffers.clear()
-        model = load_model(path, progress)
+        model = load_model(path, progress, further_parts=further_parts)
         try:
             with _ControlTexts(model) as control_texts:
                 context = new_context(model, options)

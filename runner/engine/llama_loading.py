@@ -39,8 +39,17 @@ _FLASH_ATTENTION = {
 }
 
 
-def load_model(path: Path, progress: ProgressReport, *, is_simulated: bool = False) -> Model:
-    """Raises LoadingFailed, and whatever `progress` raises.
+def load_model(
+    path: Path,
+    progress: ProgressReport,
+    *,
+    further_parts: tuple[Path, ...] = (),
+    is_simulated: bool = False,
+) -> Model:
+    """Load a file, or all parts of a split one in their order. Raises LoadingFailed, and whatever `progress`
+    raises.
+
+    Parts are named here, so that the library takes no name of a further one from the first (G04).
 
     Simulated, the file's metadata is read and nothing is allocated for its tensors. It then cannot be mapped
     either: the library asserts that.
@@ -58,13 +67,21 @@ def load_model(path: Path, progress: ProgressReport, *, is_simulated: bool = Fal
             return False
 
     params.progress_callback = callback = lib.llama_progress_callback(report)
-    model = lib.llama_model_load_from_file(os.fsencode(path), params)
+    model = _load((path, *further_parts), params)
     del callback  # it had to live until here
     if raised:
         raise raised[0]
     if model is None:
         raise LoadingFailed("the engine could not load the model file; the worker's log tells why")
     return Model(model)
+
+
+def _load(paths: tuple[Path, ...], params: lib.llama_model_params) -> int | None:
+    """For one path the usual call: the other one holds that the file be a part of several."""
+    if len(paths) == 1:
+        return lib.llama_model_load_from_file(os.fsencode(paths[0]), params)
+    names = (ctypes.c_char_p * len(paths))(*map(os.fsencode, paths))
+    return lib.llama_model_load_from_splits(names, len(paths), params)
 
 
 def rows_of(options: EngineOptions) -> int:

@@ -42,18 +42,18 @@ _TENSORS_MAX: Final = 1 << 20
 _BUFFER_TYPES_MAX: Final = 256
 
 
-def measure(path: Path, options: EngineOptions) -> EngineSizes:
-    """Sizes of a load of `path` with `options`. Raises LoadingFailed where that load would."""
+def measure(path: Path, options: EngineOptions, *, further_parts: tuple[Path, ...] = ()) -> EngineSizes:
+    """Sizes of a load of these files with `options`. Raises LoadingFailed where that load would."""
     log = engine_log().buffers
     log.clear()
     before_bytes = anonymous_bytes() or 0
-    model = load_model(path, lambda fraction: True, is_simulated=True)
+    model = load_model(path, lambda fraction: True, further_parts=further_parts, is_simulated=True)
     try:
         context = new_context(model, options)
         try:
             grown_bytes = (anonymous_bytes() or 0) - before_bytes - _really_allocated_bytes(log)
             return EngineSizes(
-                devices=_by_library(model, context, log, path) or _by_log(model, log),
+                devices=_by_library(model, context, log, (path, *further_parts)) or _by_log(model, log),
                 process_bytes=max(0, grown_bytes) + _samplers_bytes(model, options),
             )
         finally:
@@ -114,7 +114,7 @@ class _Tensor:
 
 
 def _by_library(
-    model: Model, context: Context, log: BufferLog, path: Path
+    model: Model, context: Context, log: BufferLog, paths: tuple[Path, ...]
 ) -> tuple[DeviceBuffers, ...] | None:
     """None when it cannot be had or does not agree with what the library says otherwise."""
     if sys.platform != "linux" or ctypes.sizeof(ctypes.c_void_p) != 8:
@@ -122,14 +122,14 @@ def _by_library(
     try:
         shares = tuple(_read_shares(context))
         tensors = tuple(_read_tensors(model))
-        offsets = _tensor_offsets(path, (tensor.name for tensor in tensors if tensor.is_mapped))
+        mapped = [tensor for tensor in tensors if tensor.is_mapped]
+        mapped_bytes = sum(_reach(mapped, _tensor_offsets(path, mapped)) for path in paths)
     except (AttributeError, _Unreadable):  # no such symbol, or not what it was
         return None
     if not _agree(shares, tensors, log):
         return None
     devices = {device_of(share.buffer_type) for share in shares}
     outputs = {buffers.device: buffers.output_bytes for buffers in log.devices()}
-    mapped_bytes = _reach(tensors, offsets)
     return in_order(
         _device_buffers(device, shares, mapped_bytes, outputs.get(device, 0)) for device in devices | {HOST}
     )
@@ -166,7 +166,8 @@ def _device_buffers(
 
 
 def _reach(tensors: Iterable[_Tensor], offsets: dict[bytes, int]) -> int:
-    """Bytes from the first to the last tensor that is used in place (`get_mapping_range` of the loader)."""
+    """Bytes of one file from the first to the last tensor that is used in place (`get_mapping_range` of the
+    loader)."""
     spans = [(offsets[tensor.name], tensor.size_bytes) for tensor in tensors if tensor.name in offsets]
     if not spans:
         return 0
@@ -286,8 +287,8 @@ class _GgufParams(ctypes.Structure):
     _fields_ = (("no_alloc", ctypes.c_bool), ("context", ctypes.c_void_p))
 
 
-def _tensor_offsets(path: Path, names: Iterable[bytes]) -> dict[bytes, int]:
-    """Where tensors begin, counted from the first one's place in the file."""
+def _tensor_offsets(path: Path, tensors: Iterable[_Tensor]) -> dict[bytes, int]:
+    """Where those of the tensors that are in this file begin, counted from the first one's place in it."""
     open_file = _function("gguf_init_from_file", ctypes.c_void_p, ctypes.c_char_p, _GgufParams)
     find = _function("gguf_find_tensor", ctypes.c_int64, ctypes.c_void_p, ctypes.c_char_p)
     offset_of = _function("gguf_get_tensor_offset", ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int64)
@@ -296,7 +297,7 @@ def _tensor_offsets(path: Path, names: Iterable[bytes]) -> dict[bytes, int]:
     if file is None:
         raise _Unreadable
     try:
-        indices = {name: find(file, name) for name in names}
+        indices = {tensor.name: find(file, tensor.name) for tensor in tensors}
         return {name: offset_of(file, index) for name, index in indices.items() if index >= 0}
     finally:
         free(file)

@@ -28,9 +28,9 @@ def cut_text(text: str) -> str:
     return text if len(text) <= ERROR_TEXT_LIMIT else text[: ERROR_TEXT_LIMIT - 1] + "…"
 
 
-def path_bytes(path: str) -> bytes:
+def paths_fields(paths: tuple[str, ...]) -> list[bytes]:
     """A path need not be text: bytes keep one that is no UTF-8."""
-    return path.encode("utf-8", "surrogateescape")
+    return [path.encode("utf-8", "surrogateescape") for path in paths]
 
 
 # `type(x) is`, not isinstance: a bool is no number here, and no subclass comes out of msgpack but ExtType.
@@ -110,5 +110,9 @@ def as_seconds(value: Any) -> float:
     return value  # type: ignore[no-any-return]  # as_real() has checked it
 
 
-def as_path(value: Any) -> str:
-    return as_bytes(value).decode("utf-8", "surrogateescape")
+def as_paths(value: Any) -> tuple[str, ...]:
+    """At least one; how many there may be is bounded by the size of the frame."""
+    paths = tuple(as_bytes(path).decode("utf-8", "surrogateescape") for path in as_array(value))
+    if not paths:
+        raise Malformed("no path where one is due")
+    return paths

@@ -24,11 +24,13 @@ PROTOCOL_VERSION = 1
 class LoadModel:
     """First message. `engine` is `llama` or `scripted`; `chat_template` None takes the one in the file.
 
+    `weights_paths` are the parts of the weights in order, of which there is one unless the file was split.
+
     `pins` are the devices that the worker may see, set before any back end is touched.
     """
 
     engine: str
-    weights_path: str
+    weights_paths: tuple[str, ...]
     options: EngineOptions
     chat_template: str | None = None
     pins: tuple[DevicePin, ...] = ()
@@ -127,9 +129,9 @@ FromWorker = Hello | LoadProgress | Loaded | LoadFailed | Step
 
 @attrs.frozen(kw_only=True)
 class ProbeModel:
-    """What would a load with these options take? Nothing is loaded."""
+    """What would a load of these parts with these options take? Nothing is loaded."""
 
-    weights_path: str
+    weights_paths: tuple[str, ...]
     options: EngineOptions
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from runner.domain.engine import EngineSizes
-from runner.wire.checks import NAME_LIMIT, Fields, as_array, as_path, as_text, path_bytes
+from runner.wire.checks import NAME_LIMIT, Fields, as_array, as_paths, as_text, paths_fields
 from runner.wire.messages import FromProbe, LoadFailed, Probed, ProbeModel, ToProbe
 from runner.wire.schema import LOAD_FAILED, encode_load_failed, read_load_failed
 from runner.wire.sizes import as_size, buffers_fields, options_fields, read_buffers, read_options
@@ -24,7 +24,7 @@ def to_fields(message: ToProbe | FromProbe) -> list[Any]:
 
 
 def _encode_probe_model(message: ProbeModel) -> list[Any]:
-    return [_PROBE_MODEL, path_bytes(message.weights_path), options_fields(message.options)]
+    return [_PROBE_MODEL, paths_fields(message.weights_paths), options_fields(message.options)]
 
 
 def _encode_probed(message: Probed) -> list[Any]:
@@ -34,8 +34,8 @@ def _encode_probed(message: Probed) -> list[Any]:
 
 
 def _read_probe_model(fields: Fields) -> ProbeModel:
-    _, path, options = fields
-    return ProbeModel(weights_path=as_path(path), options=read_options(as_array(options)))
+    _, paths, options = fields
+    return ProbeModel(weights_paths=as_paths(paths), options=read_options(as_array(options)))
 
 
 def _read_probed(fields: Fields) -> Probed:

@@ -39,14 +39,14 @@ from runner.wire.checks import (
     as_flag,
     as_integer,
     as_nonempty,
-    as_path,
+    as_paths,
     as_positive,
     as_real,
     as_request_id,
     as_seconds,
     as_text,
     cut_text,
-    path_bytes,
+    paths_fields,
 )
 from runner.wire.messages import (
     Cancel,
@@ -88,7 +88,7 @@ def _encode_load_model(message: LoadModel) -> list[Any]:
     return [
         _LOAD_MODEL,
         message.engine,
-        path_bytes(message.weights_path),
+        paths_fields(message.weights_paths),
         options_fields(message.options),
         message.chat_template,
         [(pin.variable, pin.value) for pin in message.pins],
@@ -215,10 +215,10 @@ _ENCODERS: Final[Mapping[type, Callable[[Any], list[Any]]]] = {
 
 
 def _read_load_model(fields: Fields) -> LoadModel:
-    _, engine, path, options, chat_template, pins = fields
+    _, engine, paths, options, chat_template, pins = fields
     return LoadModel(
         engine=as_text(engine, NAME_LIMIT),
-        weights_path=as_path(path),
+        weights_paths=as_paths(paths),
         options=read_options(as_array(options)),
         chat_template=None if chat_template is None else as_text(chat_template),
         pins=tuple(_read_pin(as_array(pin)) for pin in as_array(pins)),

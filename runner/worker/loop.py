@@ -177,8 +177,13 @@ class Worker:
         # For the engine's back ends, which read them when they are initialised; that happens in this load.
         os.environ.update({pin.variable: pin.value for pin in message.pins})
         try:
+            path, *further_parts = map(Path, message.weights_paths)
             backend = load_backend(
-                message.engine, Path(message.weights_path), message.options, self._report_progress
+                message.engine,
+                path,
+                message.options,
+                self._report_progress,
+                further_parts=tuple(further_parts),
             )
         except RunnerError as error:
             if not self._is_stopping.is_set():

@@ -59,7 +59,8 @@ def _answer(channel: socket.socket) -> int:
 
     answer: FromProbe
     try:
-        sizes = measure(Path(question.weights_path), question.options)
+        path, *further_parts = map(Path, question.weights_paths)
+        sizes = measure(path, question.options, further_parts=tuple(further_parts))
         answer = Probed(engine_version=engine_version(), sizes=sizes)
     except RunnerError as error:
         answer = LoadFailed(code=error.code, message=str(error))

@@ -111,7 +111,7 @@ class Peer:
     ) -> Loaded | LoadFailed:
         assert isinstance(self.receive(), Hello)
         self.send(
-            LoadModel(engine=engine, weights_path=str(weights), options=options, chat_template=template)
+            LoadModel(engine=engine, weights_paths=(str(weights),), options=options, chat_template=template)
         )
         while isinstance(answer := self.receive(), LoadProgress):
             pass

@@ -15,7 +15,7 @@ from runner.engine import llama_memory
 from runner.engine.backend import load_backend
 from runner.engine.llama_memory import measure
 from runner.errors import LoadingFailed
-from scripts.tiny_gguf import TinyModel, write_tiny_gguf
+from scripts.tiny_gguf import TinyModel, write_tiny_gguf, write_tiny_split
 
 pytestmark = pytest.mark.real_model
 
@@ -23,8 +23,8 @@ MIB = 2**20
 SMALL = EngineOptions(context_size=256, n_cells=512)
 
 
-def logged_by_a_load(path: Path, options: EngineOptions) -> tuple[DeviceBuffers, ...]:
-    backend = load_backend("llama", path, options, lambda fraction: True)
+def logged_by_a_load(path: Path, options: EngineOptions, *further_parts: Path) -> tuple[DeviceBuffers, ...]:
+    backend = load_backend("llama", path, options, lambda fraction: True, further_parts=further_parts)
     try:
         return backend.facts.devices
     finally:
@@ -74,6 +74,20 @@ def test_O01_it_does_where_weights_are_repacked(tmp_path: Path, is_quantized: bo
     logged = logged_by_a_load(path, SMALL)
     assert as_logged(told.devices) == as_logged(logged)
     assert told.devices[0].weights_bytes < path.stat().st_size
+
+
+@pytest.mark.parametrize("is_quantized", [False, True])
+def test_O01_it_does_for_a_split_model(tmp_path: Path, is_quantized: bool) -> None:
+    model = TinyModel(n_layers=3, n_embedding=512, n_feed_forward=1024, is_quantized=is_quantized)
+    path, *further_parts = write_tiny_split(tmp_path / "tiny.gguf", model, tensors_per_part=7)
+    assert len(further_parts) == 4
+    told = measure(path, SMALL, further_parts=tuple(further_parts))
+    logged = logged_by_a_load(path, SMALL, *further_parts)
+    assert as_logged(told.devices).keys() == as_logged(logged).keys()
+    for told_bytes, logged_bytes in zip(
+        attrs.astuple(told.devices[0])[1:], attrs.astuple(logged[0])[1:], strict=True
+    ):  # each file that is mapped is logged in digits of its own
+        assert abs(told_bytes - logged_bytes) <= 5 * MIB // 100
 
 
 def test_types_of_the_cache_make_it_smaller(default_model_file: Path) -> None:

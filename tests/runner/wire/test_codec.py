@@ -169,7 +169,7 @@ to_worker = st.one_of(
     st.builds(
         LoadModel,
         engine=texts,
-        weights_path=texts,
+        weights_paths=st.lists(texts, min_size=1, max_size=3).map(tuple),
         options=engine_options,
         chat_template=st.none() | texts,
         pins=st.lists(pins, max_size=3).map(tuple),
@@ -248,7 +248,9 @@ def test_bytes_may_come_one_at_a_time() -> None:
 
 def test_a_path_that_is_no_text_arrives_as_it_was() -> None:
     path = b"/models/\xff\xfe.gguf".decode("utf-8", "surrogateescape")
-    message = LoadModel(engine="llama", weights_path=path, options=EngineOptions(context_size=1, n_cells=1))
+    message = LoadModel(
+        engine="llama", weights_paths=(path,), options=EngineOptions(context_size=1, n_cells=1)
+    )
     assert ToWorkerDecoder().feed(encode(message)) == [message]
 
 
@@ -602,7 +604,7 @@ def test_a_message_to_the_worker_of_wrong_shape_is_refused(fields: tuple[Any, ..
 def test_W01_a_load_sets_variables_that_choose_devices_and_no_others(pins: object) -> None:
     message = LoadModel(
         engine="llama",
-        weights_path="/m",
+        weights_paths=("/m",),
         options=EngineOptions(context_size=1, n_cells=1),
         pins=(DevicePin("CUDA_VISIBLE_DEVICES", "1"),),
     )

@@ -49,7 +49,7 @@ def frame(*fields: Any) -> bytes:
 
 def test_question_and_answer_arrive_as_they_were_sent() -> None:
     path = b"/models/\xff.gguf".decode("utf-8", "surrogateescape")
-    question = ProbeModel(weights_path=path, options=OPTIONS)
+    question = ProbeModel(weights_paths=(path,), options=OPTIONS)
     assert ToProbeDecoder().feed(encode(question)) == [question]
     assert FromProbeDecoder().feed(encode(ANSWER)) == [ANSWER]
     failed = LoadFailed(code="loading_failed", message="no")
@@ -70,10 +70,10 @@ def test_an_answer_may_arrive_in_any_pieces(cuts: list[int]) -> None:
     ("decoder", "message"),
     [
         (FromProbeDecoder, Hello(protocol_version=1, pid=5)),
-        (FromProbeDecoder, ProbeModel(weights_path="/x", options=OPTIONS)),
+        (FromProbeDecoder, ProbeModel(weights_paths=("/x",), options=OPTIONS)),
         (FromWorkerDecoder, ANSWER),
-        (ToWorkerDecoder, ProbeModel(weights_path="/x", options=OPTIONS)),
-        (ToProbeDecoder, LoadModel(engine="llama", weights_path="/x", options=OPTIONS)),
+        (ToWorkerDecoder, ProbeModel(weights_paths=("/x",), options=OPTIONS)),
+        (ToProbeDecoder, LoadModel(engine="llama", weights_paths=("/x",), options=OPTIONS)),
         (ToProbeDecoder, Shutdown()),
     ],
 )

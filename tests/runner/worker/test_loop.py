@@ -68,7 +68,7 @@ def test_a_worker_says_hello_and_reports_the_load_and_what_it_has_loaded(
     hello = worker.receive()
     assert isinstance(hello, Hello)
     assert hello.protocol_version == PROTOCOL_VERSION
-    worker.send(LoadModel(engine="scripted", weights_path=str(weights), options=OPTIONS))
+    worker.send(LoadModel(engine="scripted", weights_paths=(str(weights),), options=OPTIONS))
     fractions = []
     while isinstance(message := worker.receive(), LoadProgress):
         fractions.append(message.fraction)
@@ -97,7 +97,7 @@ def test_an_unknown_engine_is_a_failed_load(worker: WorkerThread, weights: Path)
 def test_an_error_of_the_engine_in_a_load_is_told_and_ends_the_worker_with_its_traceback(
     worker: WorkerThread, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise MemoryError("of the inside")
 
     monkeypatch.setattr("runner.worker.loop.load_backend", fail)
@@ -207,7 +207,7 @@ def test_shutdown_gives_up_a_load_under_way_without_calling_it_failed(
     weights = tmp_path / "slow"
     weights.write_bytes(b"[[load slow 50]]")
     assert isinstance(worker.receive(), Hello)
-    worker.send(LoadModel(engine="scripted", weights_path=str(weights), options=OPTIONS))
+    worker.send(LoadModel(engine="scripted", weights_paths=(str(weights),), options=OPTIONS))
     assert isinstance(worker.receive(), LoadProgress)
     worker.send(Shutdown())
     while (message := worker.receive()) is not None:
@@ -233,14 +233,14 @@ def test_only_a_model_may_be_the_first_thing_that_is_done(worker: WorkerThread) 
 
 
 def test_a_second_model_is_a_fault(loaded: WorkerThread, weights: Path) -> None:
-    loaded.send(LoadModel(engine="scripted", weights_path=str(weights), options=OPTIONS))
+    loaded.send(LoadModel(engine="scripted", weights_paths=(str(weights),), options=OPTIONS))
     assert loaded.join() == EXIT_PROTOCOL
 
 
 def test_a_request_sent_before_the_model_has_loaded_waits_for_it(worker: WorkerThread, weights: Path) -> None:
     assert isinstance(worker.receive(), Hello)
     worker.send(
-        LoadModel(engine="scripted", weights_path=str(weights), options=OPTIONS),
+        LoadModel(engine="scripted", weights_paths=(str(weights),), options=OPTIONS),
         chat("early", "[[say hello]]"),
     )
     while not isinstance(message := worker.receive(), Loaded):
@@ -288,14 +288,14 @@ def test_W01_pinned_devices_are_in_the_environment_when_the_engine_loads(
     seen: list[str] = []
     load = ScriptedBackend.load
 
-    def look_and_load(*arguments: Any) -> ScriptedBackend:
+    def look_and_load(*arguments: Any, **options: Any) -> ScriptedBackend:
         seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
-        return load(*arguments)
+        return load(*arguments, **options)
 
     monkeypatch.setattr(ScriptedBackend, "load", look_and_load)
     assert isinstance(worker.receive(), Hello)
     pins = (DevicePin("CUDA_VISIBLE_DEVICES", "GPU-1"),)
-    worker.send(LoadModel(engine="scripted", weights_path=str(weights), options=OPTIONS, pins=pins))
+    worker.send(LoadModel(engine="scripted", weights_paths=(str(weights),), options=OPTIONS, pins=pins))
     while not isinstance(worker.receive(), Loaded):
         pass
     assert seen == ["GPU-1"]

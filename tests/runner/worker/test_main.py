@@ -319,7 +319,7 @@ def test_a_file_that_is_no_model_fails_to_load(worker: WorkerProcess, weights: P
 @pytest.mark.real_model
 def test_a_shutdown_gives_up_a_real_load(worker: WorkerProcess, default_model_file: Path) -> None:
     assert isinstance(worker.receive(), Hello)
-    worker.send(LoadModel(engine="llama", weights_path=str(default_model_file), options=_REAL))
+    worker.send(LoadModel(engine="llama", weights_paths=(str(default_model_file),), options=_REAL))
     assert isinstance(worker.receive(), LoadProgress)
     worker.send(Shutdown())
     assert worker.wait() == EXIT_DONE

@@ -49,6 +49,13 @@ _NAME = re.compile(rb"[\x21-\x7e]+")  # the engine takes names for C strings, an
 _KEY_BYTES_LEAST = 8 + 1 + 4 + 1
 _TENSOR_BYTES_LEAST = 8 + 1 + 4 + 4 + 8
 _ALIGNMENT_KEY = "general.alignment"
+_TYPED_KEYS = {
+    _ALIGNMENT_KEY: (ValueType.UINT32, "32-bit unsigned"),
+    "split.no": (ValueType.UINT16, "16-bit unsigned"),
+    "split.count": (ValueType.UINT16, "16-bit unsigned"),
+    "split.tensors.count": (ValueType.INT32, "32-bit signed"),
+}
+"""Keys that the engine reads as this type without asking, and aborts when they are of another."""
 
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)
@@ -232,8 +239,9 @@ class _HeaderReader:
             if key in metadata:
                 raise InvalidModelFile(f"key {key} occurs twice")
             value_type = _value_type(self._window.u32(), key)
-            if key == _ALIGNMENT_KEY and value_type is not ValueType.UINT32:
-                raise InvalidModelFile(f"{key} is not a 32-bit unsigned number")
+            wanted, in_words = _TYPED_KEYS.get(key, (value_type, ""))
+            if value_type is not wanted:
+                raise InvalidModelFile(f"{key} is not a {in_words} number")
             metadata[key] = self._read_value(key, value_type)
         return metadata
 

@@ -14,7 +14,7 @@ Imports the keeper's events, the policy of `runner/scheduling/cores.py` and read
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Final
 
@@ -24,7 +24,7 @@ import trio
 from actors.worker import KeeperEvent, Launcher, WorkerEnded, WorkerFailing, WorkerReady, WorkerSpec
 from actors.worker_handle import WorkerHandle
 from runner.hardware.cpu import own_processors
-from runner.hardware.cpu_time import busy_s, process_busy_s
+from runner.hardware.cpu_time import busy_s, family_busy_s
 from runner.scheduling.cores import CoreClaim, cores_left, cores_taken, divide_cores
 
 FIRST_LOOK_S: Final = 0.25
@@ -34,35 +34,29 @@ LOOK_INTERVAL_S: Final = 1.0
 
 @attrs.frozen(kw_only=True)
 class WorkReading:
-    """Processor seconds so far: of all programs, and of our workers by process id."""
+    """Processor seconds so far: of all programs, and of this one with all its children."""
 
     at_s: float
     busy_s: float
-    ours_s: Mapping[int, float]
+    ours_s: float
 
 
-ReadWork = Callable[[Iterable[int]], WorkReading | None]
-"""Of these processes and all programs; None when the system does not tell."""
+ReadWork = Callable[[], WorkReading | None]
+"""None when the system does not tell."""
 
 
-def read_work(pids: Iterable[int]) -> WorkReading | None:
-    total_s = busy_s(own_processors())
-    if total_s is None:
+def read_work() -> WorkReading | None:
+    total_s, ours_s = busy_s(own_processors()), family_busy_s()
+    if total_s is None or ours_s is None:
         return None
-    ours_s = {pid: used_s for pid in pids if (used_s := process_busy_s(pid)) is not None}
     return WorkReading(at_s=trio.current_time(), busy_s=total_s, ours_s=ours_s)
 
 
 def others_busy_cores(before: WorkReading | None, after: WorkReading | None) -> float | None:
-    """Cores that programs other than our workers kept busy in between.
-
-    None when that is not known: the system does not tell, or a worker has come or gone in between.
-    """
-    if before is None or after is None or after.at_s <= before.at_s:
+    """Cores that programs other than ours kept busy in between; None when the system does not tell."""
+    if before is None or after is None or after.at_s - before.at_s < FIRST_LOOK_S:
         return None
-    if before.ours_s.keys() != after.ours_s.keys():
-        return None
-    ours_s = sum(after.ours_s.values()) - sum(before.ours_s.values())
+    ours_s = after.ours_s - before.ours_s
     return (after.busy_s - before.busy_s - ours_s) / (after.at_s - before.at_s)
 
 
@@ -81,7 +75,7 @@ class CoreSharing:
         n_cores: int,
         *,
         n_processors: int | None = None,
-        read: ReadWork = lambda pids: None,
+        read: ReadWork = lambda: None,
     ) -> None:
         self._launch = launch
         self._n_cores = n_cores
@@ -117,20 +111,23 @@ class CoreSharing:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """While workers are active, look at what others use, and divide anew when that changes.
 
-        Once more after the last one has become idle, since requests may be short and follow each other.
+        1. At once when the first one becomes active, over all the time since the last look: what was seen an
+           hour ago must not slow the first answer, and what has been there all along must not surprise it.
+        2. While they are active.
+        3. Once more after the last one has become idle, since requests may be short and follow each other.
         """
         task_status.started()
+        before = None
         while True:
             await self._activity.wait()
-            before = self._look()
+            before = self._look_since(before)  # 1
             pause_s = FIRST_LOOK_S
             while self._activity.is_set():
                 if not any(member.is_active for member in self._members.values()):
-                    self._activity = trio.Event()
+                    self._activity = trio.Event()  # 3
                 await trio.sleep(pause_s)
-                after = self._look()
-                self._judge(others_busy_cores(before, after))
-                before, pause_s = after, LOOK_INTERVAL_S
+                before = self._look_since(before)  # 2
+                pause_s = LOOK_INTERVAL_S
 
     def _add(self, load_id: int, handle: WorkerHandle) -> None:
         """It keeps the threads it was loaded with until it becomes active."""
@@ -151,16 +148,17 @@ class CoreSharing:
         if is_active:
             self._activity.set()
 
-    def _look(self) -> WorkReading | None:
-        return self._read([member.handle.pid for member in self._members.values()])
-
-    def _judge(self, others: float | None) -> None:
+    def _look_since(self, before: WorkReading | None) -> WorkReading | None:
+        """Judge what others have used since then; returns the reading to go on from."""
+        after = self._read()
+        others = others_busy_cores(before, after)
         if others is None:
-            return
+            return after if before is None or after is None else before
         taken = cores_taken(self._taken, others)
         if taken != self._taken:
             self._taken = taken
             self._divide()
+        return after
 
     def _divide(self) -> None:
         """Idle workers are not told: their number counts when they become active, and is sent then."""

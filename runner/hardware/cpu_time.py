@@ -14,7 +14,7 @@ _PROC = Path("/proc")
 # part of user). Not counted: idle, waiting, and `nice`, which is work that gives way to everybody else's.
 _USER, _SYSTEM, _IRQ, _SOFTIRQ, _STEAL = 0, 2, 5, 6, 7
 # Fields of /proc/PID/stat behind the name, which may hold spaces and parentheses.
-_UTIME, _STIME = 11, 12
+_UTIME, _STIME, _CHILDREN_UTIME, _CHILDREN_STIME = 11, 12, 13, 14
 
 
 def busy_s(processors: frozenset[int], proc: Path = _PROC) -> float | None:
@@ -35,13 +35,40 @@ def busy_s(processors: frozenset[int], proc: Path = _PROC) -> float | None:
     return ticks / _ticks_per_s()
 
 
-def process_busy_s(pid: int, proc: Path = _PROC) -> float | None:
-    """Seconds of processor time that a process has used with all its threads; None when it is gone."""
+def family_busy_s(proc: Path = _PROC) -> float | None:
+    """Seconds of processor time that this process has used, with its children of now and those that ended.
+
+    So differences hold while children come and go. None when the kernel does not tell.
+    """
+    own_s = _used_s(proc / "self", _UTIME, _STIME, _CHILDREN_UTIME, _CHILDREN_STIME)
+    children = _children(proc)
+    if own_s is None or children is None:
+        return None
+    children_s = (_used_s(proc / pid, _UTIME, _STIME) for pid in children)
+    return own_s + sum(used_s for used_s in children_s if used_s is not None)
+
+
+def _used_s(process: Path, *indices: int) -> float | None:
+    """The sum of these fields, for all threads of a process; None when it is gone."""
     try:
-        fields = (proc / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()
-        return (int(fields[_UTIME]) + int(fields[_STIME])) / _ticks_per_s()
+        fields = (process / "stat").read_bytes().rpartition(b")")[2].split()
+        return sum(int(fields[index]) for index in indices) / _ticks_per_s()
     except (OSError, ValueError, IndexError):
         return None
+
+
+def _children(proc: Path) -> list[str] | None:
+    """Process ids of the direct children, by the thread that started them; None where none are listed."""
+    lists = list((proc / "self" / "task").glob("*/children"))
+    if not lists:
+        return None
+    found: list[str] = []
+    for listed in lists:
+        try:
+            found += listed.read_text().split()
+        except OSError:  # the thread has ended
+            continue
+    return found
 
 
 def _ticks_per_s() -> int:

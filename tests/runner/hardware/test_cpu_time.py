@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import time
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from runner.hardware.cpu_time import busy_s, process_busy_s
+from runner.hardware.cpu_time import busy_s, family_busy_s
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 STAT = """\
@@ -39,27 +40,36 @@ def test_what_cannot_be_read_is_unknown(tmp_path: Path, content: str) -> None:
 
 def test_without_proc_nothing_is_known(tmp_path: Path) -> None:
     assert busy_s(frozenset({0}), tmp_path) is None
-    assert process_busy_s(os.getpid(), tmp_path) is None
+    assert family_busy_s(tmp_path) is None
 
 
-def test_a_process_may_be_called_anything(tmp_path: Path) -> None:
-    (tmp_path / "7").mkdir()
-    (tmp_path / "7" / "stat").write_text("7 (a) b (c d) S 1 2 3 4 5 6 7 8 9 10 150 50 0 0\n")
-    assert process_busy_s(7, tmp_path) == pytest.approx(200 / TICKS_PER_S)
+def lay_out(proc: Path, name: str, *, own: str, children: str = "") -> None:
+    (proc / name).mkdir(parents=True)
+    (proc / name / "stat").write_text(f"7 (a) b (c d) S 1 2 3 4 5 6 7 8 9 10 {own} 0 0\n")
+    if children:
+        (proc / name / "task" / "7").mkdir(parents=True)
+        (proc / name / "task" / "7" / "children").write_text(children)
 
 
-def test_our_own_work_is_seen_in_both() -> None:
+def test_ours_is_what_we_and_our_children_have_used_also_those_that_ended(tmp_path: Path) -> None:
+    lay_out(tmp_path, "self", own="150 50 1000 20", children="8 9 10 ")
+    lay_out(tmp_path, "8", own="3 1 100000 100000")  # of its own children nothing is known to us
+    lay_out(tmp_path, "9", own="5 1 0 0")
+    assert family_busy_s(tmp_path) == pytest.approx(1230 / TICKS_PER_S), "10 has ended meanwhile"
+
+
+def test_a_kernel_that_lists_no_children_tells_nothing(tmp_path: Path) -> None:
+    lay_out(tmp_path, "self", own="150 50 1000 20")
+    assert family_busy_s(tmp_path) is None
+
+
+def test_our_own_work_and_that_of_a_child_is_seen_in_both() -> None:
     processors = frozenset(os.sched_getaffinity(0))
-    before = busy_s(processors), process_busy_s(os.getpid())
-    until = time.process_time() + 0.1
-    while time.process_time() < until:
-        pass
-    after = busy_s(processors), process_busy_s(os.getpid())
+    before = busy_s(processors), family_busy_s()
+    work = "import time\nwhile time.process_time() < 0.1: pass"
+    subprocess.run([sys.executable, "-c", work], check=True)
+    after = busy_s(processors), family_busy_s()
     for earlier, later in zip(before, after, strict=True):
         assert earlier is not None
         assert later is not None
         assert later - earlier >= 0.05
-
-
-def test_a_process_that_is_gone_has_no_time() -> None:
-    assert process_busy_s(2**22 + 1) is None

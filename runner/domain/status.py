@@ -160,7 +160,10 @@ class LayerSummary:
 
 @attrs.frozen(kw_only=True)
 class ModelReport:
-    """`inspect`: the summary, the layers, and the header's scalar metadata as text."""
+    """`inspect`: the summary, the layers, and the header's scalar metadata as text.
+
+    `described_size` is the size of the tensors in the words of the config (`98.12MiB`), empty without any.
+    """
 
     model: ModelSummary
     manifest_digest: str
@@ -168,6 +171,7 @@ class ModelReport:
     layers: tuple[LayerSummary, ...]
     licenses: tuple[str, ...]
     metadata: dict[str, str]
+    described_size: str = ""
 
 
 @attrs.frozen(kw_only=True)

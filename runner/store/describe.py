@@ -49,6 +49,7 @@ def report_of(stored: StoredModel, blobs: BlobStore) -> ModelReport:
             _text(layer, blobs) for layer in manifest.layers if layer.media_type == media_types.LICENSE
         ),
         metadata=dict(config.metadata),
+        described_size=config.size,
     )
 
 

@@ -1,0 +1,1 @@
+"""The native model endpoints of Docker Model Runner: `/models…`."""

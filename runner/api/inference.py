@@ -162,7 +162,7 @@ class Inference:
 
     async def _begin(self, demand: Demand, runs: _Runs) -> Generation:
         model = await self._store.resolve(demand.name)
-        runs.sampling = sampling_for(model, demand.said)
+        runs.sampling = sampling_for(model, demand.said, demand.request.sampling)
         settings = model.settings
         kept_s = settings.keep_alive_s if demand.keep_alive_s is None else demand.keep_alive_s
         while True:
@@ -285,9 +285,10 @@ async def _collect(generation: Generation) -> tuple[str, Finished]:
     raise EngineFailed("the answer has no end")
 
 
-def sampling_for(model: Model, said: ModelSettings) -> SamplingParams:
-    """What the client said, else what was configured for the model, else the usual."""
-    return resolve(SettingsLayer(SettingOrigin.REQUEST, said), *model.layers()).values.sampling()
+def sampling_for(model: Model, said: ModelSettings, asked: SamplingParams) -> SamplingParams:
+    """What the client said, else what was configured for the model, else the usual; what cannot be
+    configured is as it was `asked`."""
+    return resolve(SettingsLayer(SettingOrigin.REQUEST, said), *model.layers()).values.sampling(asked)
 
 
 def fingerprint_of(model: Model, engine_version: str) -> str:

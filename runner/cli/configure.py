@@ -15,6 +15,7 @@ import click
 
 from runner.cli.connect import complete_model, connect_or_start, host_option, json_option, usage_error
 from runner.cli.output import message, print_json, print_table
+from runner.domain.sampling import INTEGERS, RANGES
 from runner.domain.settings import CHAT_TEMPLATE_BYTES_MAX, SETTINGS, Setting, read_settings
 from runner.errors import InvalidParameter
 from runner.units import format_duration
@@ -25,8 +26,8 @@ _BOTH_TYPES = ("key_type", "value_type")
 _TEMPLATE_FILE = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
 
 _TYPES: dict[str, Any] = {
-    **dict.fromkeys(("context_size", "max_sequences", "threads", "top_k", "seed"), click.INT),
-    **dict.fromkeys(("temperature", "top_p", "min_p"), click.FLOAT),
+    **dict.fromkeys(("context_size", "max_sequences", "threads"), click.INT),
+    **{name: click.INT if name in INTEGERS else click.FLOAT for name in RANGES},
     **dict.fromkeys(("key_type", "value_type"), click.Choice(("f16", "q8_0", "q4_0"))),
     "flash_attention": click.Choice(("auto", "on", "off")),
     "chat_template": _TEMPLATE_FILE,

@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 import attrs
 
 from runner.domain.engine import CacheType, FlashAttention
-from runner.domain.sampling import RANGES, Range, SamplingParams
+from runner.domain.sampling import INTEGERS, RANGES, Range, SamplingParams
 from runner.errors import FieldFault, InvalidParameter
 from runner.units import parse_duration
 
@@ -29,6 +29,7 @@ THREADS: Final = Range(1, 1024)
 CHAT_TEMPLATE_BYTES_MAX: Final = 256 * 1024  # the longest in use have some 20 KB
 
 _DURATION_CHARACTERS_MAX = 32
+_USUAL_SAMPLING = SamplingParams()
 _NEVER: Final = -1
 
 E = TypeVar("E", bound=enum.Enum)
@@ -68,6 +69,23 @@ class ModelSettings:
     top_k: int | None = None
     min_p: float | None = None
     seed: int | None = None
+    typical_p: float | None = None
+    top_n_sigma: float | None = None
+    dynatemp_range: float | None = None
+    dynatemp_exponent: float | None = None
+    repeat_penalty: float | None = None
+    repeat_last_n: int | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    dry_multiplier: float | None = None
+    dry_base: float | None = None
+    dry_allowed_length: int | None = None
+    dry_penalty_last_n: int | None = None
+    xtc_probability: float | None = None
+    xtc_threshold: float | None = None
+    mirostat: int | None = None
+    mirostat_tau: float | None = None
+    mirostat_eta: float | None = None
 
     def changed(self, changes: ModelSettings, unset: Collection[str] = ()) -> ModelSettings:
         """These, without those whose names are in `unset`, and with all that `changes` say."""
@@ -81,10 +99,10 @@ class ModelSettings:
             NOTHING, **{one.field: getattr(self, one.field) for one in SETTINGS if one.is_load_option}
         )
 
-    def sampling(self) -> SamplingParams:
-        """The usual parameters where nothing is said."""
+    def sampling(self, rest: SamplingParams = _USUAL_SAMPLING) -> SamplingParams:
+        """`rest` where nothing is said."""
         said = {name: value for name in RANGES if (value := getattr(self, name)) is not None}
-        return SamplingParams(**said)
+        return attrs.evolve(rest, **said)
 
     def faults(self, *, trained_context_size: int | None = None) -> tuple[FieldFault, ...]:
         """What does not go together, or not with the model."""
@@ -221,8 +239,10 @@ def _integer(name: str, bounds: Range, help_text: str, *, is_load_option: bool =
     )
 
 
-def _number(name: str, help_text: str) -> Setting:
+def _sampling(name: str, help_text: str) -> Setting:
     bounds = RANGES[name]
+    if name in INTEGERS:
+        return _integer(name, bounds, help_text)
     return Setting(
         name=name,
         field=name,
@@ -277,13 +297,28 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         values="true or false",
         help="keep it loaded when idle, and never evict it to make room for others",
     ),
-    _number("temperature", "randomness where a request says none; 0 takes the most probable token"),
-    _number("top_p", "probability of the tokens to choose from, where a request says none; 1 for all"),
-    _integer(
-        "top_k", RANGES["top_k"], "number of tokens to choose from, where a request says none; 0 for all"
-    ),
-    _number("min_p", "least probability against the best token, where a request says none; 0 for any"),
-    _integer("seed", RANGES["seed"], "seed where a request says none, instead of a fresh one for each"),
+    _sampling("temperature", "randomness where a request says none; 0 takes the most probable token"),
+    _sampling("top_p", "probability of the tokens to choose from, where a request says none; 1 for all"),
+    _sampling("top_k", "number of tokens to choose from, where a request says none; 0 for all"),
+    _sampling("min_p", "least probability against the best token, where a request says none; 0 for any"),
+    _sampling("seed", "seed where a request says none, instead of a fresh one for each"),
+    _sampling("typical_p", "probability of the most typical tokens to choose from; 1 for all"),
+    _sampling("top_n_sigma", "standard deviations below the best logit to choose from; 0 or less for all"),
+    _sampling("dynatemp_range", "how far the temperature moves with the entropy; 0 for not at all"),
+    _sampling("dynatemp_exponent", "how entropy becomes temperature"),
+    _sampling("repeat_penalty", "divides the logits of tokens that occurred; 1 for none"),
+    _sampling("repeat_last_n", "tokens in which the penalties look for repetitions; -1 for all"),
+    _sampling("frequency_penalty", "taken from a token's logit for each time it occurred"),
+    _sampling("presence_penalty", "taken from a token's logit when it occurred"),
+    _sampling("dry_multiplier", "strength of the DRY penalty for repeated runs of tokens; 0 for none"),
+    _sampling("dry_base", "growth of the DRY penalty with the length of the run"),
+    _sampling("dry_allowed_length", "longest run of tokens that DRY lets be repeated"),
+    _sampling("dry_penalty_last_n", "tokens in which DRY looks for repetitions; -1 for all"),
+    _sampling("xtc_probability", "how often XTC takes the most probable tokens away; 0 for never"),
+    _sampling("xtc_threshold", "probability from which a token is one of those; above 0.5 for none"),
+    _sampling("mirostat", "1 or 2 to steer the entropy instead of filtering; 0 for neither"),
+    _sampling("mirostat_tau", "entropy that mirostat aims at"),
+    _sampling("mirostat_eta", "how fast mirostat learns"),
 )
 
 SETTING_BY_NAME: Final[Mapping[str, Setting]] = MappingProxyType({one.name: one for one in SETTINGS})
@@ -350,10 +385,7 @@ USUAL: Final = SettingsLayer(
         value_type=CacheType.F16,
         flash_attention=FlashAttention.AUTO,
         pin=False,
-        temperature=SamplingParams().temperature,
-        top_p=SamplingParams().top_p,
-        top_k=SamplingParams().top_k,
-        min_p=SamplingParams().min_p,
+        **{name: getattr(_USUAL_SAMPLING, name) for name in RANGES},
     ),
 )
 """What holds where nobody says anything, as far as it does not depend on the machine."""

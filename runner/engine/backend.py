@@ -75,6 +75,12 @@ class Sampler(Protocol):
         Raises `runner.engine.sampler.UnusableLogits` when it holds NaN.
         """
 
+    def propose(self, row: int) -> int:
+        """As `sample`, but the choice stays open: another may be proposed, and one is accepted."""
+
+    def accept(self, token_id: int) -> None:
+        """The proposal that was taken, or a token that nobody proposed."""
+
     def close(self) -> None: ...
 
 

@@ -146,7 +146,13 @@ class Engine:
 
     def _new_sequence(self, request: SequenceRequest) -> Sequence:
         forbidden = tuple(sorted(self._backend.end_of_generation)) if request.ignore_eos else ()
-        plan = plan_sampler(request.sampling, fresh_seed=secrets.randbits(32), forbidden=forbidden)
+        plan = plan_sampler(
+            request.sampling,
+            fresh_seed=secrets.randbits(32),
+            context_size=self._context_size,
+            prompt=request.prompt_tokens,
+            forbidden=forbidden,
+        )
         n_tokens_max = self._context_size
         if request.max_tokens is not None:
             n_tokens_max = min(n_tokens_max, len(request.prompt_tokens) + request.max_tokens)

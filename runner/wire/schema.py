@@ -24,7 +24,6 @@ from runner.domain.generation import (
     TextPrompt,
     TokenPrompt,
 )
-from runner.domain.sampling import SamplingParams
 from runner.hardware.pinning import DevicePin
 from runner.wire.checks import (
     COUNT_MAX,
@@ -63,6 +62,7 @@ from runner.wire.messages import (
     StepEvent,
     ToWorker,
 )
+from runner.wire.sampling_schema import read_sampling, sampling_fields
 from runner.wire.sizes import buffers_fields, options_fields, read_buffers, read_options
 
 EVENTS_LIMIT: Final = 4096
@@ -97,18 +97,11 @@ def _encode_load_model(message: LoadModel) -> list[Any]:
 
 def _encode_generate(message: Generate) -> list[Any]:
     request = message.request
-    sampling = request.sampling
     return [
         _GENERATE,
         request.request_id,
         _encode_prompt(request.prompt),
-        [
-            float(sampling.temperature),
-            float(sampling.top_p),
-            sampling.top_k,
-            float(sampling.min_p),
-            sampling.seed,
-        ],
+        sampling_fields(request.sampling),
         request.max_tokens,
         request.stop,
         request.ignore_eos,
@@ -232,18 +225,11 @@ def _read_pin(fields: Fields) -> DevicePin:
 
 def _read_generate(fields: Fields) -> Generate:
     _, request_id, prompt, sampling, max_tokens, stop, ignore_eos = fields
-    temperature, top_p, top_k, min_p, seed = as_array(sampling)
     return Generate(
         GenerationRequest(
             request_id=as_request_id(request_id),
             prompt=_read_prompt(as_array(prompt)),
-            sampling=SamplingParams(
-                temperature=as_real(temperature),
-                top_p=as_real(top_p),
-                top_k=as_count(top_k),
-                min_p=as_real(min_p),
-                seed=None if seed is None else as_integer(seed),
-            ),
+            sampling=read_sampling(as_array(sampling)),
             max_tokens=None if max_tokens is None else as_positive(max_tokens),
             stop=tuple(as_nonempty(text) for text in as_array(stop)),
             ignore_eos=as_flag(ignore_eos),

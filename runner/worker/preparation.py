@@ -84,6 +84,7 @@ class Preparer:
 
     def prepare(self, request: GenerationRequest, submitted_s: float) -> SequenceRequest:
         """Raises TemplateFailed, InvalidParameter or ContextLengthExceeded; nothing has happened then."""
+        self._check_biases(request)
         match request.prompt:
             case ChatPrompt():
                 token_ids = self._chat_tokens(request.prompt)
@@ -141,6 +142,15 @@ class Preparer:
                 )
             )
         return list(token_ids)
+
+    def _check_biases(self, request: GenerationRequest) -> None:
+        n_vocab = self._backend.facts.n_vocab
+        strangers = [token_id for token_id, _ in request.sampling.logit_bias if token_id >= n_vocab]
+        if strangers:
+            what = f"is outside the vocabulary of {n_vocab} tokens"
+            raise InvalidParameter(
+                *(FieldFault(f"logit_bias[{token_id}]", what) for token_id in strangers[:_REPORTED_FAULTS])
+            )
 
     def _refuse_far_too_long(self, text: str) -> None:
         """Raise ContextLengthExceeded, with a lower bound, when the beginning of `text` is too long

@@ -19,7 +19,7 @@ from runner.api.openai.schema import ChatRequest, CompletionRequest, GenerationF
 from runner.domain.events import Failed, Finished, GenerationEvent, TextDelta, Timings, Usage
 from runner.domain.generation import ChatPrompt, GenerationRequest, Prompt
 from runner.domain.model import Model
-from runner.domain.sampling import RANGES
+from runner.domain.sampling import RANGES, SamplingParams
 from runner.domain.settings import ModelSettings, resolve
 from runner.errors import RunnerError
 
@@ -62,7 +62,7 @@ def generation_request(request: ChatRequest | CompletionRequest, request_id: str
     return GenerationRequest(
         request_id=request_id,
         prompt=_prompt(request),
-        sampling=said_of(request).sampling(),
+        sampling=said_of(request).sampling(_lists(request)),
         max_tokens=_max_tokens(request),
         stop=(request.stop,) if isinstance(request.stop, str) else request.stop or (),
         ignore_eos=bool(request.ignore_eos),
@@ -71,7 +71,21 @@ def generation_request(request: ChatRequest | CompletionRequest, request_id: str
 
 def said_of(request: GenerationFields) -> ModelSettings:
     """What was sent of what can be configured, so that only the rest is filled in."""
-    return ModelSettings(keep_alive_s=request.keep_alive, **{name: getattr(request, name) for name in RANGES})
+    said = {name: getattr(request, name) for name in RANGES}
+    if request.repetition_penalty is not None:  # vLLM's name
+        said["repeat_penalty"] = request.repetition_penalty
+    return ModelSettings(keep_alive_s=request.keep_alive, **said)
+
+
+def _lists(request: GenerationFields) -> SamplingParams:
+    """What only a request says, and no configuration."""
+    usual = SamplingParams()
+    breakers, samplers = request.dry_sequence_breakers, request.samplers
+    return SamplingParams(
+        dry_sequence_breakers=usual.dry_sequence_breakers if breakers is None else breakers,
+        logit_bias=request.logit_bias or (),
+        samplers=usual.samplers if samplers is None else samplers,
+    )
 
 
 def wants_usage_chunk(request: GenerationFields) -> bool:

@@ -15,6 +15,7 @@ import attrs
 from runner.api import strict_json
 from runner.api.keep_alive import KeepAlive
 from runner.api.openai import unsupported
+from runner.api.openai.sampling_fields import TOKEN_ID_MAX, read_logit_bias, read_samplers
 from runner.api.structure import By, Fault, Faults, Length, Schema, Text, Unsupported, raise_faults
 from runner.domain.generation import (
     TEMPLATE_OPTION_CHARACTERS_MAX,
@@ -23,18 +24,26 @@ from runner.domain.generation import (
     TextPrompt,
     TokenPrompt,
 )
-from runner.domain.sampling import RANGES, STOP_BYTES_MAX, STOP_MAX, Range
+from runner.domain.sampling import (
+    BREAKER_BYTES_MAX,
+    BREAKERS_MAX,
+    RANGES,
+    STOP_BYTES_MAX,
+    STOP_MAX,
+    Range,
+    Stage,
+)
 from runner.oci.reference import ModelName
 
 MESSAGES_MAX: Final = 4096
 TOKENS_MAX: Final = 2**63 - 1  # of max_tokens; what exceeds the context is clamped to it by the engine
-TOKEN_ID_MAX: Final = 2**31 - 1  # the engine's token type; the worker knows the vocabulary
 PART_JOINT: Final = "\n"  # between text parts of one message, as llama-server and vLLM join them
 
 _OTHER_PARTS: Final = frozenset({"image_url", "input_audio", "audio_url", "video_url", "file", "refusal"})
 _OPTION_NOUNS: Final = {bool: "true or false", int: "an integer", str: "a string"}
 _SCHEMA: Final = Schema(forbid_unknown=False)
 
+Breaker = Annotated[str, Text(1, BREAKER_BYTES_MAX)]
 StopText = Annotated[str, Text(1, STOP_BYTES_MAX)]
 Message = Annotated[ChatMessage, By(lambda value: read_message(value))]
 MaxTokens = Annotated[int, Range(1, TOKENS_MAX)]
@@ -161,6 +170,27 @@ class GenerationFields:
     top_k: Annotated[int, RANGES["top_k"]] | None = None
     min_p: Annotated[float, RANGES["min_p"]] | None = None
     seed: Annotated[int, RANGES["seed"]] | None = None
+    typical_p: Annotated[float, RANGES["typical_p"]] | None = None
+    top_n_sigma: Annotated[float, RANGES["top_n_sigma"]] | None = None
+    dynatemp_range: Annotated[float, RANGES["dynatemp_range"]] | None = None
+    dynatemp_exponent: Annotated[float, RANGES["dynatemp_exponent"]] | None = None
+    repeat_penalty: Annotated[float, RANGES["repeat_penalty"]] | None = None
+    repetition_penalty: Annotated[float, RANGES["repeat_penalty"]] | None = None
+    repeat_last_n: Annotated[int, RANGES["repeat_last_n"]] | None = None
+    frequency_penalty: Annotated[float, RANGES["frequency_penalty"]] | None = None
+    presence_penalty: Annotated[float, RANGES["presence_penalty"]] | None = None
+    dry_multiplier: Annotated[float, RANGES["dry_multiplier"]] | None = None
+    dry_base: Annotated[float, RANGES["dry_base"]] | None = None
+    dry_allowed_length: Annotated[int, RANGES["dry_allowed_length"]] | None = None
+    dry_penalty_last_n: Annotated[int, RANGES["dry_penalty_last_n"]] | None = None
+    dry_sequence_breakers: Annotated[tuple[Breaker, ...], Length(0, BREAKERS_MAX)] | None = None
+    xtc_probability: Annotated[float, RANGES["xtc_probability"]] | None = None
+    xtc_threshold: Annotated[float, RANGES["xtc_threshold"]] | None = None
+    mirostat: Annotated[int, RANGES["mirostat"]] | None = None
+    mirostat_tau: Annotated[float, RANGES["mirostat_tau"]] | None = None
+    mirostat_eta: Annotated[float, RANGES["mirostat_eta"]] | None = None
+    logit_bias: Annotated[tuple[tuple[int, float], ...], By(read_logit_bias)] | None = None
+    samplers: Annotated[tuple[Stage, ...], By(read_samplers)] | None = None
     max_tokens: MaxTokens | None = None
     stop: StopText | Annotated[tuple[StopText, ...], Length(0, STOP_MAX)] | None = None
     stream: bool | None = None
@@ -185,6 +215,12 @@ class CompletionRequest(GenerationFields):
     prompt: Annotated[TextPrompt | TokenPrompt, By(read_prompt)]
 
 
+def _alias_faults(document: dict[str, Any]) -> list[tuple[str, Fault]]:
+    """Two names of one thing, and both are sent."""
+    both = [document.get(name) is not None for name in ("repeat_penalty", "repetition_penalty")]
+    return [("repetition_penalty", Fault("is repeat_penalty, which is sent too"))] if all(both) else []
+
+
 def parse_chat(body: bytes) -> ChatRequest:
     """Raises InvalidParameter, or UnsupportedParameter when that is all that is wrong."""
     return _parse(body, ChatRequest, unsupported.CHAT)
@@ -199,6 +235,8 @@ def _parse(body: bytes, kind: type[T], table: Mapping[str, unsupported.Known]) -
     document = strict_json.decode(body)
     request: T
     request, faults = _SCHEMA.attempt(document, kind)
+    if type(document) is dict:
+        faults += _alias_faults(document)
     if type(document) is dict and not document.keys().isdisjoint(table):
         faults += unsupported.faults(document, table, _SCHEMA)
     raise_faults(faults)

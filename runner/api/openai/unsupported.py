@@ -1,6 +1,6 @@
 """Known fields that would change the result and are not implemented: refused unless they change nothing.
 
-`n: 1`, `frequency_penalty: 0` or `tools: []` ask for what happens anyway and pass; everything else is
+`n: 1`, `grammar: ""` or `tools: []` ask for what happens anyway and pass; everything else is
 refused, since an answer that ignores them would be taken for one that honours them. Types and ranges are
 checked first (N12). Fields that no result depends on (`user`, `metadata`, `service_tier`, `cache_prompt`, …)
 are not listed: they are ignored like unknown ones. What becomes implemented moves to `schema.py`.
@@ -18,10 +18,7 @@ from runner.domain.sampling import Range
 
 N_MAX: Final = 8
 TOP_LOGPROBS_MAX: Final = 20
-LOGIT_BIAS_MAX: Final = 1024
 FUNCTIONS_MAX: Final = 256
-PENALTY: Final = Range(-2.0, 2.0)
-REPEAT_PENALTY: Final = Range(0.1, 2.0)
 
 
 @attrs.frozen
@@ -58,18 +55,6 @@ _BOTH: Final[Mapping[str, Known]] = {
     "n_probs": Known(Annotated[int, Range(0, TOP_LOGPROBS_MAX)], _only(0)),
     "use_beam_search": _FLAG_OFF,
     # the choice of the next token
-    "presence_penalty": Known(Annotated[float, PENALTY], _only(0)),
-    "frequency_penalty": Known(Annotated[float, PENALTY], _only(0)),
-    "repeat_penalty": Known(Annotated[float, REPEAT_PENALTY], _only(1)),
-    "repetition_penalty": Known(Annotated[float, REPEAT_PENALTY], _only(1)),
-    "logit_bias": Known(Annotated[dict[str, Any], Length(0, LOGIT_BIAS_MAX)], _empty),
-    "typical_p": Known(float, _only(1)),
-    "mirostat": Known(int, _only(0)),
-    "dynatemp_range": Known(float, _only(0)),
-    "dry_multiplier": Known(float, _only(0)),
-    "xtc_probability": Known(float, _only(0)),
-    "top_n_sigma": Known(float, lambda value: value <= 0),
-    "samplers": _NOTHING,
     "bad_words": _EMPTY_LIST,
     # where it ends
     "min_tokens": Known(Annotated[int, Range(0, 2**63 - 1)], _only(0)),

@@ -14,7 +14,7 @@ import trio
 from runner.api.inference import Demand, Inference, Opening, error_of, fingerprint_of
 from runner.domain.events import Accepted, Failed, GenerationEvent, TextDelta
 from runner.domain.generation import GenerationRequest, TextPrompt
-from runner.domain.sampling import SamplingParams
+from runner.domain.sampling import SamplingParams, Stage
 from runner.domain.settings import ModelSettings
 from runner.errors import (
     ContextLengthExceeded,
@@ -331,6 +331,18 @@ async def test_without_anything_configured_or_said_sampling_is_the_usual() -> No
     await inference_over(parts).complete(demand())
     [request] = parts.scheduler.workers[0].requests
     assert request.sampling == SamplingParams()
+
+
+async def test_what_cannot_be_configured_is_as_the_request_said() -> None:
+    parts = FakeParts.make(lambda _: spoken("Because."))
+    configured(parts, temperature=0.1)
+    asked = demand()
+    sampling = SamplingParams(logit_bias=((5, 1.0),), samplers=(Stage.TOP_K,))
+    await inference_over(parts).complete(
+        attrs.evolve(asked, request=attrs.evolve(asked.request, sampling=sampling))
+    )
+    [request] = parts.scheduler.workers[0].requests
+    assert request.sampling == attrs.evolve(sampling, temperature=0.1)
 
 
 async def test_a_second_run_is_sampled_as_the_first() -> None:

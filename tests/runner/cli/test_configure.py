@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from runner.domain.sampling import RANGES
 from runner.domain.settings import CHAT_TEMPLATE_BYTES_MAX, SETTINGS
 from runner.domain.status import ModelConfiguration, SettingStatus
 from tests.support.control import ID, Cli
@@ -38,6 +39,10 @@ def sent(cli: Cli, *arguments: str) -> Any:
     return body
 
 
+SAMPLING = tuple(RANGES)[5:]
+"""What is beside the usual five; 1 is in the range of each."""
+
+
 def test_every_setting_has_its_option(cli: Cli, tmp_path: Path) -> None:
     template = tmp_path / "chat.jinja"
     template.write_text("{{ 'ä' }}\n", encoding="utf-8")
@@ -46,6 +51,7 @@ def test_every_setting_has_its_option(cli: Cli, tmp_path: Path) -> None:
         *("--value-type", "q4_0", "--flash-attention", "on", "--chat-template", str(template)),
         *("--keep-alive", "10m", "--pin", "--temperature", "0.5", "--top-p", "0.9", "--top-k", "5"),
         *("--min-p", "0.1", "--seed", "-7"),
+        *(argument for name in SAMPLING for argument in (f"--{name.replace('_', '-')}", "1")),
     )
     assert sent(cli, *arguments) == {
         "set": {
@@ -63,6 +69,7 @@ def test_every_setting_has_its_option(cli: Cli, tmp_path: Path) -> None:
             "top_k": 5,
             "min_p": 0.1,
             "seed": -7,
+            **dict.fromkeys(SAMPLING, 1),
         },
         "unset": [],
     }

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runner.domain.engine import CacheType, FlashAttention
-from runner.domain.sampling import SEED_MAX, TOP_K_MAX, SamplingParams
+from runner.domain.sampling import INTEGERS, RANGES, SEED_MAX, TOP_K_MAX, SamplingParams
 from runner.domain.settings import (
     CHAT_TEMPLATE_BYTES_MAX,
     NOTHING,
@@ -36,11 +36,14 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "chat_template": st.text(min_size=1, max_size=50),
     "keep_alive_s": st.floats(0, 1e9) | st.just(math.inf),
     "pin": st.booleans(),
-    "temperature": st.floats(0, 2),
-    "top_p": st.floats(0, 1),
-    "top_k": st.integers(0, TOP_K_MAX),
-    "min_p": st.floats(0, 1),
     "seed": st.integers(-SEED_MAX, SEED_MAX),
+    **{
+        name: st.integers(int(bounds.low), int(bounds.high))
+        if name in INTEGERS
+        else st.floats(bounds.low, bounds.high)
+        for name, bounds in RANGES.items()
+        if name != "seed"
+    },
 }
 NAMES = [setting.name for setting in SETTINGS]
 some_settings = st.fixed_dictionaries({}, optional=VALUES).map(lambda values: ModelSettings(**values))
@@ -85,6 +88,23 @@ def test_what_is_written_is_read_again(settings: ModelSettings) -> None:
         ("top_k", [0, TOP_K_MAX], [-1, TOP_K_MAX + 1, 1.0]),
         ("min_p", [0, 1], [-0.01, 1.01]),
         ("seed", [-SEED_MAX, SEED_MAX], [-SEED_MAX - 1, SEED_MAX + 1, 1.5]),
+        ("typical_p", [0, 1], [-0.01, 1.01]),
+        ("top_n_sigma", [-1, 10], [-1.01, 10.01]),
+        ("dynatemp_range", [0, 2], [-0.01, 2.01]),
+        ("dynatemp_exponent", [0.1, 10], [0.09, 10.01]),
+        ("repeat_penalty", [0.1, 2], [0.09, 2.01]),
+        ("repeat_last_n", [-1, 2**24], [-2, 2**24 + 1, 1.0]),
+        ("frequency_penalty", [-2, 2], [-2.01, 2.01]),
+        ("presence_penalty", [-2, 2], [-2.01, 2.01]),
+        ("dry_multiplier", [0, 10], [-0.01, 10.01]),
+        ("dry_base", [1, 10], [0.99, 10.01]),
+        ("dry_allowed_length", [1, 1024], [0, 1025]),
+        ("dry_penalty_last_n", [-1, 2**24], [-2, 2**24 + 1]),
+        ("xtc_probability", [0, 1], [-0.01, 1.01]),
+        ("xtc_threshold", [0, 1], [-0.01, 1.01]),
+        ("mirostat", [0, 2], [-1, 3, 1.0, True]),
+        ("mirostat_tau", [0, 20], [-0.01, 20.01]),
+        ("mirostat_eta", [0, 1], [-0.01, 1.01]),
     ],
 )
 def test_N12_every_setting_has_its_range(name: str, good: list[Any], bad: list[Any]) -> None:

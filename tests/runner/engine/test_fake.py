@@ -34,7 +34,7 @@ def fill(backend: ScriptedBackend, tokens: list[int], *, slot: int = 0, start: i
 
 def answer(prompt: list[int], *, n_tokens: int = 40, forbidden: tuple[int, ...] = ()) -> bytes:
     backend = ScriptedBackend(OPTIONS)
-    sampler = backend.new_sampler(SamplerPlan(is_greedy=True, forbidden=forbidden))
+    sampler = backend.new_sampler(SamplerPlan(forbidden=forbidden))
     tokens, pending = list(prompt), list(prompt)
     while len(tokens) < len(prompt) + n_tokens:
         assert fill(backend, pending, start=len(tokens) - len(pending)) is DecodeResult.DONE

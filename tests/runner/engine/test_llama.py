@@ -22,7 +22,7 @@ from runner.domain.sampling import SamplingParams
 from runner.engine.backend import Backend, DecodeResult, load_backend
 from runner.engine.engine import Engine, SequenceRequest
 from runner.engine.llama import engine_version
-from runner.engine.sampler import SamplerPlan
+from runner.engine.sampler import Drawn, SamplerPlan, Temperature, TopK
 from runner.errors import LoadingFailed
 
 pytestmark = pytest.mark.real_model
@@ -310,12 +310,13 @@ def test_a_draw_keeps_to_its_filters(backend: Backend) -> None:
     logits_after(backend, [tokens])  # leaves its rows in the batch
     assert backend.decode(n_rows) is DecodeResult.DONE
     ranked = np.argsort(-backend.logits(n_rows - 1))
-    plan = SamplerPlan(is_greedy=False, temperature=2.0, top_k=3, seed=1, forbidden=(int(ranked[0]),))
+    stages = (TopK(3), Temperature(value=2.0))
+    plan = SamplerPlan(stages=stages, draw=Drawn(1), forbidden=(int(ranked[0]),))
     sampler = backend.new_sampler(plan)
     drawn = {sampler.sample(n_rows - 1) for _ in range(60)}
     assert drawn == {int(token) for token in ranked[1:4]}
     sampler.close()
-    greedy = backend.new_sampler(SamplerPlan(is_greedy=True))
+    greedy = backend.new_sampler(SamplerPlan())
     assert greedy.sample(n_rows - 1) == backend.logits(n_rows - 1).argmax()
     backend.drop_cells(0)
 

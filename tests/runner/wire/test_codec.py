@@ -20,7 +20,7 @@ from runner.domain.generation import (
     TextPrompt,
     TokenPrompt,
 )
-from runner.domain.sampling import SamplingParams
+from runner.domain.sampling import INTEGERS, RANGES, SamplingParams, Stage
 from runner.errors import ProtocolFault, TooLarge
 from runner.hardware.pinning import DEVICE_VARIABLES, DevicePin
 from runner.wire.checks import ERROR_TEXT_LIMIT, REQUEST_ID_LIMIT
@@ -146,18 +146,25 @@ chat_prompts = st.builds(
 token_prompts = st.lists(st.integers(-(2**63), 2**63 - 1), max_size=9).map(
     lambda ids: TokenPrompt(tuple(ids))
 )
+sampling_params = st.builds(
+    SamplingParams,
+    **{
+        name: st.integers(int(bounds.low), int(bounds.high))
+        if name in INTEGERS
+        else st.floats(bounds.low, bounds.high)
+        for name, bounds in RANGES.items()
+        if name != "seed"
+    },
+    seed=st.none() | st.integers(-(2**63) + 1, 2**63 - 1),
+    dry_sequence_breakers=st.lists(texts, max_size=3).map(tuple),
+    logit_bias=st.lists(st.tuples(counts, st.floats(-100, 100)), max_size=3).map(tuple),
+    samplers=st.lists(st.sampled_from(Stage), unique=True).map(tuple),
+)
 requests = st.builds(
     GenerationRequest,
     request_id=request_ids,
     prompt=st.one_of(chat_prompts, st.builds(TextPrompt, texts), token_prompts),
-    sampling=st.builds(
-        SamplingParams,
-        temperature=reals,
-        top_p=reals,
-        top_k=counts,
-        min_p=reals,
-        seed=st.none() | st.integers(-(2**63) + 1, 2**63 - 1),
-    ),
+    sampling=sampling_params,
     max_tokens=st.none() | positives,
     stop=st.lists(st.text(min_size=1, max_size=9), max_size=3).map(tuple),
     ignore_eos=st.booleans(),
@@ -538,7 +545,17 @@ def test_W07_a_message_of_wrong_shape_is_refused(fields: tuple[Any, ...]) -> Non
         FromWorkerDecoder().feed(packed(*fields))
 
 
-_REQUEST = (2, "r1", (1, "hi"), (0.8, 0.95, 40, 0.05, None), 16, (), False)
+_NUMBERS = (
+    *(0.8, 0.95, 40, 0.05, None, 1.0, -1.0, 0.0, 1.0),  # to dynatemp_exponent
+    *(1.0, 64, 0.0, 0.0, 0.0, 1.75, 2, 64),  # penalties and DRY
+    *(0.0, 0.1, 0, 5.0, 0.1),  # XTC and mirostat
+)
+_SAMPLING = (_NUMBERS, ("\n",), ((5, -100.0),), ("top_k", "temperature"))
+_REQUEST = (2, "r1", (1, "hi"), _SAMPLING, 16, (), False)
+
+
+def _number_with(index: int, value: Any) -> tuple[Any, ...]:
+    return ((*_NUMBERS[:index], value, *_NUMBERS[index + 1 :]), *_SAMPLING[1:])
 
 
 def _request_with(index: int, value: Any) -> tuple[Any, ...]:
@@ -561,10 +578,19 @@ def _request_with(index: int, value: Any) -> tuple[Any, ...]:
         _request_with(2, (0, (("user", "hi"),), ())),
         _request_with(2, (0, (), (("a", None),))),
         _request_with(2, (0, (), (("a",),))),
-        _request_with(3, (0.8, 0.95, 40, 0.05)),
-        _request_with(3, (1, 0.95, 40, 0.05, None)),
-        _request_with(3, (0.8, 0.95, -1, 0.05, None)),
-        _request_with(3, (0.8, 0.95, 40, 0.05, 0.5)),
+        _request_with(3, _SAMPLING[:-1]),
+        _request_with(3, (_NUMBERS[:-1], *_SAMPLING[1:])),
+        _request_with(3, _number_with(0, 1)),
+        _request_with(3, _number_with(0, 2.1)),
+        _request_with(3, _number_with(0, None)),
+        _request_with(3, _number_with(2, -1)),
+        _request_with(3, _number_with(2, 40.0)),
+        _request_with(3, _number_with(4, 0.5)),
+        _request_with(3, (_NUMBERS, (5,), (), ())),
+        _request_with(3, (_NUMBERS, (), ((5,),), ())),
+        _request_with(3, (_NUMBERS, (), ((-1, 1.0),), ())),
+        _request_with(3, (_NUMBERS, (), ((5, 1),), ())),
+        _request_with(3, (_NUMBERS, (), (), ("top_q",))),
         _request_with(4, 0),
         _request_with(5, ("",)),
         _request_with(5, (5,)),

@@ -25,7 +25,7 @@ from runner.domain.generation import (
 )
 from runner.domain.sampling import SamplingParams
 from runner.engine.backend import Backend
-from runner.engine.fake import ANSWER, BOS, CONTROL, ScriptedBackend
+from runner.engine.fake import ANSWER, BOS, CONTROL, N_VOCAB, ScriptedBackend
 from runner.engine.llama import LlamaBackend
 from runner.errors import ContextLengthExceeded, InvalidParameter, ModelInUse, TemplateFailed
 from runner.worker.preparation import QUEUE_MAX, Outcome, Preparation, Prepared, Preparer, Refused, failure
@@ -101,6 +101,18 @@ def test_N12_every_token_outside_the_vocabulary_is_named_up_to_a_readable_number
     assert [fault.path for fault in caught.value.faults] == [
         f"prompt[{index}]" for index in (1, 3, 4, 5, 6, 7, 8, 9)
     ]
+
+
+def test_N12_every_bias_outside_the_vocabulary_is_named() -> None:
+    def prepare(*token_ids: int) -> object:
+        sampling = SamplingParams(logit_bias=tuple((token_id, 1.0) for token_id in token_ids))
+        request = GenerationRequest(request_id="r", prompt=TextPrompt("a"), sampling=sampling)
+        return _scripted().prepare(request, 0.0)
+
+    prepare(N_VOCAB - 1)
+    with pytest.raises(InvalidParameter) as caught:
+        prepare(0, N_VOCAB, 10**6)
+    assert [fault.path for fault in caught.value.faults] == [f"logit_bias[{N_VOCAB}]", "logit_bias[1000000]"]
 
 
 @pytest.mark.parametrize("prompt", [TokenPrompt(()), _chat("x")])

@@ -19,7 +19,7 @@ from runner.api.openai.convert import CHAT, COMPLETION, ReplyHead, StreamEncoder
 from runner.api.openai.schema import parse_chat, parse_completion
 from runner.domain.events import Accepted, Failed, Finished, FinishReason, TextDelta, Timings, Usage
 from runner.domain.generation import ChatMessage, ChatPrompt, GenerationRequest, TextPrompt
-from runner.domain.sampling import SamplingParams
+from runner.domain.sampling import INTEGERS, RANGES, SamplingParams, Stage
 from runner.domain.settings import ModelSettings
 from runner.errors import WorkerCrashed
 from tests.support.fake_handles import fake_model
@@ -71,6 +71,32 @@ def test_a_chat_request_becomes_a_request_to_a_worker() -> None:
         stop=("a", "b"),
         ignore_eos=True,
     )
+
+
+def test_every_sampling_field_reaches_the_worker() -> None:
+    numbers: dict[str, Any] = {
+        name: int(bounds.high) if name in INTEGERS else bounds.high for name, bounds in RANGES.items()
+    }
+    body = {
+        "model": "ai/smollm2",
+        "prompt": "Why?",
+        **numbers,
+        "dry_sequence_breakers": ["."],
+        "logit_bias": {"5": -100, "7": 2.5},
+        "samplers": ["temperature", "top_k"],
+    }
+    assert convert.generation_request(parse_completion(orjson.dumps(body)), "r1").sampling == SamplingParams(
+        **numbers,
+        dry_sequence_breakers=(".",),
+        logit_bias=((5, -100.0), (7, 2.5)),
+        samplers=(Stage.TEMPERATURE, Stage.TOP_K),
+    )
+
+
+def test_repetition_penalty_is_another_name_of_repeat_penalty() -> None:
+    body = {"model": "a", "prompt": "Why?", "repetition_penalty": 1.5}
+    request = convert.generation_request(parse_completion(orjson.dumps(body)), "r1")
+    assert request.sampling == SamplingParams(repeat_penalty=1.5)
 
 
 def test_what_was_not_sent_takes_the_domains_defaults() -> None:

@@ -104,12 +104,51 @@ def test_a_null_in_an_optional_field_counts_as_absent(parse: Any) -> None:
         ("stream_options", [{}, {"include_usage": None}], [True, {"include_usage": 1}]),
         ("keep_alive", [0, -1, "0", "-1", 30.5], ["x", [], False]),
         ("model", ["ai/a:b", "0123456789ab", "sha256:" + "0" * 64], ["", 5, None, "a" * 256]),
+        ("typical_p", [0, 1], [-0.01, 1.01]),
+        ("top_n_sigma", [-1, 0, 10], [-1.01, 10.01]),
+        ("dynatemp_range", [0, 2], [-0.01, 2.01]),
+        ("dynatemp_exponent", [0.1, 10], [0.09, 10.01]),
+        ("repeat_penalty", [0.1, 1, 2], [0.09, 2.01]),
+        ("repetition_penalty", [0.1, 1, 2], [0.09, 2.01]),
+        ("repeat_last_n", [-1, 0, 2**24], [-2, 2**24 + 1, 64.0]),
+        ("frequency_penalty", [-2, 0, 2], [-2.01, 2.01]),
+        ("presence_penalty", [-2, 0.0, 2], [-2.01, 2.01]),
+        ("dry_multiplier", [0, 10], [-0.01, 10.01]),
+        ("dry_base", [1, 10], [0.99, 10.01]),
+        ("dry_allowed_length", [1, 1024], [0, 1025]),
+        ("dry_penalty_last_n", [-1, 2**24], [-2, 2**24 + 1]),
+        ("dry_sequence_breakers", [[], ["x" * 40] * 16], ["\n", [""], ["x" * 41], ["x"] * 17, [1]]),
+        ("xtc_probability", [0, 1], [-0.01, 1.01]),
+        ("xtc_threshold", [0, 1], [-0.01, 1.01]),
+        ("mirostat", [0, 1, 2], [-1, 3, True, 1.0]),
+        ("mirostat_tau", [0, 20], [-0.01, 20.01]),
+        ("mirostat_eta", [0, 1], [-0.01, 1.01]),
+        (
+            "logit_bias",
+            [{}, {"0": -100, "49151": 100.0}, {str(index): 1 for index in range(1024)}, [], [[5, -1.5]]],
+            [
+                {str(index): 1 for index in range(1025)},
+                {"5": -100.01},
+                {"5": 100.01},
+                {"5": "1"},
+                {"5": True},
+                {"-1": 1},
+                {"five": 1},
+                {"2147483648": 1},
+                [5],
+                [[5]],
+                [["five", 1]],
+                [[5, 101]],
+                "5",
+            ],
+        ),
+        (
+            "samplers",
+            [[], ["temperature"], ["typ_p"], ["typical_p", "top_k"]],
+            [["top_q"], ["top_k", "top_k"], ["typ_p", "typical_p"], [4], "kfypmt"],
+        ),
         # known, not implemented: their types and ranges hold all the same (N12)
         ("n", [1], [0, 9, 1.0]),
-        ("presence_penalty", [0, 0.0], [-2.01, 2.01]),
-        ("frequency_penalty", [0], [-2.01, 2.01]),
-        ("repeat_penalty", [1], [0.09, 2.01]),
-        ("logit_bias", [{}], [[], {str(index): 1 for index in range(1025)}]),
     ],
 )
 def test_N12_ranges_and_types_are_checked_at_below_and_above(
@@ -145,10 +184,6 @@ def test_N12_the_number_of_functions_and_logprobs_is_limited() -> None:
         ("n", [1], [2]),
         ("logprobs", [False], [True]),
         ("top_logprobs", [0], [1]),
-        ("logit_bias", [{}], [{"5": -100}]),
-        ("presence_penalty", [0], [0.1, -2]),
-        ("frequency_penalty", [0], [0.1, 2]),
-        ("repeat_penalty", [1, 1.0], [1.1]),
         ("tools", [[]], [[{"type": "function"}]]),
         ("tool_choice", ["none", "auto"], ["required", {"type": "function"}]),
         ("functions", [[]], [[{}]]),
@@ -162,8 +197,6 @@ def test_N12_the_number_of_functions_and_logprobs_is_limited() -> None:
         ("reasoning_effort", ["none"], ["low", "high"]),
         ("verbosity", ["medium"], ["low"]),
         ("web_search_options", [None], [{}]),
-        ("samplers", [None], [["top_k"]]),
-        ("mirostat", [0], [1]),
         ("n_predict", [-1], [5]),
         ("min_tokens", [0], [1]),
         ("stop_token_ids", [[]], [[5]]),
@@ -191,7 +224,6 @@ def test_known_fields_are_refused_only_when_they_would_change_the_result(
         ("echo", [False], [True]),
         ("suffix", [""], ["end"]),
         ("logprobs", [None], [0, 5]),
-        ("frequency_penalty", [0], [1]),
         ("grammar", [""], ["root ::= x"]),
     ],
 )
@@ -202,6 +234,14 @@ def test_known_fields_of_text_completions(
         assert completion(**{field: value}) == completion()
     for value in changes:
         assert refusal(completion, **{field: value}) == (UnsupportedParameter, [field])
+
+
+@BOTH
+def test_one_thing_has_one_name(parse: Any) -> None:
+    assert refusal(parse, repeat_penalty=1.1, repetition_penalty=1.1) == (
+        InvalidParameter,
+        ["repetition_penalty"],
+    )
 
 
 @pytest.mark.parametrize(

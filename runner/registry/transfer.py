@@ -13,6 +13,9 @@ from typing import assert_never
 
 import attrs
 
+from runner.errors import RangeRefused, RegistryUnavailable
+from runner.registry.retrying import pause_before
+
 
 @attrs.frozen(order=True)
 class ByteRange:
@@ -45,35 +48,6 @@ def missing(size_bytes: int, have: Iterable[ByteRange]) -> tuple[ByteRange, ...]
     return tuple(found)
 
 
-# retrying
-
-
-@attrs.frozen(kw_only=True)
-class RetryRules:
-    """S06: how often and how soon a request that failed is made again."""
-
-    attempts: int = 5
-    first_delay_s: float = 1.0
-    delay_max_s: float = 30.0
-    retry_after_max_s: float = 60.0
-
-
-def retry_delay_s(
-    failures: int, *, retry_after_s: float | None, jitter: float, rules: RetryRules
-) -> float | None:
-    """How long to wait after so many failures in a row; None: give up.
-
-    1. As many failures as attempts are allowed: give up.
-    2. Twice as long after each failure, spread from half to one and a half by `jitter` in [0, 1), so that
-       many who failed together do not return together.
-    3. At least what the server asked for, up to the limit.
-    """
-    if failures >= rules.attempts:
-        return None  # 1
-    delay_s = min(rules.delay_max_s, rules.first_delay_s * 2.0 ** (failures - 1)) * (0.5 + jitter)  # 2
-    return max(delay_s, min(retry_after_s or 0.0, rules.retry_after_max_s))  # 3
-
-
 # one blob
 
 
@@ -94,7 +68,6 @@ class RangeRules:
     reissues_max: int = 2
     steal_rest_s: float = 2.0
     """With a connection free, work that takes longer than this is shared."""
-    retry: RetryRules = RetryRules()
 
     def piece_bytes(self, missing_bytes: int) -> int:
         wanted = missing_bytes // (self.connections * self.pieces_per_connection)
@@ -121,14 +94,12 @@ class RangeEnded:
 
 @attrs.frozen(kw_only=True)
 class RangeFailed:
-    """An error that may pass; bytes up to `position` have come. `jitter` is a random number in [0, 1).
-    `is_throttled`: the server said that it is too much."""
+    """Bytes up to `position` have come, then an error that may pass. `chance` is uniform in [0, 1)."""
 
     attempt_id: int
     position: int
-    jitter: float
-    retry_after_s: float | None = None
-    is_throttled: bool = False
+    error: RegistryUnavailable
+    chance: float
 
 
 @attrs.frozen
@@ -144,7 +115,8 @@ class RangesRefused:
     """The server answered something else than the range that was asked for (S20)."""
 
     attempt_id: int
-    jitter: float
+    error: RangeRefused
+    chance: float
 
 
 @attrs.frozen
@@ -238,14 +210,20 @@ class BlobPlan:
     """The transfer of one blob, from what is missing to complete or given up.
 
     The first request goes alone, since it shows whether the server sends ranges at all; then as many as the
-    rules allow. What failed is tried again after a while by `retry_delay_s`. Failures of requests that were
-    under way together count once; bytes of a whole piece between two failures let the count begin anew, so
-    that a long transfer survives many interruptions, and one that gets nowhere ends.
+    rules allow. What failed is tried again after a while, by the rules of `retrying.py`. Failures of requests
+    that were under way together count once; bytes of a whole piece between two failures let the count begin
+    anew, so that a long transfer survives many interruptions, and one that gets nowhere ends.
     """
 
     def __init__(
-        self, size_bytes: int, missing_ranges: Iterable[tuple[int, int]], rules: RangeRules = RangeRules()
+        self,
+        size_bytes: int,
+        missing_ranges: Iterable[tuple[int, int]],
+        rules: RangeRules = RangeRules(),
+        *,
+        may_range: bool = True,
     ) -> None:
+        """`may_range` False: the server is known to send no ranges."""
         self.size_bytes = size_bytes
         self._rules = rules
         self._pending = [
@@ -256,7 +234,7 @@ class BlobPlan:
         self._reset_bytes = min(rules.piece_bytes_min, size_bytes)
         self._attempts: dict[int, _Attempt] = {}
         self._next_id = 0
-        self._has_ranges: bool | None = None
+        self._has_ranges: bool | None = None if may_range else False
         self._must_start_over = False
         self._limit = rules.connections
         self._failures = 0
@@ -336,8 +314,8 @@ class BlobPlan:
     # what went wrong
 
     def _fail(self, event: RangeFailed, now_s: float) -> tuple[BlobEffect, ...]:
-        """Count the failure once for all that were under way together, and wait."""
-        if event.is_throttled:
+        """Count the failure once for all that were under way together, and wait (S06)."""
+        if event.error.retry_after_s is not None:  # it is too much for the server
             self._limit = max(1, self._limit // 2)
         if event.attempt_id >= self._round_first_id:
             if self._gained_bytes >= self._reset_bytes and self._has_ranges is not False:
@@ -345,12 +323,7 @@ class BlobPlan:
             self._failures += 1
             self._gained_bytes = 0
             self._round_first_id = self._next_id
-        delay_s = retry_delay_s(
-            self._failures,
-            retry_after_s=event.retry_after_s,
-            jitter=event.jitter,
-            rules=self._rules.retry,
-        )
+        delay_s = pause_before(self._failures + 1, event.error, chance=event.chance)
         if delay_s is None:
             self._has_given_up = True
             return (*(AbortAttempt(each) for each in self._attempts), GiveUp())
@@ -359,13 +332,12 @@ class BlobPlan:
 
     def _refuse(self, event: RangesRefused, now_s: float) -> tuple[BlobEffect, ...]:
         """S20. The first time, all begin again without ranges; after that it is a failure."""
-        attempt = self._attempts.pop(event.attempt_id)
+        self._attempts.pop(event.attempt_id)
         if self._must_start_over:
             return ()
         if self._has_ranges is False:
             self._pending = [_Piece(0, self.size_bytes)]
-            failed = RangeFailed(attempt_id=attempt.id, position=attempt.start, jitter=event.jitter)
-            return self._fail(failed, now_s)
+            return self._fail(_as_failure(event), now_s)
         self._has_ranges = False
         self._must_start_over = True
         self._pending = []
@@ -465,3 +437,8 @@ class BlobPlan:
     def __repr__(self) -> str:
         state = "given up" if self._has_given_up else "complete" if self.is_complete else "going on"
         return f"<BlobPlan {state}: {len(self._attempts)} under way, {len(self._pending)} pending>"
+
+
+def _as_failure(refused: RangesRefused) -> RangeFailed:
+    error = RegistryUnavailable(refused.error.registry, "it refuses a range where none was asked for")
+    return RangeFailed(attempt_id=refused.attempt_id, position=0, error=error, chance=refused.chance)

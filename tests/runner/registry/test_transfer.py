@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runner.errors import RangeRefused, RegistryUnavailable
 from runner.registry.transfer import (
     AbortAttempt,
     BlobPlan,
@@ -23,12 +24,10 @@ from runner.registry.transfer import (
     RangeOpened,
     RangeRules,
     RangesRefused,
-    RetryRules,
     Shorten,
     StartOver,
     merged,
     missing,
-    retry_delay_s,
 )
 
 RULES = RangeRules(connections=4, piece_bytes_min=100, piece_bytes_max=1000)
@@ -43,8 +42,14 @@ def fetch(attempt_id: int, start: int, end: int, *, is_whole: bool = False) -> F
     return Fetch(attempt_id=attempt_id, start=start, end=end, is_whole=is_whole)
 
 
-def failed(attempt_id: int, position: int, **facts: object) -> RangeFailed:
-    return RangeFailed(attempt_id=attempt_id, position=position, jitter=0.5, **facts)
+def failed(attempt_id: int, position: int, retry_after_s: float | None = None) -> RangeFailed:
+    error = RegistryUnavailable("r.example", "it broke off", retry_after_s=retry_after_s)
+    return RangeFailed(attempt_id=attempt_id, position=position, error=error, chance=0.0)
+
+
+def refused(attempt_id: int) -> RangesRefused:
+    error = RangeRefused("r.example", "it sent another range")
+    return RangesRefused(attempt_id=attempt_id, error=error, chance=0.0)
 
 
 def opened_plan() -> BlobPlan:
@@ -77,28 +82,6 @@ def test_what_is_missing_is_what_nobody_has(ranges, size_bytes):
 
 def _bytes(ranges):
     return {each for one in ranges for each in range(one.start, one.end)}
-
-
-# retrying
-
-
-@pytest.mark.parametrize(
-    ("failures", "delay_s"), [(1, 1.0), (2, 2.0), (3, 4.0), (4, 8.0), (5, None), (6, None)]
-)
-def test_S06_delays_double_and_end_with_the_fifth_attempt(failures, delay_s):
-    assert retry_delay_s(failures, retry_after_s=None, jitter=0.5, rules=RetryRules()) == delay_s
-
-
-@pytest.mark.parametrize(("asked_s", "delay_s"), [(0.5, 1.0), (59.0, 59.0), (60.0, 60.0), (61.0, 60.0)])
-def test_S06_what_the_server_asks_for_is_honoured_up_to_a_minute(asked_s, delay_s):
-    assert retry_delay_s(1, retry_after_s=asked_s, jitter=0.5, rules=RetryRules()) == delay_s
-
-
-@given(st.integers(1, 4), st.floats(0, 1, exclude_max=True))
-def test_S06_jitter_spreads_a_delay_from_half_to_one_and_a_half(failures, jitter):
-    middle_s = retry_delay_s(failures, retry_after_s=None, jitter=0.5, rules=RetryRules())
-    delay_s = retry_delay_s(failures, retry_after_s=None, jitter=jitter, rules=RetryRules())
-    assert middle_s / 2 <= delay_s <= middle_s * 1.5
 
 
 # dividing
@@ -147,8 +130,8 @@ def test_pieces_grow_with_what_is_missing_within_bounds(missing_bytes, piece_byt
 def test_a_failure_is_tried_again_from_where_it_was_after_a_while():
     plan = opened_plan()
     assert plan.handle(failed(0, 40), 1) == ()
-    assert plan.handle(Look({}), 1.9) == ()
-    assert plan.handle(Look({}), 2.0) == (fetch(4, 40, 250),)
+    assert plan.handle(Look({}), 1.24) == ()
+    assert plan.handle(Look({}), 1.25) == (fetch(4, 40, 250),)
 
 
 def test_failures_of_requests_under_way_together_count_once():
@@ -176,10 +159,15 @@ def test_S05_a_transfer_that_gets_nowhere_ends_after_five_attempts():
 
 
 def test_S05_giving_up_ends_what_is_under_way():
-    plan = plan_of(rules=attrs.evolve(RULES, retry=RetryRules(attempts=1)))
+    plan = plan_of()
     plan.handle(Look({}), 0)
     plan.handle(RangeOpened(0), 0)
-    assert plan.handle(failed(2, 500), 1) == (AbortAttempt(0), AbortAttempt(1), AbortAttempt(3), GiveUp())
+    assert plan.handle(failed(2, 500, retry_after_s=61.0), 1) == (
+        AbortAttempt(0),
+        AbortAttempt(1),
+        AbortAttempt(3),
+        GiveUp(),
+    )
 
 
 def test_a_long_transfer_survives_many_interruptions():
@@ -195,7 +183,7 @@ def test_a_long_transfer_survives_many_interruptions():
 
 def test_S06_a_throttling_server_gets_half_as_many_requests():
     plan = opened_plan()
-    plan.handle(failed(0, 0, is_throttled=True, retry_after_s=7.0), 1)
+    plan.handle(failed(0, 0, retry_after_s=7.0), 1)
     for attempt_id in (1, 2, 3):
         plan.handle(RangeEnded(attempt_id, 250 * (attempt_id + 1)), 2)
     assert plan.handle(Look({}), 7.9) == ()
@@ -208,7 +196,7 @@ def test_S06_a_throttling_server_gets_half_as_many_requests():
 def test_S20_a_server_without_ranges_sends_the_whole():
     plan = plan_of()
     plan.handle(Look({}), 0)
-    assert plan.handle(RangesRefused(attempt_id=0, jitter=0.5), 1) == (
+    assert plan.handle(refused(0), 1) == (
         StartOver(),
         fetch(1, 0, 4000, is_whole=True),
     )
@@ -220,17 +208,17 @@ def test_S20_a_server_without_ranges_sends_the_whole():
 def test_S20_a_refusal_in_the_middle_waits_for_the_others_and_forgets_what_came():
     plan = opened_plan()
     aborted = tuple(AbortAttempt(each) for each in (0, 2, 3))
-    assert plan.handle(RangesRefused(attempt_id=1, jitter=0.5), 1) == aborted
+    assert plan.handle(refused(1), 1) == aborted
     assert plan.handle(RangeAborted(0, 100), 1) == ()
     assert plan.missing() == (ByteRange(0, 4000),)
-    assert plan.handle(RangesRefused(attempt_id=2, jitter=0.5), 1) == ()
+    assert plan.handle(refused(2), 1) == ()
     assert plan.handle(RangeAborted(3, 800), 1) == (StartOver(), fetch(4, 0, 4000, is_whole=True))
 
 
 def test_S20_without_ranges_every_attempt_starts_from_the_beginning_and_five_are_the_end():
     plan = plan_of()
     plan.handle(Look({}), 0)
-    plan.handle(RangesRefused(attempt_id=0, jitter=0.5), 0)
+    plan.handle(refused(0), 0)
     for number in range(1, 5):
         assert plan.handle(failed(number, 3999), 100 * number) == ()
         assert plan.handle(Look({}), 100 * number + 50) == (fetch(number + 1, 0, 4000, is_whole=True),)
@@ -240,8 +228,8 @@ def test_S20_without_ranges_every_attempt_starts_from_the_beginning_and_five_are
 def test_S20_a_range_refused_where_none_was_asked_for_is_a_failure():
     plan = plan_of()
     plan.handle(Look({}), 0)
-    plan.handle(RangesRefused(attempt_id=0, jitter=0.5), 0)
-    plan.handle(RangesRefused(attempt_id=1, jitter=0.5), 0)
+    plan.handle(refused(0), 0)
+    plan.handle(refused(1), 0)
     assert plan.failures == 1
     assert plan.handle(Look({}), 5) == (fetch(2, 0, 4000, is_whole=True),)
 
@@ -360,13 +348,13 @@ class Server:
         elif attempt_id in self.aborted:
             self._end(attempt_id, RangeAborted(attempt_id, span[0]))
         elif may_fail and self.chance.random() < 0.2:
-            throttled = self.chance.random() < 0.3
-            self._end(attempt_id, failed(attempt_id, span[0], is_throttled=throttled, retry_after_s=3.0))
+            asked_s = 3.0 if self.chance.random() < 0.3 else None
+            self._end(attempt_id, failed(attempt_id, span[0], retry_after_s=asked_s))
 
     def _answer(self, attempt_id: int, span: list[int]) -> None:
         is_whole = span == [0, self.size_bytes]
         if attempt_id < self.ranges_from and not is_whole:
-            self._end(attempt_id, RangesRefused(attempt_id=attempt_id, jitter=0.1))
+            self._end(attempt_id, refused(attempt_id))
         else:
             self.opened.add(attempt_id)
             self.tell(RangeOpened(attempt_id))

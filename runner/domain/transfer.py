@@ -1,4 +1,4 @@
-"""Models on their way from or to a registry: how far they are, what came of it, and as whom. Values only."""
+"""Models on their way from or to a registry: what is asked, how far it is, what came of it. Values only."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import enum
 import attrs
 
 from runner.oci.digest import Digest
+from runner.oci.reference import ModelName, Reference
 
 
 class TransferDirection(enum.StrEnum):
@@ -84,12 +85,37 @@ class TransferResult:
 
 @attrs.frozen(kw_only=True)
 class RemoteCredentials:
-    """As whom to talk to a registry: a name with its password, or a token. Never shown."""
+    """As whom to talk to a registry: a name with its password, or a token. Never shown.
+
+    `bearer_token` is sent as it is; `identity_token` is exchanged for one (what `docker login` keeps of some
+    registries in the place of a password).
+    """
 
     username: str | None = attrs.field(default=None, repr=False)
     password: str | None = attrs.field(default=None, repr=False)
     bearer_token: str | None = attrs.field(default=None, repr=False)
+    identity_token: str | None = attrs.field(default=None, repr=False)
 
     @property
     def is_empty(self) -> bool:
-        return self.username is None and self.password is None and self.bearer_token is None
+        secrets = (self.username, self.password, self.bearer_token, self.identity_token)
+        return all(secret is None for secret in secrets)
+
+
+@attrs.frozen(kw_only=True)
+class PullRequest:
+    """Bring a model into the store. `source_text` is the reference as somebody typed it, since hubs tell
+    names apart by case. `given` credentials are for this request only."""
+
+    reference: Reference
+    given: RemoteCredentials | None = None
+    source_text: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class PushRequest:
+    """Send a model of the store to a registry; `target` None: under the very name it is asked for by."""
+
+    name: ModelName
+    target: Reference | None = None
+    given: RemoteCredentials | None = None

@@ -25,6 +25,7 @@ DEFAULT_PORT = 12434
 _CONNECT_TIMEOUT_S = 5.0
 _PROBE_TIMEOUT_S = 5.0
 _JSON = {"Content-Type": "application/json"}
+_LOCAL_HOSTS = frozenset({"localhost", "::1"})
 _ABSENT = frozenset({errno.ECONNREFUSED, errno.ENOENT})
 
 
@@ -59,6 +60,11 @@ class Target:
     host: str = "127.0.0.1"
     port: int = DEFAULT_PORT
     is_explicit: bool = False
+
+    @property
+    def is_local(self) -> bool:
+        """What is sent there does not leave this machine; connections are not encrypted."""
+        return self.socket_path is not None or self.host in _LOCAL_HOSTS or self.host.startswith("127.")
 
     def __str__(self) -> str:
         if self.socket_path is not None:
@@ -181,6 +187,26 @@ class Client:
                     if data == "[DONE]":
                         return
                     yield _chunk(data)
+            except (http.client.HTTPException, OSError, ValueError) as error:
+                raise _broken_off(str(error) or type(error).__name__) from error
+            raise _broken_off("the connection ended")
+
+    def lines(self, path: str, body: Any) -> Generator[dict[str, Any], None, None]:
+        """POST, then the JSON lines of the answer as they arrive, the one that tells of success included.
+
+        Raises `ApiError` when the answer is an error, when a line is one, and when the lines end without
+        success. Closing the generator closes the connection, and whatever is waited for goes on without us.
+        """
+        with closing(self._connect()) as connection:
+            response = self._exchange(connection, "POST", path, json.dumps(body).encode(), _JSON)
+            if response.status != 200:
+                raise _error_of(response, _content(response))
+            try:
+                for content in response:
+                    line = _chunk(content.decode())
+                    yield line
+                    if line.get("type") == "success":
+                        return
             except (http.client.HTTPException, OSError, ValueError) as error:
                 raise _broken_off(str(error) or type(error).__name__) from error
             raise _broken_off("the connection ended")

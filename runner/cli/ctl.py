@@ -11,6 +11,9 @@ from runner.cli.main import LazyGroup
 
 _COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
+        "pull": ("runner.cli.transfer:pull", "Download a model."),
+        "push": ("runner.cli.transfer:push", "Upload a model to a registry."),
+        "transfers": ("runner.cli.transfer:transfers", "List pulls and pushes under way."),
         "ls": ("runner.cli.models:ls", "List the models of the store."),
         "inspect": ("runner.cli.models:inspect", "Show one model in detail."),
         "package": ("runner.cli.package:package", "Package a GGUF file as a model."),

@@ -29,12 +29,15 @@ _HINTS: Mapping[str, str] = MappingProxyType(
         "internal_error": "`runner ctl status` names the daemon's log, which tells more",
         "loading_failed": "`runner ctl status` names the daemon's log, which tells more",
         "model_in_use": "`runner ctl unload` unloads a model when its requests have ended",
-        "model_not_found": "`runner ctl ls` lists the models; `runner ctl package FILE.gguf NAME` adds one",
+        "model_not_found": "`runner ctl ls` lists the models; `runner ctl pull NAME` fetches one",
         "request_not_found": "the latest thousand requests are remembered, until the daemon ends",
         "unknown": "another program may listen at this address; --host names the daemon's",
         "worker_crashed": "`runner ctl status` names the daemon's log, which tells more",
     }
 )
+
+
+_NO_SUCH_MODEL = frozenset({ModelNotFound.code, "remote_model_not_found"})
 
 
 @dataclass(frozen=True)
@@ -59,12 +62,17 @@ def report(error: Exception) -> int:
     return failure.exit_status
 
 
+def is_model_missing(error: ApiError) -> bool:
+    """The store has no such model."""
+    return error.error_code == ModelNotFound.code
+
+
 def failure_of(error: Exception) -> Failure:
     match error:
         case DaemonUnreachable():
             return Failure(str(error), _unreachable_hint(error), EXIT_UNREACHABLE)
         case ApiError():
-            is_missing = error.error_code == ModelNotFound.code
+            is_missing = error.error_code in _NO_SUCH_MODEL
             return Failure(str(error), _api_hint(error), EXIT_MODEL_NOT_FOUND if is_missing else EXIT_ERROR)
         case RunnerError():
             return Failure(str(error), _HINTS.get(error.code))

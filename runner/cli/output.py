@@ -62,6 +62,11 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2))
 
 
+def print_line(value: Any) -> None:
+    """The same on one line, at once: for programs that read events as they come."""
+    click.echo(json.dumps(value))
+
+
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Capital header, no borders, left-aligned, two spaces between columns; cells are outside text."""
     lines = [tuple(header), *(tuple(harmless_line(cell) for cell in row) for row in rows)]

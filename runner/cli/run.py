@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from runner.cli.auto_pull import no_pull_option, with_model
 from runner.cli.connect import complete_model, connect_or_start, host_option, usage_error
 from runner.client import model_path
 
@@ -28,25 +29,30 @@ from runner.client import model_path
     "--keep-alive", metavar="DURATION", help="How long the model stays loaded afterwards; -1 for ever."
 )
 @click.option("--verbose", "-v", is_flag=True, help="Print token counts and rates after each answer.")
+@no_pull_option
 @host_option
 def run(
     model: str,
     prompt: tuple[str, ...],
     system: str | None,
     verbose: bool,
+    no_pull: bool,
     host: str | None,
     **options: Any,
 ) -> None:
     """Ask MODEL once when there is a PROMPT or piped input, else chat with it.
 
-    Piped input is appended to the prompt. A PROMPT that begins with a dash comes after `--`. A daemon is
-    started in the background when none runs.
+    Piped input is appended to the prompt. A PROMPT that begins with a dash comes after `--`. A model that is
+    not in the store is pulled first; a daemon is started in the background when none runs.
     """
     from runner.cli.chat import Conversation
     from runner.cli.session import interactive
 
     client = connect_or_start(host)
-    known = client.get(f"/v1/models/{model_path(_not_empty(model))}")  # before piped input is taken
+    path = f"/v1/models/{model_path(_not_empty(model))}"
+    known = with_model(
+        client, model, lambda: client.get(path), may_pull=not no_pull
+    )  # before piped input is taken
     conversation = Conversation(
         client=client,
         model=model,

@@ -6,12 +6,14 @@ from typing import Any
 
 import click
 
+from runner.cli.auto_pull import no_pull_option, with_model
 from runner.cli.connect import (
     complete_model,
     connect,
     connect_or_start,
     host_option,
     json_option,
+    short_id,
     usage_error,
 )
 from runner.cli.output import message, print_json, print_table
@@ -28,7 +30,7 @@ def ps(as_json: bool, host: str | None) -> None:
         print_json(status)
         return
     print_table(
-        ("NAME", "STATE", "PID", "MEMORY", "CONTEXT", "REQUESTS", "WAITING", "UNTIL"),
+        ("NAME", "ID", "STATE", "PID", "MEMORY", "CONTEXT", "REQUESTS", "WAITING", "UNTIL"),
         [_row(worker) for worker in status["workers"]],
     )
 
@@ -39,6 +41,7 @@ def _row(worker: dict[str, Any]) -> tuple[str, ...]:
         state = f"loading {worker['load_progress']:.0%}"
     return (
         worker["model"],
+        short_id(worker["model_id"]),
         state,
         str(worker["pid"] or ""),
         format_bytes(worker["resident_bytes"] or worker["reserved_bytes"]),
@@ -61,15 +64,31 @@ def _until(worker: dict[str, Any]) -> str:
 @click.argument("model", shell_complete=complete_model)
 @click.option("--keep-alive", metavar="DURATION", help="How long it stays loaded when idle; -1 for ever.")
 @click.option("--ctx", "context_size", type=click.IntRange(min=1), help="Tokens that a sequence must hold.")
+@no_pull_option
 @json_option
 @host_option
 def start(
-    model: str, keep_alive: str | None, context_size: int | None, as_json: bool, host: str | None
+    model: str,
+    keep_alive: str | None,
+    context_size: int | None,
+    no_pull: bool,
+    as_json: bool,
+    host: str | None,
 ) -> None:
-    """Load MODEL before the first request; returns when it is ready."""
+    """Load MODEL before the first request; returns when it is ready.
+
+    A model that is not in the store is pulled first.
+    """
     wishes = {"keep_alive": keep_alive, "context_size": context_size}
     body = {"model": model, **{name: wish for name, wish in wishes.items() if wish is not None}}
-    worker = connect_or_start(host).post("/control/v1/start", body)
+    client = connect_or_start(host)
+    worker = with_model(
+        client,
+        model,
+        lambda: client.post("/control/v1/start", body),
+        may_pull=not no_pull,
+        is_silent=as_json,
+    )
     if as_json:
         print_json(worker)
     else:

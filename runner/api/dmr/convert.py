@@ -110,11 +110,11 @@ class ProgressLines:
         self._direction = direction
         self._is_json = is_json
         self._told: dict[str, _Told] = {}
-        self._notes = 0
+        self._noted: set[str] = set()
 
     def progress(self, progress: TransferProgress, now_s: float) -> bytes:
-        notes = [self._note(note) for note in progress.notes[self._notes :]]
-        self._notes = len(progress.notes)
+        notes = [self._note(note) for note in progress.notes if note not in self._noted]
+        self._noted.update(progress.notes)
         lines = [
             self._layer(layer, progress.total_bytes) for layer in progress.layers if self._take(layer, now_s)
         ]

@@ -15,7 +15,7 @@ from runner.oci.reference import Reference
 
 TOKEN_LENGTH_MAX: Final = 8192
 CONTEXT_SIZE_MAX: Final = 2**31 - 1  # the field of a config is an int32
-TOKEN_FIELD: Final = "bearer-token"
+_BEARER: Final = "bearer-token"
 _TRUE: Final = frozenset({"", "1", "t", "T", "true", "TRUE", "True"})
 
 
@@ -96,10 +96,10 @@ def _text(document: dict[str, Any], name: str) -> str | None:
 
 
 def _token(document: dict[str, Any]) -> str | None:
-    token = _text(document, TOKEN_FIELD)
+    token = _text(document, _BEARER)
     if token and (len(token) > TOKEN_LENGTH_MAX or not token.isascii() or not token.isprintable()):
         fault = f"must be at most {TOKEN_LENGTH_MAX} printable ASCII characters"
-        raise InvalidParameter(FieldFault(TOKEN_FIELD, fault))
+        raise InvalidParameter(FieldFault(_BEARER, fault))
     return token or None
 
 

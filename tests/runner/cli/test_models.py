@@ -118,7 +118,7 @@ def test_a_model_that_is_not_there_exits_with_4_and_a_hint(cli: Cli) -> None:
     assert ended.stdout == ""
     assert ended.stderr.splitlines() == [
         "error: model 'm' is not there",
-        "hint: `runner ctl ls` lists the models; `runner ctl package FILE.gguf NAME` adds one",
+        "hint: `runner ctl ls` lists the models; `runner ctl pull NAME` fetches one",
     ]
 
 

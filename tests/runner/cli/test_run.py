@@ -108,13 +108,13 @@ def test_a_model_that_is_not_there_exits_with_4_before_piped_input_is_taken(cli:
     cli.routes["GET /v1/models/m"] = lambda _: refusal(
         404, "model_not_found", "model 'm' is not in the store"
     )
-    ended = cli("run", "m", stdin=b"\xff")
+    ended = cli("run", "m", "--no-pull", stdin=b"\xff")
     assert ended.status == 4
     assert ended.stdout == ""
     error, hint = ended.stderr.splitlines()
     assert error == "error: model 'm' is not in the store"
     assert "runner ctl ls" in hint
-    assert "runner ctl package" in hint
+    assert "runner ctl pull" in hint
     assert cli.server.paths == ["GET /v1/models/m"]
 
 

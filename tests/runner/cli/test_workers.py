@@ -31,17 +31,18 @@ def test_ps_prints_a_row_for_each_model(cli: Cli) -> None:
     assert ended.status == 0
     assert ended.stderr == ""
     assert ended.stdout.splitlines() == [
-        "NAME                  STATE        PID   MEMORY     CONTEXT  REQUESTS  WAITING  UNTIL",
-        "ai/smollm2:135M-Q4_1  ready        4711  256.0 MiB  8192     2         4",
-        "ai/b                  loading 42%        768.0 MiB  8192     0         0",
-        "ai/c                  ready        4711  256.0 MiB  8192     0         0        for ever",
+        "NAME                  ID            STATE        PID   MEMORY     CONTEXT  REQUESTS  WAITING  UNTIL",
+        "ai/smollm2:135M-Q4_1  0123456789ab  ready        4711  256.0 MiB  8192     2         4",
+        "ai/b                  0123456789ab  loading 42%        768.0 MiB  8192     0         0",
+        "ai/c                  0123456789ab  ready        4711  256.0 MiB  8192     0         0        "
+        "for ever",
     ]
 
 
 def test_ps_without_models_is_a_header(cli: Cli) -> None:
     cli.routes["GET /control/v1/ps"] = SchedulerStatus()
     assert cli("ctl", "ps").stdout.split() == [
-        "NAME", "STATE", "PID", "MEMORY", "CONTEXT", "REQUESTS", "WAITING", "UNTIL",
+        "NAME", "ID", "STATE", "PID", "MEMORY", "CONTEXT", "REQUESTS", "WAITING", "UNTIL",
     ]  # fmt: skip
 
 

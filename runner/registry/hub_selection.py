@@ -27,6 +27,7 @@ PREFERRED = ("Q4_K_M", "Q4_0", "Q8_0")  # without a tag, in this order; then the
 PREFERRED_PROJECTORS = ("F16", "BF16", "F32")
 TEXT_FILE_BYTES_MAX = 1 << 20  # a template or licence; packages accept no larger ones
 LICENSES_MAX = 16
+PLAIN_FILE_BYTES_MAX = 16 << 20  # outside large storage, which the hub demands above 10 MB; read into memory
 NAMED_MAX = 40  # quantisations listed in one message
 
 _QUANTIZATION = (
@@ -128,6 +129,7 @@ def select(files: Sequence[ListedFile], tag: str | None, *, repository: str, reg
     ]
     for file in chosen:
         _check_name(file, repository)
+        _check_hash(file, repository, registry)
     return Selection(files=tuple(chosen), quantization=weights.label, notes=tuple(notes))
 
 
@@ -304,3 +306,11 @@ def _check_name(file: HubFile, repository: str) -> None:
     fault = relative_path_fault(file.path)
     if fault is not None:
         raise InvalidManifest(f"{repository} names a file {file.path!r:.120}: {fault}")
+
+
+def _check_hash(file: HubFile, repository: str, registry: str) -> None:
+    if file.sha256 is None and file.size_bytes > PLAIN_FILE_BYTES_MAX:
+        raise UnsupportedArtifact(
+            registry,
+            f"{repository} lists {file.name!r:.120} without a SHA-256, and it is too large to do without",
+        )

@@ -31,7 +31,7 @@ from runner.errors import (
 )
 from runner.oci.reference import Reference
 from runner.registry.abort import Abort
-from runner.registry.blob_body import BlobBody, checked_range
+from runner.registry.blob_body import BlobBody, open_body
 from runner.registry.hub_documents import (
     DOCUMENT_BYTES_MAX,
     PAGES_MAX,
@@ -160,26 +160,13 @@ class Hub:
         what `resolve` raises.
         """
         path = f"/{quote(selection.repository)}/resolve/{selection.revision}/{quote(file.path)}"
-        last = file.size_bytes if end is None else end
-        is_range = (start, last) != (0, file.size_bytes)
-        answer = self._get(
-            path,
-            selection.repository,
-            selection.credentials,
-            abort,
-            headers={"Range": f"bytes={start}-{last - 1}"} if is_range else None,
-            is_small=False,
-        )
-        what = f"{file.path!r:.120} of {selection.repository}"
-        if is_range:
-            checked_range(answer, start=start, end=last, size_bytes=file.size_bytes)
-        elif answer.content_length not in (None, file.size_bytes):
-            answer.close()
-            raise ContentMismatch(
-                f"{HUB_REGISTRY} announces {answer.content_length} bytes for {what}, "
-                f"where {file.size_bytes} are listed"
+
+        def ask(headers: Mapping[str, str]) -> Answer:
+            return self._get(
+                path, selection.repository, selection.credentials, abort, headers=headers, is_small=False
             )
-        return BlobBody(answer, what=what, start=start, end=last)
+
+        return open_body(ask, size_bytes=file.size_bytes, start=start, end=end)
 
     def read_file(self, selection: HubSelection, file: HubFile, *, abort: Abort | None = None) -> bytes:
         """All of a file without a SHA-256, checked against the hash of git; PLAIN_FILE_BYTES_MAX at most.
@@ -247,7 +234,7 @@ class Hub:
             abort=abort,
             is_small=is_small,
         )
-        if answer.status == 200 or (answer.status in (206, 416) and headers is not None):
+        if answer.status == 200 or (answer.status in (206, 416) and not is_small):
             return answer
         with answer:
             raise _refusal(answer, repository, has_token=token is not None)

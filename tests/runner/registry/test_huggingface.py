@@ -271,7 +271,7 @@ def test_S16_S02_a_small_file_is_checked_against_the_hash_the_hub_publishes(
 def test_S02_content_of_another_length_is_refused(client: Hub, tiny: ScriptedRepository, lie: bytes) -> None:
     selection = resolve(client)
     tiny.lying_content["LICENSE"] = lie
-    with pytest.raises(ContentMismatch, match=r"huggingface\.co announces"):
+    with pytest.raises(ContentMismatch, match=r"huggingface\.co announced"):
         client.read_file(selection, selection.files[1])
 
 
@@ -279,7 +279,7 @@ def test_S02_content_of_another_length_is_refused(client: Hub, tiny: ScriptedRep
 def test_S02_weights_of_another_length_are_refused(client: Hub, tiny: ScriptedRepository, lie: bytes) -> None:
     selection = resolve(client)
     tiny.lying_content["Tiny-Q8_0.gguf"] = lie
-    with pytest.raises(ContentMismatch, match=r"huggingface\.co announces"):
+    with pytest.raises(ContentMismatch, match=r"huggingface\.co announced"):
         content(client, selection, selection.files[0])
 
 

@@ -6,6 +6,9 @@ pinning and releasing never wait.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -16,10 +19,11 @@ KEPT_UPLOADS_MAX = 4096
 
 
 class Pins:
-    """How many leases each model has."""
+    """How many leases each model has, and how many operations need which content."""
 
     def __init__(self) -> None:
         self._counts: dict[Digest, int] = {}
+        self._held: Counter[Digest] = Counter()
 
     def add(self, model_id: Digest) -> None:
         self._counts[model_id] = self._counts.get(model_id, 0) + 1
@@ -34,8 +38,26 @@ class Pins:
     def is_pinned(self, model_id: Digest) -> bool:
         return model_id in self._counts
 
+    @contextmanager
+    def holding(self, digests: Iterable[Digest]) -> Iterator[None]:
+        """While the block runs nothing removes this content, whether it is there yet or comes meanwhile."""
+        held = tuple(digests)
+        self._held.update(held)
+        try:
+            yield
+        finally:
+            self._held.subtract(held)
+            for digest in held:
+                if not self._held[digest]:
+                    del self._held[digest]
+
+    def held(self) -> frozenset[Digest]:
+        """All content that some operation needs now."""
+        return frozenset(self._held)
+
     def __repr__(self) -> str:
-        return f"<Pins {sum(self._counts.values())} leases on {len(self._counts)} models>"
+        leases = sum(self._counts.values())
+        return f"<Pins {leases} leases on {len(self._counts)} models, {len(self._held)} blobs held>"
 
 
 class StoreLease:

@@ -6,12 +6,16 @@ Callers never build a message and never wait for the disk's queue longer than fo
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Collection
+from collections.abc import AsyncIterable, Collection, Iterable
+from contextlib import AbstractContextManager
 
 from actors.actor import Address
 from actors.leases import Pins, StoreLease
 from actors.store_messages import (
+    AdoptDownload,
     AdoptUpload,
+    BeginCheck,
+    BeginDownload,
     BeginUpload,
     ConfigureModel,
     HoldBlobs,
@@ -19,8 +23,11 @@ from actors.store_messages import (
     ListModels,
     OpenFiles,
     PublishModel,
+    PublishVerbatim,
     RemoveModel,
+    RequireRoom,
     ResolveName,
+    SeedDownload,
     StoreMessage,
     TagModel,
     UntagModel,
@@ -35,6 +42,8 @@ from runner.oci.digest import Digest
 from runner.oci.manifest import Descriptor
 from runner.oci.reference import ModelName, Reference
 from runner.store.blobs import BlobWriter, StoredBlob
+from runner.store.partials import PartialBlob
+from runner.store.verify import BlobCheck
 
 
 class StoreHandle:
@@ -43,7 +52,7 @@ class StoreHandle:
     def __init__(self, address: Address[StoreMessage], pins: Pins) -> None:
         self._address = address
         self._pins = pins
-        self._uploads = UploadThreads()
+        self._threads = UploadThreads()
 
     async def list(self) -> tuple[Model, ...]:
         """All models, by name, untagged ones last."""
@@ -107,20 +116,82 @@ class StoreHandle:
         """
         writer: BlobWriter = await self._address.ask(lambda reply: BeginUpload(size_bytes, digest, reply))
         try:
-            await self._uploads.write_all(chunks, writer)
+            await self._threads.write_all(chunks, writer)
         except BaseException:
-            await self._uploads.abandon(writer)
+            await self._threads.end(writer.abandon)
             raise
         try:
             return await self._address.ask(lambda reply: AdoptUpload(writer, reply))
         except Unavailable:  # any other ending is the store's, which has the writer now
-            await self._uploads.abandon(writer)
+            await self._threads.end(writer.abandon)
             raise
+
+    def holding(self, digests: Iterable[Digest]) -> AbstractContextManager[None]:
+        """While the block runs nothing removes this content: neither removals nor collections, and whether it
+        is there yet or comes meanwhile. For every pull, push and package, around all that it needs."""
+        return self._pins.holding(digests)
+
+    async def require_room(self, descriptors: Iterable[Descriptor]) -> None:
+        """Raise DiskFull unless all of this that is not there yet fits onto the disk (S03)."""
+        wanted = tuple(descriptors)
+        await self._address.ask(lambda reply: RequireRoom(wanted, reply))
+
+    async def begin_download(self, descriptor: Descriptor) -> StoredBlob | PartialBlob:
+        """The content, when it lies there and is good; else a file to write it into, by ranges and resumable.
+
+        What lies there and was never verified is read first. The caller drives a PartialBlob in threads, then
+        has it adopted or closes it. Raises DiskFull when it cannot fit, Conflict while somebody downloads the
+        same.
+        """
+        with self.holding((descriptor.digest,)):
+            while True:
+                begun: StoredBlob | PartialBlob | None = await self._address.ask(
+                    lambda reply: BeginDownload(descriptor, False, reply)
+                )
+                if begun is not None:
+                    return begun
+                await self._check(descriptor)
+
+    async def begin_repair(self, descriptor: Descriptor) -> PartialBlob:
+        """A file that will replace damaged content, with those pieces of it that are still good.
+
+        When adopting it fails with ContentMismatch, a good piece was none: begin a download then, which
+        fetches all of it. Raises like `begin_download`.
+        """
+        with self.holding((descriptor.digest,)):
+            begun: StoredBlob | PartialBlob | None = await self._address.ask(
+                lambda reply: BeginDownload(descriptor, True, reply)
+            )
+            assert isinstance(begun, PartialBlob)
+            try:
+                await self._address.ask(lambda reply: SeedDownload(begun, reply))
+            except BaseException:
+                await self._threads.end(begun.close)
+                raise
+        return begun
+
+    async def adopt_download(self, download: PartialBlob) -> StoredBlob:
+        """Verify what is complete, and make it visible.
+
+        Raises ContentMismatch when it is not what its digest says, and nothing of it is left (S02). After any
+        other error the next download of it goes on with what is there, or begins anew.
+        """
+        await self._threads.run(download.finish)
+        return await self._address.ask(lambda reply: AdoptDownload(download, reply))
 
     async def hold_blobs(self, digests: tuple[Digest, ...]) -> tuple[StoredBlob, ...]:
         """Where this content lies. It stays there until it is published, or until the store restarts.
         Raises BlobNotFound for the first one that is missing."""
         return await self._address.ask(lambda reply: HoldBlobs(digests, reply))
+
+    async def publish_verbatim(self, manifest: bytes, config: bytes, tag: Reference | None) -> Model:
+        """Make a model of layers that lie in the store, with these very bytes as its manifest and config.
+
+        `tag` None: it is found by its digest alone, and names that it has already stay. Raises
+        InvalidManifest, ContentMismatch when the config is another one, BlobNotFound for a layer that is
+        missing, DiskFull.
+        """
+        return await self._address.ask(lambda reply: PublishVerbatim(manifest, config, tag, reply))
 
     async def publish(
         self,
@@ -134,3 +205,12 @@ class StoreHandle:
         return await self._address.ask(
             lambda reply: PublishModel(config, config_media_type, layers, tag, reply)
         )
+
+    async def _check(self, descriptor: Descriptor) -> None:
+        """Read this content, so that the store knows afterwards whether it is good."""
+        check: BlobCheck = await self._address.ask(lambda reply: BeginCheck(descriptor, reply))
+        try:
+            while await self._threads.run(check.step):
+                pass
+        finally:
+            check.close()

@@ -20,6 +20,8 @@ from runner.oci.manifest import Descriptor
 from runner.oci.reference import ModelName, Reference
 from runner.store.blobs import BlobWriter, StoredBlob
 from runner.store.directory import LoadedCatalog
+from runner.store.partials import PartialBlob
+from runner.store.verify import BlobCheck
 
 
 @attrs.frozen(kw_only=True)
@@ -31,12 +33,14 @@ class StoreNotice:
 
 @attrs.frozen(kw_only=True)
 class Work:
-    """What a thread does of a change. `settle` takes its result over in the loop and gives the answer."""
+    """What a thread does of a change. `settle` takes its result over in the loop and gives the answer;
+    `give_back` ends, in a thread, what nobody is there to take."""
 
     reply: Reply[Any]
     in_thread: Callable[[], object]
     settle: Callable[[Any], object]
     changes_index: bool = False
+    give_back: Callable[[Any], None] | None = None
 
 
 @attrs.frozen
@@ -127,6 +131,58 @@ class PublishModel:
 
 
 @attrs.frozen
+class BeginDownload:
+    """Answer what lies there already, or where to write; None when somebody must read what lies there first.
+
+    `is_repair`: what lies there is wrong, whatever is known of it.
+    """
+
+    descriptor: Descriptor
+    is_repair: bool
+    reply: Reply[StoredBlob | PartialBlob | None]
+
+
+@attrs.frozen
+class SeedDownload:
+    """Copy what is still good of a damaged file into the download that will replace it."""
+
+    partial: PartialBlob
+    reply: Reply[None]
+
+
+@attrs.frozen
+class BeginCheck:
+    """Answer what reads this content again; the asker drives and closes it."""
+
+    descriptor: Descriptor
+    reply: Reply[BlobCheck]
+
+
+@attrs.frozen
+class AdoptDownload:
+    """The download is finished; make its content visible."""
+
+    partial: PartialBlob
+    reply: Reply[StoredBlob]
+
+
+@attrs.frozen
+class RequireRoom:
+    """Fail unless all of this could be downloaded onto this disk."""
+
+    descriptors: tuple[Descriptor, ...]
+    reply: Reply[None]
+
+
+@attrs.frozen
+class PublishVerbatim:
+    manifest: bytes
+    config: bytes
+    tag: Reference | None
+    reply: Reply[Model]
+
+
+@attrs.frozen
 class WorkDone:
     work: Work
     result: object
@@ -141,7 +197,28 @@ class WorkFailed:
     loaded: LoadedCatalog | None
 
 
-ChangeMessage = TagModel | UntagModel | ConfigureModel | RemoveModel | AdoptUpload | HoldBlobs | PublishModel
+Adoption = AdoptUpload | AdoptDownload
+ChangeMessage = (
+    TagModel
+    | UntagModel
+    | ConfigureModel
+    | RemoveModel
+    | Adoption
+    | HoldBlobs
+    | PublishModel
+    | PublishVerbatim
+    | BeginDownload
+    | RequireRoom
+)
 StoreMessage = (
-    ListModels | ResolveName | InspectModel | OpenFiles | BeginUpload | WorkDone | WorkFailed | ChangeMessage
-)  # fmt: skip
+    ListModels
+    | ResolveName
+    | InspectModel
+    | OpenFiles
+    | BeginUpload
+    | BeginCheck
+    | SeedDownload
+    | WorkDone
+    | WorkFailed
+    | ChangeMessage
+)

@@ -17,7 +17,10 @@ import trio
 from actors.actor import Mailbox, Reply
 from actors.leases import KeptUploads, Pins
 from actors.store_messages import (
+    AdoptDownload,
     AdoptUpload,
+    BeginCheck,
+    BeginDownload,
     BeginUpload,
     ChangeMessage,
     ConfigureModel,
@@ -26,8 +29,11 @@ from actors.store_messages import (
     ListModels,
     OpenFiles,
     PublishModel,
+    PublishVerbatim,
     RemoveModel,
+    RequireRoom,
     ResolveName,
+    SeedDownload,
     StoreMessage,
     StoreNotice,
     TagModel,
@@ -47,6 +53,7 @@ from runner.store.changes import (
     carry_out,
     plan_configure,
     plan_publish,
+    plan_publish_verbatim,
     plan_remove,
     plan_tag,
     plan_untag,
@@ -54,6 +61,8 @@ from runner.store.changes import (
 from runner.store.describe import report_of
 from runner.store.loading import ModelLoader
 from runner.store.opening import OpenStore
+from runner.store.partials import PartialBlob
+from runner.store.verify import BlobCheck
 
 T = TypeVar("T")
 
@@ -102,6 +111,11 @@ class StoreRun:
             case BeginUpload():
                 begin = self._directory.blobs.begin
                 message.reply.set(begin(size_bytes=message.size_bytes, digest=message.digest))
+            case SeedDownload():
+                seed = partial(self._directory.downloads.seed, message.partial)
+                self._nursery.start_soon(self._answer_from_disk, message.reply, seed)
+            case BeginCheck():
+                message.reply.set(BlobCheck(self._directory.blobs, message.descriptor))
             case WorkDone() | WorkFailed():
                 self._end_change(message)
             case _:
@@ -156,6 +170,8 @@ class StoreRun:
             loaded = await self._in_change_thread(self._directory.load) if work.changes_index else None
             self._mailbox.tell(WorkFailed(work, error, loaded))
         else:
+            if work.reply.is_abandoned and work.give_back is not None:
+                await self._in_change_thread(partial(work.give_back, result))
             self._mailbox.tell(WorkDone(work, result))
 
     async def _in_change_thread(self, action: Callable[[], T]) -> T:
@@ -178,11 +194,23 @@ class StoreRun:
         match change:
             case AdoptUpload():
                 return self._plan_adoption(change)
+            case AdoptDownload(download, reply):
+                adopt = partial(self._directory.blobs.adopt, download)
+                return Work(reply=reply, in_thread=adopt, settle=_as_it_is)
+            case BeginDownload(descriptor, is_repair, reply):
+                begin = partial(self._directory.downloads.begin, descriptor, is_repair=is_repair)
+                return Work(reply=reply, in_thread=begin, settle=_as_it_is, give_back=_close_download)
+            case RequireRoom(descriptors, reply):
+                require = partial(self._directory.downloads.require_room, descriptors)
+                return Work(reply=reply, in_thread=require, settle=_as_it_is)
             case HoldBlobs():
                 hold = partial(self._directory.blobs.hold, change.digests)
                 return Work(reply=change.reply, in_thread=hold, settle=self._settle_held)
             case PublishModel(config, media_type, layers, tag, reply):
                 planned = plan_publish(catalog, config, layers, tag, config_media_type=media_type)
+                return self._index_work(reply, planned, self._settle_published)
+            case PublishVerbatim(manifest, config, tag, reply):
+                planned = plan_publish_verbatim(catalog, manifest, config, tag)
                 return self._index_work(reply, planned, self._settle_published)
             case TagModel(source, target, reply):
                 return self._index_work(reply, plan_tag(catalog, source, target), Change.model)
@@ -210,7 +238,7 @@ class StoreRun:
         return done.model()
 
     def _plan_removal(self, change: RemoveModel) -> Work:
-        is_pinned, kept = self._pins.is_pinned, self._kept.digests()
+        is_pinned, kept = self._pins.is_pinned, self._kept.digests() | self._pins.held()
         planned = plan_remove(self._catalog, change.name, force=change.force, is_pinned=is_pinned, kept=kept)
         if planned.model_id not in planned.catalog.index.manifests():
             self._removing = planned.model_id
@@ -232,6 +260,15 @@ class StoreRun:
         for blob in held:
             self._kept.add(blob.digest)
         return held
+
+
+def _as_it_is(result: T) -> T:
+    return result
+
+
+def _close_download(begun: StoredBlob | PartialBlob | None) -> None:
+    if isinstance(begun, PartialBlob):
+        begun.close()
 
 
 def _answer(reply: Reply[T], find: Callable[[], T]) -> None:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, Callable
 from functools import partial
+from typing import TypeVar
 
 import trio
 
 from runner.store.blobs import BlobWriter
+
+T = TypeVar("T")
 
 UPLOAD_BUFFER_BYTES = 1 << 20  # one trip to a thread costs 0.3 ms, so small chunks travel together
 _UPLOADS_AT_ONCE = 4
@@ -25,20 +28,22 @@ class UploadThreads:
 
     async def write_all(self, chunks: AsyncIterable[bytes], writer: BlobWriter) -> None:
         """Open, fill and finish the writer, holding one buffer of content at a time."""
-        await self._run(writer.open)
+        await self.run(writer.open)
         buffer = bytearray()
         async for chunk in chunks:
             buffer += chunk
             if len(buffer) >= UPLOAD_BUFFER_BYTES:
-                await self._run(partial(writer.write, buffer))
+                await self.run(partial(writer.write, buffer))
                 buffer = bytearray()
-        await self._run(partial(writer.write, buffer))
-        await self._run(writer.finish)
+        await self.run(partial(writer.write, buffer))
+        await self.run(writer.finish)
 
-    async def abandon(self, writer: BlobWriter) -> None:
-        """Leave nothing of it, also when the caller is cancelled."""
+    async def end(self, action: Callable[[], None]) -> None:
+        """Give something up, also when the caller is cancelled."""
         with trio.CancelScope(shield=True):
-            await self._run(writer.abandon)
+            await self.run(action)
 
-    async def _run(self, action: Callable[[], None]) -> None:
-        await trio.to_thread.run_sync(action, limiter=self._limiter)
+    async def run(self, action: Callable[[], T]) -> T:
+        """What the action returns; a thread that has begun is waited for, also when the caller is
+        cancelled."""
+        return await trio.to_thread.run_sync(action, limiter=self._limiter)

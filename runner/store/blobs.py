@@ -10,7 +10,7 @@ import enum
 import hashlib
 import secrets
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import attrs
 
@@ -25,7 +25,10 @@ from runner.errors import (
 from runner.oci.digest import Digest
 from runner.oci.manifest import Descriptor
 from runner.store.disk import Disk, FileFacts
+from runner.store.known import KnownContent
 from runner.store.layout import StoreLayout
+from runner.store.partials import PartialBlob, PartialFiles
+from runner.store.pieces import PieceSums
 
 
 @attrs.frozen(kw_only=True)
@@ -54,6 +57,7 @@ class BlobWriter:
     def __init__(self, disk: Disk, path: Path, *, size_bytes: int | None, digest: Digest | None) -> None:
         self.path = path
         self.size_bytes = 0
+        self.pieces = PieceSums()
         self._disk = disk
         self._hash = hashlib.sha256()
         self._announced_bytes = size_bytes
@@ -78,6 +82,7 @@ class BlobWriter:
             raise ContentMismatch(f"the content is longer than the announced {self._announced_bytes} bytes")
         self._disk.write(self._descriptor, content)
         self._hash.update(content)
+        self.pieces.update(memoryview(content))
 
     def finish(self) -> None:
         """Verify, seal and sync; afterwards the file is complete on disk under its temporary name.
@@ -133,19 +138,70 @@ class BlobWriter:
         return f"<BlobWriter {self._state.value}, {self.size_bytes} bytes>"
 
 
+class FinishedContent(Protocol):
+    """A complete, verified and synced file under a temporary name: a BlobWriter or a PartialBlob."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def digest(self) -> Digest: ...
+
+    @property
+    def size_bytes(self) -> int: ...
+
+    @property
+    def pieces(self) -> PieceSums: ...
+
+    def mark_adopted(self) -> None: ...
+
+    def abandon(self) -> None: ...
+
+
 class BlobStore:
     """The blobs of one store directory."""
 
     def __init__(self, layout: StoreLayout, disk: Disk) -> None:
         self._layout = layout
         self._disk = disk
+        self.known = KnownContent(layout, disk)
 
     def begin(self, *, size_bytes: int | None = None, digest: Digest | None = None) -> BlobWriter:
         """A writer for new content; nothing happens until it is opened."""
         path = self._layout.partial / f"{secrets.token_hex(8)}.blob"
         return BlobWriter(self._disk, path, size_bytes=size_bytes, digest=digest)
 
-    def adopt(self, writer: BlobWriter) -> None:
+    def begin_partial(self, descriptor: Descriptor) -> PartialBlob:
+        """New content by ranges, or what an earlier try left of it. Raises Conflict while somebody is at
+        it."""
+        return PartialBlob(PartialFiles(self._disk, self._layout, descriptor))
+
+    def good(self, descriptor: Descriptor) -> StoredBlob | None:
+        """Content that lies there and is known to be what its name says; None when nothing right does, or
+        when nobody has looked since it was written."""
+        try:
+            facts = self.facts(descriptor.digest)
+        except StoreDamaged:
+            return None
+        if facts is None or facts.size_bytes != descriptor.size_bytes:
+            return None
+        if not self.known.is_good(descriptor.digest, facts):
+            return None
+        path = self.path(descriptor.digest)
+        return StoredBlob(digest=descriptor.digest, path=path, size_bytes=facts.size_bytes)
+
+    def is_unverified(self, descriptor: Descriptor) -> bool:
+        """A file of the right length lies there, and nobody knows whether its content is right."""
+        try:
+            facts = self.facts(descriptor.digest)
+        except StoreDamaged:
+            return False
+        if facts is None or facts.size_bytes != descriptor.size_bytes:
+            return False
+        known = self.known
+        return not known.is_good(descriptor.digest, facts) and not known.is_bad(descriptor.digest, facts)
+
+    def adopt(self, writer: FinishedContent) -> StoredBlob:
         """Make a finished writer's content visible. After an error it is not there (S19).
 
         What lay there before is replaced and not kept: its bytes were promised to be the same, and if they
@@ -165,6 +221,10 @@ class BlobStore:
             if not was_there:  # else both the old and the new file are complete, whichever the disk has
                 _unlink_if_possible(self._disk, target)
             raise
+        facts = self._disk.facts(target)
+        if facts is not None:
+            self.known.note_good(writer.digest, facts, writer.pieces)
+        return StoredBlob(digest=writer.digest, path=target, size_bytes=writer.size_bytes)
 
     def put(self, content: bytes) -> Digest:
         """Write a small document."""
@@ -211,20 +271,20 @@ class BlobStore:
         return self._layout.blob(digest)
 
     def hold(self, digests: tuple[Digest, ...]) -> tuple[StoredBlob, ...]:
-        """Where these lie; their age starts again, so that they are no leftovers yet. Raises BlobNotFound."""
+        """Where these lie. Raises BlobNotFound for the first one that is missing."""
         return tuple(self._hold(digest) for digest in digests)
 
     def _hold(self, digest: Digest) -> StoredBlob:
         facts = self.facts(digest)
         if facts is None:
             raise BlobNotFound(str(digest))
-        self._disk.touch(self.path(digest))
         return StoredBlob(digest=digest, path=self.path(digest), size_bytes=facts.size_bytes)
 
     def remove(self, digests: tuple[Digest, ...]) -> None:
         """Remove blobs in this order; those that are not there count as removed."""
         for digest in digests:
             self._disk.unlink(self._layout.blob(digest))
+            self.known.forget(digest)
         if digests:
             self._disk.sync_directory(self._layout.blobs)
 

@@ -17,6 +17,7 @@ from runner.domain.settings import ModelSettings
 from runner.domain.status import Removal
 from runner.errors import (
     Conflict,
+    ContentMismatch,
     FieldFault,
     InvalidParameter,
     InvalidReference,
@@ -70,7 +71,18 @@ def plan_publish(
 ) -> Change:
     """A new model of layers that lie in the store. Raises InvalidManifest for documents nobody could read."""
     content = Manifest.binding(config, layers, config_media_type).encode()
-    manifest = Manifest.parse(content)  # what we write is held to the limits for what we read
+    return plan_publish_verbatim(catalog, content, config, name)
+
+
+def plan_publish_verbatim(catalog: Catalog, content: bytes, config: bytes, name: Reference | None) -> Change:
+    """A new model with these very bytes as its manifest and config, of layers that lie in the store.
+
+    Without a name it is found by its digest; names that it has already stay. Raises InvalidManifest for
+    documents that cannot be read, and ContentMismatch when the config is not the manifest's.
+    """
+    manifest = Manifest.parse(content)  # what we write is held to the limits for what we read, too
+    if manifest.config.digest != Digest.of(config) or manifest.config.size_bytes != len(config):
+        raise ContentMismatch(f"the config is not {manifest.config.digest}, which the manifest names")
     descriptor = Descriptor.of(content, manifest.media_type)
     stored = StoredModel.of(descriptor, manifest, ModelConfig.parse(config))
     index = catalog.index.with_model(descriptor, _as_target(name) if name is not None else None)
@@ -78,7 +90,7 @@ def plan_publish(
         model_id=descriptor.digest,
         catalog=catalog.with_model(index, stored),
         is_new=descriptor.digest not in catalog.index.manifests(),
-        required=layers,
+        required=manifest.layers,
         documents=(config, content),
     )
 

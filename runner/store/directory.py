@@ -19,6 +19,7 @@ from runner.oci.model_config import CONFIG_BYTES_MAX, ModelConfig
 from runner.store.blobs import BlobStore
 from runner.store.catalog import Catalog, Fault, StoredModel
 from runner.store.disk import Disk
+from runner.store.downloads import KEEP_FREE_BYTES, Downloads
 from runner.store.index import IndexEntry, StoreIndex, salvage
 from runner.store.layout import StoreLayout
 from runner.store.settings import SettingsFiles
@@ -38,10 +39,11 @@ class LoadedCatalog:
 class StoreDirectory:
     """The files of one store, for the one process that holds its lock."""
 
-    def __init__(self, layout: StoreLayout, disk: Disk) -> None:
+    def __init__(self, layout: StoreLayout, disk: Disk, *, keep_free_bytes: int = KEEP_FREE_BYTES) -> None:
         self.layout = layout
         self.disk = disk
         self.blobs = BlobStore(layout, disk)
+        self.downloads = Downloads(layout, disk, self.blobs, keep_free_bytes=keep_free_bytes)
         self.settings = SettingsFiles(layout, disk, self.replace)
         self._synced_index: StoreIndex | None = (
             None  # None: unknown whether a power cut would keep what is there

@@ -7,6 +7,7 @@ Owns what a file of the store may be (S25) and how errors of the operating syste
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 from collections.abc import Iterator
@@ -25,16 +26,19 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _READ_FLAGS = (
     os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 )  # nonblocking: a FIFO must not hang us
-_CREATE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_REOPEN_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_CREATE_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @attrs.frozen(kw_only=True)
 class FileFacts:
-    """A regular file of the store. `modified_s` is Unix time, which two files may share; not so `file_id`."""
+    """A regular file of the store. `modified_s` is Unix time, which two files may share; not so `file_id`.
+    `taken_bytes` is the room that it takes on the disk: less than its size when it has holes."""
 
     size_bytes: int
     modified_s: float
     file_id: int
+    taken_bytes: int = attrs.field(default=0, eq=False)
 
 
 class Disk:
@@ -61,6 +65,19 @@ class Disk:
             while rest:
                 rest = rest[os.write(descriptor, rest) :]
 
+    def write_at(self, descriptor: int, content: bytes | bytearray | memoryview, offset: int) -> None:
+        """Write all of it at this offset. Any number of threads may do so."""
+        rest = memoryview(content)
+        with translated("writing a file"):
+            while rest:
+                written = os.pwrite(descriptor, rest, offset)
+                rest, offset = rest[written:], offset + written
+
+    def resize(self, descriptor: int, size_bytes: int) -> None:
+        """Make it this long; what was not written is a hole, which takes no room."""
+        with translated("resizing a file"):
+            os.ftruncate(descriptor, size_bytes)
+
     def allocate(self, descriptor: int, size_bytes: int) -> None:
         """Take this much room on the disk, without content."""
         with translated("taking room"):
@@ -75,6 +92,11 @@ class Disk:
         """Content and size reach the disk. After an error the file is lost, its pages may be gone (S19)."""
         with translated("syncing a file"):
             os.fsync(descriptor)
+
+    def sync_data(self, descriptor: int) -> None:
+        """Like `sync`, but without the file's times."""
+        with translated("syncing a file"):
+            os.fdatasync(descriptor)
 
     def close(self, descriptor: int) -> None:
         """An error here too means that the file is lost; the descriptor is gone in any case."""
@@ -105,12 +127,37 @@ class Disk:
         with translated("creating a directory"):
             path.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
 
-    def touch(self, path: Path) -> None:
-        """Its age starts again."""
-        with translated("touching a file"):
-            os.utime(path, follow_symlinks=False)
+    def reopen(self, path: Path) -> int | None:
+        """A descriptor to go on writing a file of ours, also a sealed one; None when it is not there."""
+        if self.facts(path) is None:
+            return None
+        with translated("opening a file"):
+            path.chmod(FILE_MODE)
+            descriptor = os.open(path, _REOPEN_FLAGS)
+        try:
+            self._checked(os.fstat(descriptor))
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def lock(self, descriptor: int) -> bool:
+        """Hold this file until the descriptor is closed; False when somebody holds it already."""
+        try:
+            with translated("locking a file"):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except StoreError as error:
+            if isinstance(error.__cause__, BlockingIOError):
+                return False
+            raise
+        return True
 
     # looking
+
+    def read_at(self, descriptor: int, buffer: bytearray | memoryview, offset: int) -> int:
+        """How many bytes of the file were read into the buffer; 0 at its end."""
+        with translated("reading a file"):
+            return os.preadv(descriptor, [buffer], offset)
 
     def facts(self, path: Path) -> FileFacts | None:
         """What lies there; None when nothing does. Raises StoreDamaged unless it is a file of ours."""
@@ -183,7 +230,12 @@ class Disk:
             raise StoreDamaged("a file of the store belongs to another user")
         if status.st_nlink != 1:
             raise StoreDamaged("a file of the store has a second name outside of it")
-        return FileFacts(size_bytes=status.st_size, modified_s=status.st_mtime, file_id=status.st_ino)
+        return FileFacts(
+            size_bytes=status.st_size,
+            modified_s=status.st_mtime,
+            file_id=status.st_ino,
+            taken_bytes=status.st_blocks * 512,
+        )
 
 
 def _pieces(file: BinaryIO, limit_bytes: int) -> Iterator[bytes]:

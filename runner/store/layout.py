@@ -10,6 +10,8 @@
 <root>/settings/<hex>.json  what was configured for one model; <hex>.damaged.json is one kept for a look
 <root>/lock                 held by the one daemon that owns the directory
 <root>/partial/             files that are being written
+<root>/partial/<hex>.part   content that is being downloaded; <hex>.journal says how much of it counts
+<root>/pieces/<hex>         checksums of the pieces of a large file that was verified
 """
 
 from __future__ import annotations
@@ -67,6 +69,19 @@ class StoreLayout:
     def partial(self) -> Path:
         return self.root / "partial"
 
+    def partial_of(self, digest: Digest) -> Path:
+        return self.partial / f"{digest.hex}.part"
+
+    def journal_of(self, digest: Digest) -> Path:
+        return self.partial / f"{digest.hex}.journal"
+
+    @property
+    def pieces(self) -> Path:
+        return self.root / "pieces"
+
+    def pieces_of(self, digest: Digest) -> Path:
+        return self.pieces / digest.hex
+
     @property
     def reserve(self) -> Path:
         return self.root / "reserve"
@@ -80,8 +95,9 @@ class StoreLayout:
 
     def directories(self) -> tuple[Path, ...]:
         """All directories below the root, parents first."""
-        return self.root / "blobs", self.blobs, self.settings, self.partial
+        return self.root / "blobs", self.blobs, self.settings, self.partial, self.pieces
 
     def names_of_a_beginning(self) -> frozenset[str]:
         """What lies in the root of a store that was cut while it was created, before it had a version."""
-        return frozenset({self.lock.name, self.partial.name, self.settings.name, self.blobs.parent.name})
+        directories = {path.name for path in self.directories() if path.parent == self.root}
+        return frozenset({self.lock.name, *directories})

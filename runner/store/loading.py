@@ -18,6 +18,7 @@ from runner.store.blobs import BlobStore
 from runner.store.catalog import StoredModel
 from runner.store.disk import FileFacts
 from runner.store.package import TEXT_LAYER_BYTES_MAX, check_text_layer
+from runner.store.verify import require_good
 
 _REMEMBERED_MAX = 64
 
@@ -35,8 +36,7 @@ class ModelLoader:
     def files_of(self, stored: StoredModel) -> ModelFiles:
         """Raises InvalidModelFile or StoreDamaged for a part that is missing or must not be loaded."""
         weights = _only_weights(stored)
-        for layer in stored.manifest.layers:
-            self._blobs.check(layer)
+        require_good(self._blobs, stored.manifest.layers)
         return ModelFiles(
             model=stored.model,
             weights=(self._blobs.path(weights.digest),),

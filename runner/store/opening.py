@@ -20,6 +20,7 @@ from runner.oci.digest import Digest
 from runner.store.catalog import Catalog
 from runner.store.directory import LoadedCatalog, StoreDirectory
 from runner.store.disk import DIRECTORY_MODE, FILE_MODE, Disk, FileFacts
+from runner.store.downloads import KEEP_FREE_BYTES
 from runner.store.gc import leftovers, reachable
 from runner.store.index import StoreIndex
 from runner.store.layout import StoreLayout
@@ -55,8 +56,11 @@ class OpenStore:
         self.close()
 
 
-def open_store(root: Path, *, now_s: float, disk: Disk | None = None) -> OpenStore:
-    """Open, and create or repair, the store in `root`. `now_s` is Unix time.
+def open_store(
+    root: Path, *, now_s: float, disk: Disk | None = None, keep_free_bytes: int = KEEP_FREE_BYTES
+) -> OpenStore:
+    """Open, and create or repair, the store in `root`. `now_s` is Unix time; downloads leave
+    `keep_free_bytes` of the disk free.
 
     Raises StartRefused when another process holds it, when a newer version wrote it, when it is something
     else, or when the disk fails.
@@ -67,7 +71,8 @@ def open_store(root: Path, *, now_s: float, disk: Disk | None = None) -> OpenSto
         _refuse_foreign_content(layout, disk)
         lock_descriptor = _lock(layout, disk)
         try:
-            return _open_locked(StoreDirectory(layout, disk), lock_descriptor, now_s)
+            directory = StoreDirectory(layout, disk, keep_free_bytes=keep_free_bytes)
+            return _open_locked(directory, lock_descriptor, now_s)
         except BaseException:
             os.close(lock_descriptor)
             raise
@@ -79,7 +84,7 @@ def _open_locked(directory: StoreDirectory, lock_descriptor: int, now_s: float) 
     _check_versions(directory)
     _complete(directory)
     loaded = directory.load()
-    _remove_partial_files(directory)
+    directory.downloads.remove_debris()
     if not loaded.was_rebuilt:  # then a model may be missing by mistake
         directory.settings.drop_all_but(loaded.catalog.index.manifests().keys())
     removed = _remove_leftovers(directory, loaded, now_s)
@@ -207,12 +212,6 @@ def _complete(directory: StoreDirectory) -> None:
 
 
 # what has been left over
-
-
-def _remove_partial_files(directory: StoreDirectory) -> None:
-    """Files of writers that ended without finishing; nothing can continue them, and we hold the lock."""
-    for name in directory.disk.names(directory.layout.partial):
-        directory.disk.unlink(directory.layout.partial / name)
 
 
 def _remove_leftovers(directory: StoreDirectory, loaded: LoadedCatalog, now_s: float) -> int:

@@ -32,7 +32,7 @@ def lease_on(pins):
 def test_a_model_is_pinned_until_its_last_lease_is_released():
     pins = Pins()
     first, second = lease_on(pins), lease_on(pins)
-    assert repr(pins) == "<Pins 2 leases on 1 models>"
+    assert repr(pins) == "<Pins 2 leases on 1 models, 0 blobs held>"
     first.release()
     assert pins.is_pinned(DIGEST)
     second.release()

@@ -85,6 +85,21 @@ class CountingDisk(Disk):
             self._before("write")
             super().write(descriptor, part)
 
+    def write_at(self, descriptor: int, content: bytes | bytearray | memoryview, offset: int) -> None:
+        half = len(content) // 2
+        self._before("write")
+        super().write_at(descriptor, content[:half], offset)
+        self._before("write")
+        super().write_at(descriptor, content[half:], offset + half)
+
+    def resize(self, descriptor: int, size_bytes: int) -> None:
+        self._before("resize")
+        super().resize(descriptor, size_bytes)
+
+    def sync_data(self, descriptor: int) -> None:
+        self._before("sync")
+        super().sync_data(descriptor)
+
     def allocate(self, descriptor: int, size_bytes: int) -> None:
         self._before("allocate")
         super().allocate(descriptor, size_bytes)
@@ -121,10 +136,6 @@ class CountingDisk(Disk):
         self._before("make directory")
         super().make_directory(path)
 
-    def touch(self, path: Path) -> None:
-        self._before("touch")
-        super().touch(path)
-
 
 class ForgetfulDisk(CountingDisk):
     """Knows what a power cut would leave; `lose_power` makes it so.
@@ -136,27 +147,41 @@ class ForgetfulDisk(CountingDisk):
     def __init__(self, on_operation: OnOperation = do_nothing) -> None:
         super().__init__(on_operation)
         self._open: dict[int, Path] = {}
-        self._unsynced: set[Path] = set()
+        self._unsynced: dict[Path, bytes] = {}  # with the content that was synced last
         self._undo: list[tuple[Path, bytes | None]] = []
 
     def create(self, path: Path) -> int:
         descriptor = super().create(path)
         self._open[descriptor] = path
-        self._unsynced.add(path)
+        self._unsynced[path] = b""
         self._undo.append((path, None))
         return descriptor
 
+    def reopen(self, path: Path) -> int | None:
+        descriptor = super().reopen(path)
+        if descriptor is not None:
+            self._open[descriptor] = path
+        return descriptor
+
+    def write_at(self, descriptor: int, content: bytes | bytearray | memoryview, offset: int) -> None:
+        path = self._open[descriptor]
+        self._unsynced.setdefault(path, path.read_bytes())
+        super().write_at(descriptor, content, offset)
+
     def sync(self, descriptor: int) -> None:
         super().sync(descriptor)
-        self._unsynced.discard(self._open[descriptor])
+        self._unsynced.pop(self._open[descriptor], None)
+
+    def sync_data(self, descriptor: int) -> None:
+        super().sync_data(descriptor)
+        self._unsynced.pop(self._open[descriptor], None)
 
     def rename(self, source: Path, target: Path) -> None:
         steps = [(source, _content(source)), (target, _content(target))]
         super().rename(source, target)
         self._undo += steps
         if source in self._unsynced:
-            self._unsynced.remove(source)
-            self._unsynced.add(target)
+            self._unsynced[target] = self._unsynced.pop(source)
 
     def unlink(self, path: Path) -> None:
         step = (path, _content(path))
@@ -168,10 +193,10 @@ class ForgetfulDisk(CountingDisk):
         self._undo = [step for step in self._undo if step[0].parent != path]
 
     def lose_power(self) -> None:
-        for path in self._unsynced:
+        for path, synced in self._unsynced.items():
             if path.exists():
                 path.unlink()
-                path.write_bytes(b"")
+                path.write_bytes(synced)
         for path, before in reversed(self._undo):
             path.unlink(missing_ok=True)
             if before is not None:

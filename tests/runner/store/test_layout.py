@@ -37,9 +37,14 @@ def test_every_path_lies_in_the_root():
         Path("/store/blobs/sha256"),
         Path("/store/settings"),
         Path("/store/partial"),
+        Path("/store/pieces"),
     )
-    assert LAYOUT.names_of_a_beginning() == {"lock", "partial", "settings", "blobs"}
+    assert LAYOUT.names_of_a_beginning() == {"lock", "partial", "pieces", "settings", "blobs"}
     assert {path.parent for path in (LAYOUT.settings_of(DIGEST), LAYOUT.damaged_settings(DIGEST))} == {
         LAYOUT.settings
     }
+    assert {path.parent for path in (LAYOUT.partial_of(DIGEST), LAYOUT.journal_of(DIGEST))} == {
+        LAYOUT.partial
+    }
+    assert LAYOUT.pieces_of(DIGEST).parent == LAYOUT.pieces
     assert LAYOUT.settings_of(DIGEST) != LAYOUT.damaged_settings(DIGEST)

@@ -102,12 +102,24 @@ def test_a_missing_or_shortened_part_is_named(store, stored):
         ModelLoader(store.directory.blobs).files_of(stored)
 
 
-def test_G02_weights_that_are_no_gguf_any_more_never_reach_the_engine(store, stored):
+def test_S24_weights_that_are_not_what_their_name_says_never_reach_the_engine(store, stored):
     path = store.directory.blobs.path(Digest.of(WEIGHTS))
     path.chmod(0o600)
     path.write_bytes(b"x" * len(WEIGHTS))
+    for _ in range(2):  # also when it is known by then
+        with pytest.raises(StoreDamaged, match=Digest.of(WEIGHTS).hex):
+            ModelLoader(store.directory.blobs).files_of(stored)
+    store.directory.blobs.put(WEIGHTS)
+    ModelLoader(store.directory.blobs).files_of(stored)
+
+
+def test_G02_weights_that_are_no_gguf_never_reach_the_engine(store, stored):
+    junk = b"x" * len(WEIGHTS)
+    store.directory.blobs.put(junk)
+    layer = attrs.evolve(stored.manifest.layers[0], digest=Digest.of(junk))
+    manifest = attrs.evolve(stored.manifest, layers=(layer,))
     with pytest.raises(InvalidModelFile):
-        ModelLoader(store.directory.blobs).files_of(stored)
+        ModelLoader(store.directory.blobs).files_of(attrs.evolve(stored, manifest=manifest))
 
 
 @pytest.mark.parametrize("count", [0, 2])

@@ -8,23 +8,20 @@ has no digest.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from typing import Final, Self, TypeAlias
+from typing import Final, Self
 
-from runner.errors import ContentMismatch, RangeRefused, RegistryError, RegistryUnavailable
+from runner.errors import ContentMismatch, RangeRefused, RegistryUnavailable
 from runner.registry.transport import Answer
-
-Ask: TypeAlias = Callable[[Mapping[str, str]], Answer]
-"""Send the request with these headers; the answer has status 200, 206 or 416."""
 
 _CONTENT_RANGE: Final = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 
 
 class BlobBody:
-    """The bytes from `start` to before `end` on their way. Close it."""
+    """The bytes from `start` to before `end` of `what` on their way. Close it."""
 
-    def __init__(self, answer: Answer, *, start: int, end: int) -> None:
+    def __init__(self, answer: Answer, *, what: str, start: int, end: int) -> None:
         self._answer = answer
+        self._what = what
         self._left_bytes = end - start
         self.start = start
         self.end = end
@@ -42,7 +39,7 @@ class BlobBody:
         read_bytes = self._answer.readinto(view[: self._left_bytes])
         if not read_bytes and len(view):
             raise RegistryUnavailable(
-                self._answer.registry, f"it broke off {self._left_bytes} bytes before the end of the content"
+                self._answer.registry, f"it broke off {self._left_bytes} bytes before the end of {self._what}"
             )
         self._left_bytes -= read_bytes
         return read_bytes
@@ -52,7 +49,7 @@ class BlobBody:
         if self._answer.readinto(memoryview(bytearray(1))):
             self.close()
             raise ContentMismatch(
-                f"{self._answer.registry} sent more than the {self.end - self.start} bytes of the content"
+                f"{self._answer.registry} sent more than the {self.end - self.start} bytes of {self._what}"
             )
 
     def close(self) -> None:
@@ -66,42 +63,25 @@ class BlobBody:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<BlobBody {self.start}-{self.end}, {self._left_bytes} bytes to come>"
+        return f"<BlobBody {self._what} {self.start}-{self.end}, {self._left_bytes} bytes to come>"
 
 
-def open_body(ask: Ask, *, size_bytes: int, start: int = 0, end: int | None = None) -> BlobBody:
-    """Content of `size_bytes`, from `start` to before `end`; the whole of it without both.
-
-    1. The whole: no range is asked for, and the answer announces that size or none; else ContentMismatch.
-    2. A part: the answer is a 206 for exactly that range of exactly that size; else RangeRefused, and the
-       caller starts again without a range.
-
-    Raises what `ask` raises besides.
-    """
-    end = size_bytes if end is None else end
-    if not (0 <= start < end <= size_bytes or start == end == size_bytes == 0):
-        raise ValueError(f"no range of {size_bytes} bytes: {start} to {end}")
-    if (start, end) == (0, size_bytes):
-        return _whole(ask({}), size_bytes)
-    answer = ask({"Range": f"bytes={start}-{end - 1}"})
+def checked_range(answer: Answer, *, start: int, end: int, size_bytes: int) -> None:
+    """Raises RangeRefused, closing the answer, unless it is a 206 of just these bytes of this total (S20)."""
     fault = _range_fault(answer, start, end, size_bytes)
     if fault is not None:
         answer.close()
         raise RangeRefused(answer.registry, f"asked for bytes {start} to {end - 1} of {size_bytes}, {fault}")
-    return BlobBody(answer, start=start, end=end)
 
 
-def _whole(answer: Answer, size_bytes: int) -> BlobBody:
-    if answer.status != 200:
-        answer.close()
-        raise RegistryError(answer.registry, f"it answered {answer.status} where no range was asked for")
+def checked_whole(answer: Answer, *, size_bytes: int, what: str) -> None:
+    """Raises ContentMismatch, closing the answer, when it announces another length; none is fine."""
     announced_bytes = answer.content_length
     if announced_bytes not in (None, size_bytes):
         answer.close()
         raise ContentMismatch(
-            f"{answer.registry} announced {announced_bytes} bytes for content that has {size_bytes}"
+            f"{answer.registry} announced {announced_bytes} bytes for {what}, which has {size_bytes}"
         )
-    return BlobBody(answer, start=0, end=size_bytes)
 
 
 def _range_fault(answer: Answer, start: int, end: int, size_bytes: int) -> str | None:

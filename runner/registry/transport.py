@@ -7,6 +7,7 @@ requests out. Imports the modules of connections, rules and pace. What is asked 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +21,7 @@ import requests
 from oras.auth.base import AuthBackend
 from requests.adapters import HTTPAdapter
 
-from runner.errors import RegistryError, RegistryUnavailable
+from runner.errors import RegistryError, RegistryUnavailable, RunnerError
 from runner.registry import addresses, connections
 from runner.registry.abort import Abort
 from runner.registry.connections import Call, PacedAnswer, Wiring
@@ -122,6 +123,12 @@ class Answer:
         self.close()
         return bytes(buffer[:size_bytes])
 
+    def discard(self) -> None:
+        """Read a small body to its end, so that the connection can be kept; raises nothing."""
+        with contextlib.suppress(RunnerError):
+            self.read_small()
+        self.close()
+
     def close(self) -> None:
         """Keep the connection when the body was read to its end, else close it. May be called twice."""
         self._call.release()
@@ -175,6 +182,7 @@ class Door:
         body: bytes | StreamedBody | None = None,
         authorization: Authorization | None = None,
         abort: Abort | None = None,
+        is_body_secret: bool = False,
         is_small: bool = True,
         head_s: float = HEADERS_S,
     ) -> Answer:
@@ -182,7 +190,8 @@ class Door:
 
         `origin` is the server the user named; every other host is checked, whether it stands in `url` or in
         a redirect. `authorization` goes to its own authority only, and no further than the first redirect
-        that leaves it. `is_small`: the body must have come within two minutes. `head_s` is how long the
+        that leaves it. `is_body_secret` holds the body to the same rules. `is_small`: the
+        answer must have come whole within two minutes. `head_s` is how long the
         head may take.
 
         Raises RegistryUnavailable when another attempt may help, AddressRefused, RegistryError,
@@ -198,7 +207,7 @@ class Door:
                 wiring=self._wiring,
                 origin=origin,
                 target=target,
-                is_secret=authorization is not None and authorization.is_secret,
+                is_secret=is_body_secret or (authorization is not None and authorization.is_secret),
                 abort=abort,
                 pace=Pace(head_s=head_s, total_s=head_s + SMALL_ANSWER_S if is_small else None),
             )
@@ -212,7 +221,10 @@ class Door:
                     origin.registry, f"it answered {method} with the redirect {answer.status}"
                 )
             url = _joined(url, location)
-            target = self._next_target(target, url, origin)
+            next_target = self._next_target(target, url, origin)
+            if is_body_secret and next_target != target:
+                raise RegistryError(origin.registry, f"it redirects a secret to {next_target.netloc}")
+            target = next_target
             if n_redirects == REDIRECTS_MAX:
                 break
         raise RegistryError(origin.registry, f"it redirected more than {REDIRECTS_MAX} times")

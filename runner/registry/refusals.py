@@ -1,0 +1,83 @@
+"""What an answer that is no success means to us: the one place from status to error.
+
+Imports errors. Of an answer's body only the code of its first error is repeated, and only when it looks like
+one: bodies may hold anything (N21).
+"""
+
+from __future__ import annotations
+
+import http
+import re
+from datetime import UTC, datetime
+from typing import Final
+
+import orjson
+
+from runner.errors import (
+    RegistryDenied,
+    RegistryError,
+    RegistryUnauthorized,
+    RegistryUnavailable,
+    RemoteModelNotFound,
+    RunnerError,
+)
+from runner.registry.retrying import retry_after_s
+from runner.registry.transport import Answer
+
+_CODE: Final = re.compile(r"[A-Z][A-Z0-9_]{1,39}")
+
+
+def error_of(answer: Answer, what: str, *, login_name: str) -> RegistryError:
+    """The error for an answer whose status is not the one that was wanted; the answer is closed.
+
+    `what` was asked for (`ai/smollm2:latest`), `login_name` is the registry as `runner ctl login` takes it.
+    """
+    registry, status = answer.registry, answer.status
+    reason = _reason(answer)
+    match status:
+        case 401:
+            return RegistryUnauthorized(
+                registry,
+                f"{what} does not exist or needs a login ({reason}); `runner ctl login {login_name}` logs in",
+            )
+        case 403:
+            return RegistryDenied(
+                registry,
+                f"access to {what} was refused ({reason}); `runner ctl login {login_name}` changes the user",
+            )
+        case 404:
+            return RemoteModelNotFound(registry, f"{what} is not there ({reason})")
+        case 429:
+            return RegistryUnavailable(
+                registry,
+                f"it takes no more requests for now ({reason})",
+                retry_after_s=_retry_after_s(answer),
+            )
+    if status >= 500:
+        return RegistryUnavailable(registry, f"it failed ({reason})", retry_after_s=_retry_after_s(answer))
+    return RegistryError(registry, f"it refused {what} ({reason})")
+
+
+def _retry_after_s(answer: Answer) -> float | None:
+    return retry_after_s(answer.headers.get("Retry-After"), datetime.now(UTC))
+
+
+def _reason(answer: Answer) -> str:
+    """`404 Not Found`, with the registry's own code when it gave one."""
+    try:
+        phrase = f"{answer.status} {http.HTTPStatus(answer.status).phrase}"
+    except ValueError:
+        phrase = str(answer.status)
+    code = _code(answer)
+    return f"{phrase}, {code}" if code else phrase
+
+
+def _code(answer: Answer) -> str | None:
+    try:
+        document = orjson.loads(answer.read_small())
+        code = document["errors"][0]["code"]
+    except (RunnerError, ValueError, LookupError, TypeError):
+        return None
+    finally:
+        answer.close()
+    return code if isinstance(code, str) and _CODE.fullmatch(code) else None

@@ -69,7 +69,7 @@ def _shown(value: Any) -> str:
         case None:
             return ""
         case tuple():
-            return ",".join(value)
+            return ",".join("=".join(map(str, one)) if isinstance(one, tuple) else one for one in value)
         case float():
             return "never" if value == math.inf else f"{value:g} s"
         case _:

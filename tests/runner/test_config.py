@@ -108,7 +108,7 @@ def test_a_fault_in_the_file_names_the_file_and_the_key(file: Path) -> None:
         resolve({}, {}, file)
     assert str(refusal.value).splitlines()[1:] == [
         f"  {file}: log_level: a text is due",
-        f"  {file}: allowed_hosts: a list of strings is due",
+        f"  {file}: allowed_hosts: strings are due",
         f"  {file}: threads: a whole number or a text is due",
         f"  {file}: port: 70000 is outside 0 to 65535",
     ]
@@ -237,3 +237,64 @@ def assert_accepts(file: Path, option: str, text: str, is_accepted: bool) -> Non
     else:
         with pytest.raises(StartRefused, match=option.replace("_", "-")):
             resolve({option: text}, {}, file)
+
+
+# registries
+
+
+def test_registries_come_as_text_or_as_lists_or_tables(file: Path) -> None:
+    text = "reg.example:5000=/a.pem, other.example=/b.pem"
+    wanted = (("reg.example:5000", Path("/a.pem")), ("other.example", Path("/b.pem")))
+    assert resolve({"registry_ca_files": text}, {}, file).settings.registry_ca_files == wanted
+    file.write_text('[registry_ca_files]\n"reg.example:5000" = "/a.pem"\n"other.example" = "/b.pem"\n')
+    assert resolve({}, {}, file).settings.registry_ca_files == wanted
+    file.write_text('registry_ca_files = ["reg.example:5000=/a.pem", "other.example=/b.pem"]\n')
+    assert resolve({}, {}, file).settings.registry_ca_files == wanted
+
+
+def test_a_registry_may_have_several_mirrors(file: Path) -> None:
+    file.write_text('[registry_mirrors]\n"docker.io" = ["https://a.example/v2", "b.example:5000"]\n')
+    assert resolve({}, {}, file).settings.registry_mirrors == (
+        ("docker.io", "https://a.example/v2"),
+        ("docker.io", "b.example:5000"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("insecure_registries", "http://reg.example"),
+        ("insecure_registries", "*"),
+        ("unverified_registries", "reg.example/path"),
+        ("private_registries", "10.0.0.0/8"),
+        ("registry_ca_files", "/a.pem"),
+        ("registry_ca_files", "reg.example="),
+        ("registry_ca_files", "=/a.pem"),
+        ("registry_mirrors", "docker.io=ftp://a.example"),
+        ("registry_mirrors", "docker.io=https://user:secret@a.example"),
+        ("hub_endpoint", "huggingface.co"),
+        ("hub_endpoint", "https://user:secret@hub.example"),
+        ("transfers_at_once", "0"),
+        ("transfers_at_once", "17"),
+        ("connections", "0"),
+        ("connections", "65"),
+        ("disk_reserve", "much"),
+    ],
+)
+def test_what_names_no_registry_is_refused(file: Path, name: str, text: str) -> None:
+    with pytest.raises(StartRefused, match=f"--{name.replace('_', '-')}"):
+        resolve({name: text}, {}, file)
+
+
+def test_registries_by_default(file: Path) -> None:
+    settings = resolve({}, {}, file).settings
+    assert settings.insecure_registries == () == settings.unverified_registries
+    assert (settings.transfers_at_once, settings.connections) == (2, 12)
+    assert settings.disk_reserve_bytes == 2**30
+    assert settings.hub_endpoint == "https://huggingface.co"
+
+
+def test_registries_are_compared_in_lower_case(file: Path) -> None:
+    assert resolve({"insecure_registries": "Reg.Example:80"}, {}, file).settings.insecure_registries == (
+        "reg.example:80",
+    )

@@ -1,8 +1,9 @@
 """Settings from flags, environment and file, resolved once, with every fault reported together.
 
-Order: flag, then `RUNNER_…` in the environment, then `config.toml` in the user's config directory, then the
-default. An empty variable counts as absent. Below `runner/daemon.py` nobody knows settings: constructors take
-values. Imports errors and `runner/options.py`, where each setting stands.
+Order: flag, then `RUNNER_…` in the environment, then `config.toml` in the user's config directory, then a
+variable that other programs share, then the default. An empty variable counts as absent. Below
+`runner/daemon.py` nobody knows settings: constructors take values. Imports errors and `runner/options.py`,
+where each setting stands.
 """
 
 from __future__ import annotations
@@ -142,6 +143,8 @@ def _pick(
         return environment[option.environment], Origin.ENVIRONMENT, option.environment
     if option.name in from_file:
         return from_file[option.name], Origin.FILE, f"{file or config_file()}: {option.name}"
+    if option.shared is not None and environment.get(option.shared):
+        return environment[option.shared], Origin.ENVIRONMENT, option.shared
     return None, Origin.DEFAULT, option.name
 
 

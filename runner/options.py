@@ -27,7 +27,10 @@ T = TypeVar("T")
 
 @attrs.frozen
 class Option:
-    """One setting: how it is read from text, what it is by default, and a line of help."""
+    """One setting: how it is read from text, what it is by default, and a line of help.
+
+    `shared` is a variable of other programs too, which counts when nobody has told us anything else.
+    """
 
     name: str
     parse: Callable[[str], Any]
@@ -35,6 +38,7 @@ class Option:
     help: str
     environment: str
     toml_types: tuple[type, ...] = (str,)
+    shared: str | None = None
 
 
 def _one_of(choices: tuple[str, ...]) -> Callable[[str], str]:
@@ -348,8 +352,9 @@ OPTIONS: tuple[Option, ...] = (
         "hub_endpoint",
         _endpoint,
         lambda: "https://huggingface.co",
-        "where models named hf.co/… come from",
+        "where models named hf.co/… come from; else HF_ENDPOINT says so",
         "RUNNER_HUB_ENDPOINT",
+        shared="HF_ENDPOINT",
     ),
     Option(
         "transfers_at_once",

@@ -298,3 +298,17 @@ def test_registries_are_compared_in_lower_case(file: Path) -> None:
     assert resolve({"insecure_registries": "Reg.Example:80"}, {}, file).settings.insecure_registries == (
         "reg.example:80",
     )
+
+
+def test_the_variable_of_other_programs_counts_when_nobody_has_told_us_anything_else(file: Path) -> None:
+    environment = {"HF_ENDPOINT": "https://mirror.example/"}
+    assert resolve({}, environment, file).settings.hub_endpoint == "https://mirror.example"
+    file.write_text('hub_endpoint = "https://file.example"')
+    assert resolve({}, environment, file).settings.hub_endpoint == "https://file.example"
+    environment["RUNNER_HUB_ENDPOINT"] = "https://ours.example"
+    assert resolve({}, environment, file).settings.hub_endpoint == "https://ours.example"
+
+
+def test_a_fault_in_the_variable_of_other_programs_names_it(file: Path) -> None:
+    with pytest.raises(StartRefused, match="HF_ENDPOINT: 'mirror' is not a URL"):
+        resolve({}, {"HF_ENDPOINT": "mirror"}, file)

@@ -31,7 +31,7 @@ from runner.errors import (
 )
 from runner.oci.reference import Reference
 from runner.registry.abort import Abort
-from runner.registry.blob_body import BlobBody, open_body
+from runner.registry.blob_body import BlobBody, checked_range, checked_whole
 from runner.registry.hub_documents import (
     DOCUMENT_BYTES_MAX,
     PAGES_MAX,
@@ -160,13 +160,25 @@ class Hub:
         what `resolve` raises.
         """
         path = f"/{quote(selection.repository)}/resolve/{selection.revision}/{quote(file.path)}"
-
-        def ask(headers: Mapping[str, str]) -> Answer:
-            return self._get(
-                path, selection.repository, selection.credentials, abort, headers=headers, is_small=False
-            )
-
-        return open_body(ask, size_bytes=file.size_bytes, start=start, end=end)
+        last = file.size_bytes if end is None else end
+        is_range = (start, end) != (0, None)
+        answer = self._get(
+            path,
+            selection.repository,
+            selection.credentials,
+            abort,
+            headers={"Range": f"bytes={start}-{last - 1}"} if is_range else None,
+            is_small=False,
+        )
+        what = f"{file.path!r:.120} of {selection.repository}"
+        if is_range:
+            checked_range(answer, start=start, end=last, size_bytes=file.size_bytes)
+        elif answer.status != 200:
+            answer.close()
+            raise RegistryError(HUB_REGISTRY, f"it answered {answer.status} where no range was asked for")
+        else:
+            checked_whole(answer, size_bytes=file.size_bytes, what=what)
+        return BlobBody(answer, what=what, start=start, end=last)
 
     def read_file(self, selection: HubSelection, file: HubFile, *, abort: Abort | None = None) -> bytes:
         """All of a file without a SHA-256, checked against the hash of git; PLAIN_FILE_BYTES_MAX at most.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -98,23 +99,27 @@ class ScriptedHub:
 
 
 @contextmanager
-def scripted_hub() -> Iterator[ScriptedHub]:
-    """A hub that runs until the block ends; neither threads nor sockets are left."""
+def scripted_hub(tls: ssl.SSLContext | None = None) -> Iterator[ScriptedHub]:
+    """A hub that runs until the block ends; no thread or socket is left. With `tls` both ports use it."""
     hub = ScriptedHub()
-    with _served(hub, _HubAnswers) as hub.url, _served(hub, _ContentAnswers) as hub.content_url:
+    with _served(hub, _HubAnswers, tls) as hub.url, _served(hub, _ContentAnswers, tls) as hub.content_url:
         yield hub
 
 
 @contextmanager
-def _served(hub: ScriptedHub, answers: type[_Answers]) -> Iterator[str]:
+def _served(hub: ScriptedHub, answers: type[_Answers], tls: ssl.SSLContext | None) -> Iterator[str]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Answers", (answers,), {"hub": hub}))
     server.daemon_threads = False  # so that closing the server joins them
+    scheme = "http"
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+        scheme = "https"
     thread = threading.Thread(
         target=server.serve_forever, kwargs={"poll_interval": 0.01}, name="scripted hub"
     )
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
+        yield f"{scheme}://127.0.0.1:{server.server_address[1]}"
     finally:
         server.shutdown()
         thread.join()

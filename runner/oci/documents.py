@@ -60,11 +60,21 @@ def make_converter(*renamed: tuple[type, dict[str, str]]) -> cattrs.Converter:
     converter.register_structure_hook_func(_is_tuple, lambda value, target: _list(value, target, converter))
     for target, names in renamed:
         overrides: Any = {field: override(rename=member) for field, member in names.items()}
-        converter.register_structure_hook(target, make_dict_structure_fn(target, converter, **overrides))
+        structure: Callable[[Any, Any], Any] = make_dict_structure_fn(target, converter, **overrides)
+        converter.register_structure_hook(target, _of_objects(structure))
         converter.register_unstructure_hook(
             target, _without_absent(make_dict_unstructure_fn(target, converter, **overrides))
         )
     return converter
+
+
+def _of_objects(structure: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    def structure_object(value: Any, target: Any) -> Any:
+        if not isinstance(value, dict):  # else a list would pass where every member may be missing
+            raise TypeError(f"expected an object, not {type(value).__name__}")
+        return structure(value, target)
+
+    return structure_object
 
 
 def _without_absent(unstructure: Callable[[Any], dict[str, Any]]) -> Callable[[Any], dict[str, Any]]:

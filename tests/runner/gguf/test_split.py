@@ -102,7 +102,7 @@ def test_G04_more_parts_than_the_limit_are_refused_before_one_is_looked_at() -> 
     unreadable = [(io.BytesIO(), 0)]
     with pytest.raises(InvalidModelFile, match=f"{PARTS_MAX + 1} parts"):
         read_parts(unreadable, PARTS_MAX + 1)
-    with pytest.raises(InvalidModelFile, match="no GGUF|not a GGUF"):
+    with pytest.raises(InvalidModelFile, match="not a GGUF file"):
         read_parts(unreadable, PARTS_MAX)
 
 

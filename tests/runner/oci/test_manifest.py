@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from runner.errors import InvalidManifest
 from runner.oci import media_types
 from runner.oci.digest import Digest
-from runner.oci.manifest import LAYERS_MAX, MANIFEST_BYTES_MAX, SIZE_MAX, Descriptor, ImageIndex, Manifest
+from runner.oci.manifest import (
+    LAYERS_MAX,
+    MANIFEST_BYTES_MAX,
+    SIZE_MAX,
+    Descriptor,
+    ImageIndex,
+    Manifest,
+    Platform,
+)
 
 HEX = "ab" * 32
 
@@ -51,7 +59,7 @@ def test_bytes_follow_the_order_of_the_format_and_sort_annotations():
 
 
 def test_members_we_do_not_know_are_ignored():
-    assert parsed(subject={"anything": 1}, layers=[layer(urls=["https://x"], platform={})]) == parsed()
+    assert parsed(subject={"anything": 1}, layers=[layer(urls=["https://x"], data="")]) == parsed()
 
 
 def test_old_artifacts_without_annotations_are_read():
@@ -160,6 +168,75 @@ def test_an_index_reads_as_it_was_written():
     assert ImageIndex.parse(b'{"schemaVersion":2,"manifests":[]}').manifests == ()
     with pytest.raises(InvalidManifest):
         ImageIndex.parse(b'{"schemaVersion":3,"manifests":[]}')
+
+
+LINUX = Platform(os="linux", architecture="amd64")
+
+
+def an_index(*entries):
+    manifests = [
+        {"mediaType": media_types.IMAGE_MANIFEST, "size": 9, "digest": f"sha256:{n:064x}"} | entry
+        for n, entry in enumerate(entries)
+    ]
+    content = orjson.dumps({"schemaVersion": 2, "mediaType": media_types.IMAGE_INDEX, "manifests": manifests})
+    index = ImageIndex.parse(content)
+    assert ImageIndex.parse(index.encode()) == index
+    return index
+
+
+def for_platform(os, architecture, **more):
+    return {"platform": {"os": os, "architecture": architecture, "os.features": ["x"]} | more}
+
+
+STATEMENT = for_platform("unknown", "unknown") | {"annotations": {"vnd.docker.reference.type": "attestation"}}
+
+
+@pytest.mark.parametrize(
+    ("entries", "chosen"),
+    [
+        ([for_platform("linux", "arm64"), for_platform("linux", "amd64")], 1),
+        ([for_platform("linux", "amd64", variant="v3"), for_platform("linux", "amd64")], 0),
+        ([for_platform("linux", "arm64")], 0),
+        ([{}], 0),
+        ([for_platform("windows", "amd64"), STATEMENT], 0),
+        ([{"platform": {}}, {"mediaType": "application/json"}], 0),
+        ([{"artifactType": media_types.CNCF_ARTIFACT}], 0),
+    ],
+)
+def test_an_index_leads_to_the_manifest_of_the_platform_or_to_its_only_one(entries, chosen):
+    index = an_index(*entries)
+    assert index.manifest_for(LINUX) == index.manifests[chosen]
+
+
+@pytest.mark.parametrize(
+    ("entries", "reason"),
+    [
+        ([], "it has none"),
+        ([STATEMENT], "it has none"),
+        ([for_platform("linux", "arm64"), for_platform("windows", "amd64")], "linux/arm64, windows/amd64"),
+        ([{}, {}], "it has any"),
+    ],
+)
+def test_an_index_without_a_manifest_for_us_is_refused_with_what_it_has(entries, reason):
+    with pytest.raises(InvalidManifest, match=reason):
+        an_index(*entries).manifest_for(LINUX)
+
+
+@pytest.mark.parametrize(
+    "nested", [media_types.IMAGE_INDEX, "application/vnd.docker.distribution.manifest.list.v2+json"]
+)
+def test_S03_nested_indexes_are_refused(nested):
+    index = an_index(for_platform("linux", "amd64"), {"mediaType": nested})
+    with pytest.raises(InvalidManifest, match="another index"):
+        index.manifest_for(LINUX)
+
+
+def test_the_manifest_of_a_pack_says_that_it_is_one():
+    pack = Manifest.binding(b"{}", (), media_types.CNCF_CONFIG, {"b": "2", "a": "1"})
+    assert Manifest.parse(pack.encode()) == pack
+    assert orjson.loads(pack.encode())["artifactType"] == media_types.CNCF_ARTIFACT
+    assert list(orjson.loads(pack.encode())["annotations"]) == ["a", "b"]
+    assert b"artifactType" not in Manifest.binding(b"{}", (), media_types.DOCKER_CONFIG_V02).encode()
 
 
 @given(

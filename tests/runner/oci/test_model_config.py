@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runner.errors import InvalidManifest
+from runner.oci import media_types
 from runner.oci.digest import Digest
 from runner.oci.model_config import CONFIG_BYTES_MAX, ModelConfig
 
@@ -56,7 +57,7 @@ def test_a_wish_that_nobody_has_is_not_written():
 @given(
     st.builds(
         ModelConfig,
-        format=st.text(max_size=5),
+        format=st.sampled_from(["", "gguf", "safetensors"]),
         quantization=st.text(max_size=5),
         parameters=st.text(max_size=5),
         architecture=st.text(max_size=5),
@@ -69,6 +70,98 @@ def test_a_wish_that_nobody_has_is_not_written():
 )
 def test_a_config_round_trips(config):
     assert ModelConfig.parse(config.encode()) == config
+    pack = config.as_pack()
+    assert ModelConfig.parse(pack.encode()) == pack
+    assert pack.as_pack() == pack
+
+
+def test_a_pack_is_written_as_the_format_has_it():
+    pack = CONFIG.as_pack()
+    assert (CONFIG.media_type, pack.media_type) == (media_types.DOCKER_CONFIG_V01, media_types.CNCF_CONFIG)
+    assert orjson.loads(pack.encode()) == {
+        "config": {
+            "format": "gguf",
+            "quantization": "MOSTLY_Q4_K_M",
+            "paramSize": "361.82M",
+            "architecture": "llama",
+        },
+        "descriptor": {"createdAt": "2026-07-22T08:00:00Z", "family": "llama"},
+        "modelfs": {"type": "layers", "diffIds": [f"sha256:{HEX}"]},
+    }
+
+
+@pytest.mark.parametrize(
+    ("document", "is_pack"),
+    [
+        ({"config": {"paramSize": "1B"}}, True),
+        ({"config": {}, "modelfs": {"type": "layers", "diffIds": []}}, True),
+        # the published text of Docker's format has this member as well
+        ({"config": {"parameters": "1B"}, "descriptor": {"createdAt": "2026-07-22T08:00:00Z"}}, False),
+        ({"config": {"parameters": "1B"}, "files": [{"diffID": "x"}]}, False),
+    ],
+)
+def test_a_pack_is_told_by_what_only_packs_have(document, is_pack):
+    found = ModelConfig.parse(orjson.dumps(document))
+    assert found.is_pack is is_pack
+    assert found.parameters in ("1B", "")
+
+
+def test_all_members_of_a_pack_are_read_past():
+    content = orjson.dumps(
+        {
+            "descriptor": {
+                "createdAt": "2026-07-22T08:00:00Z", "authors": ["A"], "family": "llama", "name": "x",
+                "docURL": "u", "licenses": ["MIT"], "title": "t", "datasetsURL": [], "vendor": "v",
+            },
+            "config": {
+                "format": "GGUF", "paramSize": "8B", "precision": "bf16", "architecture": "transformer",
+                "capabilities": {"inputTypes": ["text"], "reasoning": True, "languages": ["en"]},
+            },
+            "modelfs": {"type": "layers", "diffIds": [f"sha256:{HEX}"]},
+        }
+    )  # fmt: skip
+    config = ModelConfig.parse(content)
+    assert (config.format, config.parameters, config.size, config.created_s) == (
+        "gguf",
+        "8B",
+        "",
+        1_784_707_200,
+    )
+    assert config.diff_ids == (Digest(HEX),)
+
+
+def test_metadata_of_other_weights_is_kept_apart():
+    content = orjson.dumps(
+        {"config": {"format": "safetensors", "safetensors": {"tensor_count": "3"}, "diffusers": {}}}
+    )
+    assert ModelConfig.parse(content).other_metadata == {"safetensors": {"tensor_count": "3"}}
+
+
+@pytest.mark.parametrize(
+    ("trained", "written", "annotation", "chosen"),
+    [
+        ("8192", 8192, None, None),  # as every tool writes it
+        ("8192", 8192, "8192", 8192),
+        ("8192", 4096, None, 4096),
+        ("8192", 16384, None, 16384),
+        ("8192", None, None, None),
+        ("8192", 8192, "all of it", None),
+        ("8192", 8192, "0", None),
+        ("8192", 8192, "2147483648", None),
+        (None, 131072, None, None),
+        (None, 4096, None, 4096),
+        (None, 8192, None, 8192),
+        (None, 8193, None, None),
+        (None, None, None, None),
+    ],
+)
+def test_a_context_counts_as_chosen_only_where_it_cannot_be_the_trained_one(
+    trained, written, annotation, chosen
+):
+    metadata = {} if trained is None else {"llama.context_length": trained}
+    annotations = {} if annotation is None else {media_types.ANNOTATION_CONTEXT_SIZE: annotation}
+    config = attrs.evolve(CONFIG, metadata=metadata, context_size=written)
+    assert config.chosen_context_size(annotations, default=8192) == chosen
 
 
 @pytest.mark.parametrize(

@@ -5,28 +5,32 @@ Reads headers in threads. Imports the store's handle, runner.store and runner.gg
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import BinaryIO
 
 import trio
 
+from actors.held_models import held_model
 from actors.store_handle import StoreHandle
 from runner.domain.model import Model
 from runner.errors import BlobNotFound, ModelNotFound, StoreDamaged, StoreError
 from runner.gguf.metadata import GgufMetadata, read_metadata
+from runner.gguf.split import read_parts
+from runner.oci.digest import Digest
 from runner.oci.reference import ModelName, Reference
 from runner.store.blobs import StoredBlob
 from runner.store.disk import Disk
 from runner.store.package import (
     TEXT_LAYER_BYTES_MAX,
-    BuiltPackage,
     PackageLayer,
     PackageSpec,
-    build,
+    check_projector,
     check_text_layer,
     check_weights,
 )
+from runner.store.packaging import BaseModel, BuiltPackage, build, derive
 
 
 class Packaging:
@@ -40,11 +44,30 @@ class Packaging:
 
     async def package(self, spec: PackageSpec) -> Model:
         """Raises like `PullerHandle.package`."""
-        blobs = await self._store.hold_blobs(tuple(layer.digest for layer in spec.in_order()))
-        existing = await self._existing(spec.target)
-        make = partial(_make, spec, blobs, existing, int(self._now_s()))
-        built = await trio.to_thread.run_sync(make, limiter=self._limiter)
-        return await self._store.publish(built.config, built.layers, spec.target)
+        if spec.base is not None:
+            return await self._derive(spec, spec.base)
+        digests = tuple(layer.digest for layer in spec.in_order())
+        with self._store.holding(digests):
+            blobs = await self._store.hold_blobs(digests)
+            existing = await self._existing(spec.target)
+            make = partial(_make, spec, blobs, existing, int(self._now_s()))
+            return await self._publish(await self._in_thread(make), spec.target)
+
+    async def _derive(self, spec: PackageSpec, base_name: ModelName) -> Model:
+        """A model of the base's layers, with others beside them; not one of the base's bytes is copied."""
+        digests = tuple(layer.digest for layer in spec.in_order())
+        async with held_model(self._store, base_name) as held:
+            with self._store.holding(digests):
+                blobs = await self._store.hold_blobs(digests)
+                base = BaseModel.read(held.manifest_bytes, held.config_bytes)
+                make = partial(_make_derived, spec, blobs, base)
+                return await self._publish(await self._in_thread(make), spec.target)
+
+    async def _in_thread(self, make: Callable[[], BuiltPackage]) -> BuiltPackage:
+        return await trio.to_thread.run_sync(make, limiter=self._limiter)
+
+    async def _publish(self, built: BuiltPackage, target: Reference) -> Model:
+        return await self._store.publish_verbatim(built.manifest, built.config, target)
 
     async def _existing(self, target: Reference) -> Model | None:
         try:
@@ -72,18 +95,43 @@ def _make(
     return build_at(created_s=now_s)
 
 
+def _make_derived(spec: PackageSpec, blobs: tuple[StoredBlob, ...], base: BaseModel) -> BuiltPackage:
+    """The same for a model that is derived from one whose weights were checked when it came."""
+    with _translated():
+        _check_others(spec.in_order(), _by_digest(blobs))
+    return derive(spec, base, [blob.size_bytes for blob in blobs])
+
+
 def _read_parts(layers: tuple[PackageLayer, ...], blobs: tuple[StoredBlob, ...]) -> GgufMetadata:
-    """What the weights' header says, once every part has been checked. Raises InvalidModelFile."""
-    try:
-        for layer, blob in zip(layers[1:], blobs[1:], strict=True):
-            with _open(blob) as file:
-                check_text_layer(layer.kind, file.read(TEXT_LAYER_BYTES_MAX + 1))
-        with _open(blobs[0]) as file:
-            metadata = read_metadata(file, blobs[0].size_bytes)
-    except OSError as error:
-        raise StoreError(f"reading an uploaded part failed: {error.strerror}") from error
+    """What the weights' headers say, once every part has been checked. Raises InvalidModelFile."""
+    found = _by_digest(blobs)
+    weights = [found[layer.digest] for layer in layers if layer.kind == "gguf"]
+    with _translated():
+        _check_others(layers, found)
+        metadata = read_parts(_opened(weights), len(weights))
     check_weights(metadata)
     return metadata
+
+
+def _check_others(layers: tuple[PackageLayer, ...], blobs: Mapping[Digest, StoredBlob]) -> None:
+    for layer in layers:
+        if layer.kind == "gguf":
+            continue
+        with _open(blobs[layer.digest]) as file:
+            if layer.kind == "mmproj":
+                check_projector(read_metadata(file, blobs[layer.digest].size_bytes))
+            else:
+                check_text_layer(layer.kind, file.read(TEXT_LAYER_BYTES_MAX + 1))
+
+
+def _by_digest(blobs: tuple[StoredBlob, ...]) -> dict[Digest, StoredBlob]:
+    return {blob.digest: blob for blob in blobs}
+
+
+def _opened(blobs: list[StoredBlob]) -> Iterator[tuple[BinaryIO, int]]:
+    for blob in blobs:
+        with _open(blob) as file:
+            yield file, blob.size_bytes
 
 
 def _open(blob: StoredBlob) -> BinaryIO:
@@ -91,3 +139,11 @@ def _open(blob: StoredBlob) -> BinaryIO:
     if file is None:
         raise BlobNotFound(str(blob.digest))
     return file
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"reading an uploaded part failed: {error.strerror}") from error

@@ -6,6 +6,7 @@
     │   ├── UnsupportedParameter     400  known fields that would change the result and are not implemented
     │   ├── InvalidReference         400  a model name or digest outside the grammar
     │   ├── InvalidModelFile         400  a GGUF (or other part) that must not reach the engine
+    │   ├── UnsupportedModel         422  weights that are kept and cannot be loaded (safetensors, archives)
     │   ├── InvalidManifest          400  a manifest, config or index outside the format or its limits
     │   ├── ContentMismatch          400  bytes that are not what their digest or length announced
     │   ├── TemplateFailed           400  the chat template could not render this request
@@ -108,6 +109,12 @@ class InvalidModelFile(BadInput):
     """A model part that was refused before the engine saw it."""
 
     code = "invalid_model_file"
+
+
+class UnsupportedModel(BadInput):
+    """A model that can be kept and passed on, whose weights the engine does not read."""
+
+    code = "unsupported_artifact"
 
 
 class InvalidManifest(BadInput):

@@ -37,6 +37,7 @@ from runner.errors import (
     StoreError,
     TooLarge,
     UnsupportedArtifact,
+    UnsupportedModel,
     UnsupportedParameter,
     WorkerCrashed,
 )
@@ -60,6 +61,7 @@ STATUS_OF_CLASS: dict[type[RunnerError], int] = {
     RegistryDenied: 403,
     RemoteModelNotFound: 404,
     UnsupportedArtifact: 422,
+    UnsupportedModel: 422,
 }
 """A class without a row has the status of its nearest base that has one; without any, 500."""
 

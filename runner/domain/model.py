@@ -16,7 +16,7 @@ class Model:
     """One manifest of the store with what lists and schedulers need of it.
 
     `id` is the digest of the manifest bytes. `tags` are full references, sorted; empty when untagged.
-    `size_bytes` sums config and layers. `context_size` is the packaged wish, `trained_context_size` the
+    `size_bytes` sums config and layers. `context_size` is what its packager chose, `trained_context_size` the
     header's. `created_s` is Unix time, 0 when unknown. `has_chat_template`: the package carries one, beside
     what the weights hold. `settings` are what somebody configured for it.
     """
@@ -52,8 +52,9 @@ class Model:
 class ModelFiles:
     """What a worker loads, valid while the store lease that returned it is held.
 
-    `weights` are blob paths in shard order (one today), and `weights_digests` the digests of their content.
-    Sizes in bytes. `kv_bytes_per_cell` comes from the header and covers all layers, keys and values at f16.
+    `weights` are blob paths, several in their order when the model was split, and `weights_digests` the
+    digests of their content. Sizes in bytes. `kv_bytes_per_cell` comes from the header and covers all layers,
+    keys and values at f16. `projector` turns images or sound into what the weights take; None without one.
     """
 
     model: Model
@@ -62,3 +63,4 @@ class ModelFiles:
     kv_bytes_per_cell: int
     chat_template: str | None = None
     weights_digests: tuple[Digest, ...] = ()
+    projector: Path | None = None

@@ -14,8 +14,9 @@ import attrs
 from runner.domain.model import Model
 from runner.domain.settings import NOTHING, ModelSettings
 from runner.errors import AmbiguousModel, ModelNotFound, StoreDamaged
-from runner.oci import media_types
+from runner.memory.fit import DEFAULT_CONTEXT_SIZE
 from runner.oci.digest import Digest
+from runner.oci.layers import ArtifactLayers
 from runner.oci.manifest import Descriptor, Manifest
 from runner.oci.model_config import ModelConfig
 from runner.oci.reference import ModelName, Reference
@@ -35,20 +36,25 @@ class StoredModel:
     @classmethod
     def of(cls, descriptor: Descriptor, manifest: Manifest, config: ModelConfig) -> Self:
         """What manifest and config say; names and settings come later, from index and settings."""
+        layers = ArtifactLayers.of(manifest, model_format=config.format)
         model = Model(
             id=descriptor.digest,
             tags=(),
             created_s=config.created_s,
             size_bytes=sum(part.size_bytes for part in manifest.descriptors()),
-            format=config.format,
+            format=config.format or layers.format,
             architecture=config.architecture,
             quantization=config.quantization,
             parameters=config.parameters,
-            context_size=config.context_size,
+            context_size=config.chosen_context_size(manifest.annotations, default=DEFAULT_CONTEXT_SIZE),
             trained_context_size=config.trained_context_size(),
-            has_chat_template=any(layer.media_type == media_types.CHAT_TEMPLATE for layer in manifest.layers),
+            has_chat_template=layers.chat_template is not None,
         )
         return cls(descriptor=descriptor, manifest=manifest, model=model)
+
+    def layers(self) -> ArtifactLayers:
+        """The layers by what they are for."""
+        return ArtifactLayers.of(self.manifest, model_format=self.model.format)
 
 
 @attrs.frozen(kw_only=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from runner.domain.model import Model
 from runner.domain.status import LayerSummary, ModelReport, ModelSummary
 from runner.errors import InvalidManifest, StoreDamaged
-from runner.oci import media_types
 from runner.oci.manifest import Descriptor
 from runner.oci.model_config import CONFIG_BYTES_MAX, ModelConfig
 from runner.store.blobs import BlobStore
@@ -44,16 +43,15 @@ def report_of(stored: StoredModel, blobs: BlobStore) -> ModelReport:
         model=summary_of(stored.model),
         manifest_digest=str(stored.model.id),
         config_digest=str(manifest.config.digest),
-        layers=tuple(_layer_summary(layer) for layer in manifest.layers),
-        licenses=tuple(
-            _text(layer, blobs) for layer in manifest.layers if layer.media_type == media_types.LICENSE
-        ),
+        layers=tuple(layer_summary(layer) for layer in manifest.layers),
+        licenses=tuple(_text(layer, blobs) for layer in stored.layers().licenses),
         metadata=dict(config.metadata),
         described_size=config.size,
     )
 
 
-def _layer_summary(layer: Descriptor) -> LayerSummary:
+def layer_summary(layer: Descriptor) -> LayerSummary:
+    """A row of the list of layers."""
     return LayerSummary(
         media_type=layer.media_type,
         digest=str(layer.digest),

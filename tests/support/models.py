@@ -25,14 +25,15 @@ from runner.oci.reference import ModelName, Reference
 from runner.store.changes import (
     carry_out,
     plan_configure,
-    plan_publish,
+    plan_publish_verbatim,
     plan_remove,
     plan_tag,
     plan_untag,
 )
 from runner.store.disk import Disk
 from runner.store.opening import OpenStore, open_store
-from runner.store.package import BuiltPackage, PackageLayer, PackageSpec, build
+from runner.store.package import PackageLayer, PackageSpec
+from runner.store.packaging import BuiltPackage, build
 from tests.support.gguf_writer import Tensor, gguf_bytes, model_keys, text
 
 NOW_S = 1_800_000_000.0
@@ -81,7 +82,7 @@ def publish(store: OpenStore, target: str | None, weights: bytes, *licenses: byt
         put_blob(store, content)
     package = built(weights, *licenses)
     named = Reference.parse(target) if target is not None else None
-    change = plan_publish(store.catalog, package.config, package.layers, named)
+    change = plan_publish_verbatim(store.catalog, package.manifest, package.config, named)
     carry_out(change, store.directory)
     store.catalog = change.catalog
     return change.model_id

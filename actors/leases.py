@@ -95,19 +95,36 @@ class StoreLeases(Protocol):
 
 
 class KeptUploads:
-    """Content that a removal spares because somebody is about to package it; the oldest give way."""
+    """Content that somebody is about to package, and content that nobody will; the oldest give way."""
 
     def __init__(self) -> None:
-        self._digests: dict[Digest, None] = {}
+        self._waiting: dict[Digest, None] = {}
+        self._abandoned: dict[Digest, None] = {}
 
     def add(self, digest: Digest) -> None:
-        self._digests.pop(digest, None)
-        self._digests[digest] = None
-        if len(self._digests) > KEPT_UPLOADS_MAX:
-            del self._digests[next(iter(self._digests))]
+        """It was uploaded, or is just being packaged."""
+        self._abandoned.pop(digest, None)
+        _add(self._waiting, digest)
 
     def discard(self, digest: Digest) -> None:
-        self._digests.pop(digest, None)
+        """It was packaged."""
+        self._waiting.pop(digest, None)
+
+    def abandon(self, digest: Digest) -> None:
+        """Its package was refused: unless it is uploaded or packaged again, it is garbage."""
+        if self._waiting.pop(digest, digest) is None:
+            _add(self._abandoned, digest)
 
     def digests(self) -> frozenset[Digest]:
-        return frozenset(self._digests)
+        """What waits to be packaged."""
+        return frozenset(self._waiting)
+
+    def abandoned(self) -> frozenset[Digest]:
+        return frozenset(self._abandoned)
+
+
+def _add(digests: dict[Digest, None], digest: Digest) -> None:
+    digests.pop(digest, None)
+    digests[digest] = None
+    if len(digests) > KEPT_UPLOADS_MAX:
+        del digests[next(iter(digests))]

@@ -6,25 +6,30 @@ Callers never build a message and never wait for the disk's queue longer than fo
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Collection, Iterable
+from collections.abc import AsyncIterable, Callable, Collection, Iterable
 from contextlib import AbstractContextManager
 
 from actors.actor import Address
 from actors.leases import Pins, StoreLease
 from actors.store_messages import (
+    AbandonUploads,
     AdoptDownload,
     AdoptUpload,
     BeginCheck,
     BeginDownload,
     BeginUpload,
+    CollectGarbage,
     ConfigureModel,
     HoldBlobs,
     InspectModel,
+    ListContent,
     ListModels,
     OpenFiles,
     PublishModel,
     PublishVerbatim,
+    ReadDocuments,
     RemoveModel,
+    ReportDisk,
     RequireRoom,
     ResolveName,
     SeedDownload,
@@ -33,6 +38,7 @@ from actors.store_messages import (
     UntagModel,
 )
 from actors.uploads import UploadThreads
+from runner.domain.disk import BlobFinding, DiskReport, GcReport, VerifyProgress, VerifyReport
 from runner.domain.model import Model, ModelFiles
 from runner.domain.settings import ModelSettings
 from runner.domain.status import ModelReport, Removal, UploadedBlob
@@ -42,8 +48,9 @@ from runner.oci.digest import Digest
 from runner.oci.manifest import Descriptor
 from runner.oci.reference import ModelName, Reference
 from runner.store.blobs import BlobWriter, StoredBlob
+from runner.store.documents import ModelDocuments, UsedContent
 from runner.store.partials import PartialBlob
-from runner.store.verify import BlobCheck
+from runner.store.verify import BlobCheck, attributed
 
 
 class StoreHandle:
@@ -184,6 +191,65 @@ class StoreHandle:
         Raises BlobNotFound for the first one that is missing."""
         return await self._address.ask(lambda reply: HoldBlobs(digests, reply))
 
+    def abandon_uploads(self, digests: Iterable[Digest]) -> None:
+        """The package of this content was refused: what no model refers to goes with the next collection,
+        unless it is uploaded or packaged again before."""
+        self._address.tell(AbandonUploads(tuple(digests)))
+
+    async def documents(self, name: ModelName) -> ModelDocuments:
+        """Manifest and config as they were published, also of a model with damaged layers.
+        Raises ModelNotFound, AmbiguousModel; StoreDamaged when the manifest itself cannot be read."""
+        return await self._address.ask(lambda reply: ReadDocuments(name, reply))
+
+    async def gc(self, *, prune_untagged: bool = False, dry_run: bool = False) -> GcReport:
+        """Remove content that no model refers to and unfinished downloads, once they are 7 days old (S26).
+
+        `prune_untagged`: models without a name go as well, unless somebody uses them, and leftovers of any
+        age. What an upload, download or package in progress needs stays in any case. `dry_run` only tells.
+        """
+        return await self._address.ask(lambda reply: CollectGarbage(prune_untagged, dry_run, reply))
+
+    async def df(self) -> DiskReport:
+        """What takes how much room on the disk."""
+        return await self._address.ask(ReportDisk)
+
+    async def verify(
+        self,
+        names: Collection[ModelName] | None = None,
+        *,
+        on_progress: Callable[[VerifyProgress], None] = lambda progress: None,
+    ) -> VerifyReport:
+        """Read all content of these models again, or of all models, and tell what is wrong with it (S24).
+
+        What was found wrong is not loaded any more, and the next pull or repair replaces it. `on_progress` is
+        called in the caller's task, about ten times a second. Raises ModelNotFound, AmbiguousModel.
+        """
+        wanted = None if names is None else tuple(names)
+        used = await self._content(wanted)
+        total_bytes = sum(one.descriptor.size_bytes for one in used)
+        done_bytes, findings = 0, []
+        for one in used:
+            digest = str(one.descriptor.digest)
+
+            def tell(checked_bytes: int, digest: str = digest, before_bytes: int = done_bytes) -> None:
+                on_progress(
+                    VerifyProgress(
+                        digest=digest, done_bytes=before_bytes + checked_bytes, total_bytes=total_bytes
+                    )
+                )
+
+            finding = await self._check(one.descriptor, tell)
+            done_bytes += one.descriptor.size_bytes
+            if finding is not None:
+                findings.append(attributed(finding, one.models))
+        left = {str(one.descriptor.digest) for one in await self._content(None)} if findings else set()
+        return VerifyReport(
+            models=sum(one.descriptor.media_type == media_types.IMAGE_MANIFEST for one in used),
+            blobs=len(used),
+            size_bytes=total_bytes,
+            findings=tuple(finding for finding in findings if finding.digest in left),
+        )
+
     async def publish_verbatim(self, manifest: bytes, config: bytes, tag: Reference | None) -> Model:
         """Make a model of layers that lie in the store, with these very bytes as its manifest and config.
 
@@ -206,11 +272,17 @@ class StoreHandle:
             lambda reply: PublishModel(config, config_media_type, layers, tag, reply)
         )
 
-    async def _check(self, descriptor: Descriptor) -> None:
+    async def _content(self, names: tuple[ModelName, ...] | None) -> tuple[UsedContent, ...]:
+        return await self._address.ask(lambda reply: ListContent(names, reply))
+
+    async def _check(
+        self, descriptor: Descriptor, tell: Callable[[int], None] = lambda checked_bytes: None
+    ) -> BlobFinding | None:
         """Read this content, so that the store knows afterwards whether it is good."""
         check: BlobCheck = await self._address.ask(lambda reply: BeginCheck(descriptor, reply))
         try:
             while await self._threads.run(check.step):
-                pass
+                tell(check.done_bytes)
+            return check.finding
         finally:
             check.close()

@@ -11,6 +11,7 @@ from typing import Any
 import attrs
 
 from actors.actor import Reply
+from runner.domain.disk import DiskReport, GcReport
 from runner.domain.model import Model, ModelFiles
 from runner.domain.settings import ModelSettings
 from runner.domain.status import ModelReport, Removal, UploadedBlob
@@ -20,6 +21,7 @@ from runner.oci.manifest import Descriptor
 from runner.oci.reference import ModelName, Reference
 from runner.store.blobs import BlobWriter, StoredBlob
 from runner.store.directory import LoadedCatalog
+from runner.store.documents import ModelDocuments, UsedContent
 from runner.store.partials import PartialBlob
 from runner.store.verify import BlobCheck
 
@@ -183,6 +185,50 @@ class PublishVerbatim:
 
 
 @attrs.frozen
+class AbandonUploads:
+    """The package of this content was refused; nobody waits for an answer."""
+
+    digests: tuple[Digest, ...]
+
+
+@attrs.frozen
+class CollectGarbage:
+    """Remove what nothing needs; with `prunes_untagged` also models without a name, and what is young."""
+
+    prunes_untagged: bool
+    is_dry_run: bool
+    reply: Reply[GcReport]
+
+
+@attrs.frozen
+class ReportDisk:
+    reply: Reply[DiskReport]
+
+
+@attrs.frozen
+class ReadDocuments:
+    """Answer the documents of a model, also of one that cannot be used."""
+
+    name: ModelName
+    reply: Reply[ModelDocuments]
+
+
+@attrs.frozen
+class ListContent:
+    """Answer all content of these models, or of all, with the names of those that refer to it."""
+
+    names: tuple[ModelName, ...] | None
+    reply: Reply[tuple[UsedContent, ...]]
+
+
+@attrs.frozen
+class Reloaded:
+    """What the disk shows, after it was uncertain; or why that cannot be told."""
+
+    outcome: LoadedCatalog | RunnerError
+
+
+@attrs.frozen
 class WorkDone:
     work: Work
     result: object
@@ -190,11 +236,12 @@ class WorkDone:
 
 @attrs.frozen
 class WorkFailed:
-    """`loaded` is what the disk shows now, when the work may have altered the index."""
+    """`loaded` is what the disk shows now, when the work may have altered the index; or why that cannot be
+    told."""
 
     work: Work
     error: RunnerError
-    loaded: LoadedCatalog | None
+    loaded: LoadedCatalog | RunnerError | None
 
 
 Adoption = AdoptUpload | AdoptDownload
@@ -209,6 +256,8 @@ ChangeMessage = (
     | PublishVerbatim
     | BeginDownload
     | RequireRoom
+    | CollectGarbage
+    | ReportDisk
 )
 StoreMessage = (
     ListModels
@@ -218,6 +267,10 @@ StoreMessage = (
     | BeginUpload
     | BeginCheck
     | SeedDownload
+    | AbandonUploads
+    | ReadDocuments
+    | ListContent
+    | Reloaded
     | WorkDone
     | WorkFailed
     | ChangeMessage

@@ -7,30 +7,38 @@ another in a thread, each planned against the state that the previous one left. 
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import TypeVar, assert_never
 
+import attrs
 import trio
 
 from actors.actor import Mailbox, Reply
 from actors.leases import KeptUploads, Pins
 from actors.store_messages import (
+    AbandonUploads,
     AdoptDownload,
     AdoptUpload,
     BeginCheck,
     BeginDownload,
     BeginUpload,
     ChangeMessage,
+    CollectGarbage,
     ConfigureModel,
     HoldBlobs,
     InspectModel,
+    ListContent,
     ListModels,
     OpenFiles,
     PublishModel,
     PublishVerbatim,
+    ReadDocuments,
+    Reloaded,
     RemoveModel,
+    ReportDisk,
     RequireRoom,
     ResolveName,
     SeedDownload,
@@ -42,29 +50,37 @@ from actors.store_messages import (
     WorkDone,
     WorkFailed,
 )
+from runner.domain.disk import GcReport
 from runner.domain.model import Model
 from runner.domain.status import UploadedBlob
 from runner.errors import ModelNotFound, RunnerError, Unavailable
 from runner.oci.digest import Digest
+from runner.oci.reference import ModelName
 from runner.store.blobs import StoredBlob
 from runner.store.catalog import Catalog, StoredModel
 from runner.store.changes import (
     Change,
     carry_out,
     plan_configure,
+    plan_prune,
     plan_publish,
     plan_publish_verbatim,
     plan_remove,
     plan_tag,
     plan_untag,
 )
+from runner.store.collecting import collect, disk_report
 from runner.store.describe import report_of
+from runner.store.directory import LoadedCatalog
+from runner.store.documents import ModelDocuments, UsedContent, read_documents, used_content
+from runner.store.gc import GarbageRules
 from runner.store.loading import ModelLoader
 from runner.store.opening import OpenStore
 from runner.store.partials import PartialBlob
 from runner.store.verify import BlobCheck
 
 T = TypeVar("T")
+F = TypeVar("F")
 
 
 class StoreRun:
@@ -77,7 +93,9 @@ class StoreRun:
         mailbox: Mailbox[StoreMessage],
         nursery: trio.Nursery,
         report: Callable[[StoreNotice], None],
+        now_s: Callable[[], float],
     ) -> None:
+        self._now_s = now_s
         self._directory = store.directory
         self._loader = ModelLoader(store.directory.blobs)
         self._pins = pins
@@ -85,7 +103,8 @@ class StoreRun:
         self._nursery = nursery
         self._waiting: deque[ChangeMessage] = deque()  # bounded by the mailbox's limit of open asks
         self._is_changing = False
-        self._removing: Digest | None = None
+        self._must_reload = False  # a change failed, and what the disk shows now could not be read
+        self._removing: frozenset[Digest] = frozenset()
         self._kept = KeptUploads()
         self._read_limiter = trio.CapacityLimiter(4)
         self._change_limiter = trio.CapacityLimiter(1)
@@ -116,17 +135,39 @@ class StoreRun:
                 self._nursery.start_soon(self._answer_from_disk, message.reply, seed)
             case BeginCheck():
                 message.reply.set(BlobCheck(self._directory.blobs, message.descriptor))
+            case ReadDocuments():
+                self._read(message.reply, lambda: self._catalog.find(message.name), self._documents_of)
+            case ListContent():
+                _answer(message.reply, lambda: self._content_of(message.names))
+            case AbandonUploads():
+                for digest in message.digests:
+                    self._kept.abandon(digest)
             case WorkDone() | WorkFailed():
                 self._end_change(message)
+            case Reloaded():
+                self._end_reload(message.outcome)
             case _:
                 self._waiting.append(message)
                 self._begin_next_change()
 
+    async def collect_now_and_then(self, every_s: float) -> None:
+        """What nothing needs goes without being asked for."""
+        while True:
+            await trio.sleep(every_s)
+            reply: Reply[GcReport] = Reply()
+            self._mailbox.tell(CollectGarbage(prunes_untagged=False, is_dry_run=False, reply=reply))
+            try:
+                report = await reply.wait()
+            except RunnerError as error:
+                self._report(StoreNotice(message=f"what nothing needs could not be removed: {error}"))
+            else:
+                removed = len(report.removed) + len(report.removed_downloads)
+                if removed:
+                    self._report(StoreNotice(message=f"removed {removed} leftover files"))
+
     # reading
 
-    def _read(
-        self, reply: Reply[T], find: Callable[[], StoredModel], read: Callable[[StoredModel], T]
-    ) -> None:
+    def _read(self, reply: Reply[T], find: Callable[[], F], read: Callable[[F], T]) -> None:
         """Answer with what a thread reads about the model that `find` finds now."""
         try:
             stored = find()
@@ -141,15 +182,26 @@ class StoreRun:
         except RunnerError as error:
             reply.fail(error)
 
+    def _documents_of(self, model_id: Digest) -> ModelDocuments:
+        return read_documents(self._catalog, model_id, self._directory.blobs)
+
+    def _content_of(self, names: tuple[ModelName, ...] | None) -> tuple[UsedContent, ...]:
+        if names is None:
+            return used_content(self._catalog, self._catalog.index.manifests())
+        return used_content(self._catalog, dict.fromkeys(map(self._catalog.find, names)))
+
     def _leasable(self, model_id: Digest) -> StoredModel:
         """Raises like `Catalog.usable`, and ModelNotFound for a model that is just being removed."""
-        if model_id == self._removing:
+        if model_id in self._removing:
             raise ModelNotFound(str(model_id))
         return self._catalog.usable(model_id)
 
     # changing, one at a time
 
     def _begin_next_change(self) -> None:
+        if self._waiting and not self._is_changing and self._must_reload:
+            self._is_changing = True
+            self._nursery.start_soon(self._reload_first)
         while self._waiting and not self._is_changing:
             change = self._waiting.popleft()
             if change.reply.is_abandoned and not isinstance(change, AdoptUpload):
@@ -167,26 +219,52 @@ class StoreRun:
         try:
             result = await self._in_change_thread(work.in_thread)
         except RunnerError as error:
-            loaded = await self._in_change_thread(self._directory.load) if work.changes_index else None
-            self._mailbox.tell(WorkFailed(work, error, loaded))
+            self._mailbox.tell(WorkFailed(work, error, await self._load() if work.changes_index else None))
         else:
             if work.reply.is_abandoned and work.give_back is not None:
                 await self._in_change_thread(partial(work.give_back, result))
             self._mailbox.tell(WorkDone(work, result))
+
+    async def _load(self) -> LoadedCatalog | RunnerError:
+        """What the disk shows, or why that cannot be told."""
+        try:
+            return await self._in_change_thread(self._directory.load)
+        except RunnerError as error:
+            return error
+
+    async def _reload_first(self) -> None:
+        self._mailbox.tell(Reloaded(await self._load()))
 
     async def _in_change_thread(self, action: Callable[[], T]) -> T:
         return await trio.to_thread.run_sync(action, limiter=self._change_limiter)
 
     def _end_change(self, ended: WorkDone | WorkFailed) -> None:
         self._is_changing = False
-        self._removing = None
+        self._removing = frozenset()
         if isinstance(ended, WorkDone):
             ended.work.reply.set(ended.work.settle(ended.result))
         else:
-            if ended.loaded is not None:
-                self._show(ended.loaded.catalog, ended.loaded.notices)
+            self._take_over(ended.loaded)
             ended.work.reply.fail(ended.error)
         self._begin_next_change()
+
+    def _end_reload(self, outcome: LoadedCatalog | RunnerError) -> None:
+        """Go on with the change that waited for it, or refuse that one."""
+        self._is_changing = False
+        self._take_over(outcome)
+        if isinstance(outcome, RunnerError):
+            self._waiting.popleft().reply.fail(outcome)
+        self._begin_next_change()
+
+    def _take_over(self, loaded: LoadedCatalog | RunnerError | None) -> None:
+        """Show what the disk shows. When that is unknown, what was shown stays, and nothing changes until
+        it is known: a plan made now might bring back what is gone."""
+        if isinstance(loaded, RunnerError):
+            self._must_reload = True
+            self._report(StoreNotice(message=f"what the store holds cannot be read: {loaded}"))
+        elif loaded is not None:
+            self._must_reload = False
+            self._show(loaded.catalog, loaded.notices)
 
     def _plan(self, change: ChangeMessage) -> Work:
         """The work of a change, by the state of this moment; raises when it is not possible."""
@@ -203,6 +281,11 @@ class StoreRun:
             case RequireRoom(descriptors, reply):
                 require = partial(self._directory.downloads.require_room, descriptors)
                 return Work(reply=reply, in_thread=require, settle=_as_it_is)
+            case CollectGarbage():
+                return self._plan_collection(change)
+            case ReportDisk(reply):
+                report = partial(disk_report, self._directory, catalog)
+                return Work(reply=reply, in_thread=report, settle=_as_it_is)
             case HoldBlobs():
                 hold = partial(self._directory.blobs.hold, change.digests)
                 return Work(reply=change.reply, in_thread=hold, settle=self._settle_held)
@@ -241,8 +324,31 @@ class StoreRun:
         is_pinned, kept = self._pins.is_pinned, self._kept.digests() | self._pins.held()
         planned = plan_remove(self._catalog, change.name, force=change.force, is_pinned=is_pinned, kept=kept)
         if planned.model_id not in planned.catalog.index.manifests():
-            self._removing = planned.model_id
+            self._removing = frozenset({planned.model_id})
         return self._index_work(change.reply, planned, lambda done: done.removals)
+
+    def _plan_collection(self, change: CollectGarbage) -> Work:
+        held, waiting = self._pins.held(), self._kept.digests()
+        rules = GarbageRules(
+            now_s=self._now_s(), held=held, waiting=waiting, abandoned=self._kept.abandoned()
+        )
+        removals: tuple[Change, ...] = ()
+        if change.prunes_untagged:
+            rules = attrs.evolve(rules, older_than_s=-math.inf)
+            removals = plan_prune(self._catalog, is_pinned=self._pins.is_pinned, kept=held | waiting)
+        is_dry_run = change.is_dry_run
+        if not is_dry_run:
+            self._removing = frozenset(removal.model_id for removal in removals)
+
+        def settle(report: GcReport) -> GcReport:
+            if removals and not is_dry_run:
+                self._catalog = removals[-1].catalog
+            return report
+
+        in_thread = partial(
+            collect, self._directory, self._catalog, rules, removals=removals, is_dry_run=is_dry_run
+        )
+        return Work(reply=change.reply, in_thread=in_thread, settle=settle, changes_index=bool(removals))
 
     def _plan_adoption(self, change: AdoptUpload) -> Work:
         writer = change.writer

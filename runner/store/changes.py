@@ -152,6 +152,23 @@ def plan_remove(
         raise Conflict(f"{model_id.short()} has several names ({names}); remove them one by one, or force it")
     if is_pinned(model_id):
         raise ModelInUse(name.text)
+    return _removal(catalog, model_id, kept)
+
+
+def plan_prune(
+    catalog: Catalog, *, is_pinned: Callable[[Digest], bool], kept: Set[Digest] = frozenset()
+) -> tuple[Change, ...]:
+    """Every model without a name that nobody uses goes; each change is planned on the one before it."""
+    changes: list[Change] = []
+    for model_id in catalog.index.manifests():
+        if not catalog.index.names_of(model_id) and not is_pinned(model_id):
+            changes.append(_removal(changes[-1].catalog if changes else catalog, model_id, kept))
+    return tuple(changes)
+
+
+def _removal(catalog: Catalog, model_id: Digest, kept: Set[Digest]) -> Change:
+    """The model goes, with all its names and what only it refers to."""
+    tags = catalog.index.names_of(model_id)
     after = catalog.with_index(catalog.index.without_model(model_id))
     return Change(
         model_id=model_id,

@@ -6,11 +6,12 @@ that could belong to a model whose manifest cannot be read.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Set
+
+import attrs
 
 from runner.oci.digest import Digest
 from runner.store.catalog import Catalog
-from runner.store.disk import FileFacts
 
 LEFTOVER_AGE_S = 7 * 86400.0  # S26
 
@@ -43,10 +44,33 @@ def removable_with(
     return tuple(digest for digest in in_order if digest not in still_needed and digest not in kept)
 
 
-def leftovers(blobs: Mapping[Digest, FileFacts], needed: Set[Digest], *, now_s: float) -> Iterable[Digest]:
-    """Blobs that nothing needs and that have not changed for 7 days."""
-    return (
-        digest
-        for digest, facts in blobs.items()
-        if digest not in needed and now_s - facts.modified_s > LEFTOVER_AGE_S
-    )
+@attrs.frozen(kw_only=True)
+class GarbageRules:
+    """What may go of what no model refers to.
+
+    1. What is `held` by an operation stays.
+    2. What was `abandoned` goes: an upload whose package was refused.
+    3. What `waits` to be packaged stays until it is 7 days old.
+    4. The rest goes when it is older than `older_than_s`.
+    """
+
+    now_s: float
+    older_than_s: float = LEFTOVER_AGE_S
+    held: Set[Digest] = frozenset()
+    waiting: Set[Digest] = frozenset()
+    abandoned: Set[Digest] = frozenset()
+
+    def may_go(self, digest: Digest, modified_s: float) -> bool:
+        age_s = self.now_s - modified_s
+        if digest in self.held:
+            return False
+        if digest in self.abandoned:
+            return True
+        if digest in self.waiting:
+            return age_s > LEFTOVER_AGE_S
+        return age_s > self.older_than_s
+
+
+def leftovers(blobs: Iterable[Digest], needed: Set[Digest]) -> tuple[Digest, ...]:
+    """Blobs that nothing needs, in order of their digests."""
+    return tuple(sorted((digest for digest in blobs if digest not in needed), key=lambda digest: digest.hex))

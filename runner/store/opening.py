@@ -15,13 +15,13 @@ from typing import Self
 import attrs
 import orjson
 
-from runner.errors import StartRefused, StoreDamaged, StoreError
-from runner.oci.digest import Digest
+from runner.errors import StartRefused, StoreError
 from runner.store.catalog import Catalog
+from runner.store.collecting import collect
 from runner.store.directory import LoadedCatalog, StoreDirectory
-from runner.store.disk import DIRECTORY_MODE, FILE_MODE, Disk, FileFacts
+from runner.store.disk import DIRECTORY_MODE, FILE_MODE, Disk
 from runner.store.downloads import KEEP_FREE_BYTES
-from runner.store.gc import leftovers, reachable
+from runner.store.gc import GarbageRules
 from runner.store.index import StoreIndex
 from runner.store.layout import StoreLayout
 
@@ -215,22 +215,9 @@ def _complete(directory: StoreDirectory) -> None:
 
 
 def _remove_leftovers(directory: StoreDirectory, loaded: LoadedCatalog, now_s: float) -> int:
-    """How many blobs went. None do when it is not certain what they belong to."""
-    needed = None if loaded.was_rebuilt else reachable(loaded.catalog)
-    if needed is None:
+    """How many files went. No content goes when it is not certain what it belongs to."""
+    if loaded.was_rebuilt:
         return 0
-    removable = tuple(leftovers(_facts_of_all(directory), needed, now_s=now_s))
-    directory.drop(removable)
-    return len(removable)
-
-
-def _facts_of_all(directory: StoreDirectory) -> dict[Digest, FileFacts]:
-    facts = {}
-    for digest in directory.blobs.digests():
-        try:
-            found = directory.blobs.facts(digest)
-        except StoreDamaged:  # a link, device or foreign file: neither used nor touched
-            continue
-        if found is not None:
-            facts[digest] = found
-    return facts
+    directory.blobs.known.drop_all_but(frozenset(directory.blobs.digests()))
+    report = collect(directory, loaded.catalog, GarbageRules(now_s=now_s))
+    return len(report.removed) + len(report.removed_downloads)

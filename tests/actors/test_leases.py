@@ -70,3 +70,22 @@ def test_uploads_are_kept_until_they_are_used_and_the_oldest_give_way():
     kept.discard(digests[0])
     kept.discard(digests[0])
     assert digests[0] not in kept.digests()
+
+
+def test_what_was_abandoned_waits_no_more_until_it_is_uploaded_again():
+    kept, digest, other = KeptUploads(), Digest.of(b"1"), Digest.of(b"2")
+    kept.add(digest)
+    kept.abandon(digest)
+    kept.abandon(other)  # packaged meanwhile, or never uploaded
+    assert (kept.digests(), kept.abandoned()) == (frozenset(), {digest})
+    kept.add(digest)
+    assert (kept.digests(), kept.abandoned()) == ({digest}, frozenset())
+
+
+def test_S26_content_is_held_until_the_last_operation_that_needs_it_ends():
+    pins, digest = Pins(), Digest.of(b"1")
+    with pins.holding([digest, digest]):
+        with pins.holding(iter([digest])):
+            assert pins.held() == {digest}
+        assert pins.held() == {digest}
+    assert pins.held() == frozenset()

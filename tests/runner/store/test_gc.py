@@ -2,35 +2,47 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from runner.oci.digest import Digest
-from runner.store.disk import FileFacts
-from runner.store.gc import LEFTOVER_AGE_S, leftovers, reachable
+from runner.store.gc import LEFTOVER_AGE_S, GarbageRules, leftovers, reachable
 from tests.support import models
 
 NOW_S = 1_000_000_000.0
 DIGESTS = [Digest.of(b"%d" % number) for number in range(5)]
 
 
-def aged(age_s: float) -> FileFacts:
-    return FileFacts(size_bytes=1, modified_s=NOW_S - age_s, file_id=1)
+RULES = GarbageRules(now_s=NOW_S)
 
 
 @pytest.mark.parametrize(("beyond_s", "goes"), [(-1, False), (0, False), (1, True)])
 def test_S26_a_leftover_goes_after_7_days(beyond_s, goes):
-    blobs = {DIGESTS[0]: aged(LEFTOVER_AGE_S + beyond_s)}
-    assert list(leftovers(blobs, frozenset(), now_s=NOW_S)) == ([DIGESTS[0]] if goes else [])
+    modified_s = NOW_S - LEFTOVER_AGE_S - beyond_s
+    assert RULES.may_go(DIGESTS[0], modified_s) == goes
+    waiting = attrs.evolve(RULES, older_than_s=-1.0, waiting={DIGESTS[0]})
+    assert waiting.may_go(DIGESTS[0], modified_s) == goes
 
 
-@given(st.dictionaries(st.sampled_from(DIGESTS), st.floats(-1e9, 1e9)), st.sets(st.sampled_from(DIGESTS)))
-def test_S26_what_is_needed_never_goes(ages_s, needed):
-    blobs = {digest: aged(age_s) for digest, age_s in ages_s.items()}
-    gone = set(leftovers(blobs, needed, now_s=NOW_S))
-    assert gone.isdisjoint(needed)
-    assert gone <= blobs.keys()
+def test_S26_a_young_leftover_goes_when_it_was_abandoned_or_age_does_not_count():
+    assert not RULES.may_go(DIGESTS[0], NOW_S)
+    assert attrs.evolve(RULES, abandoned={DIGESTS[0]}).may_go(DIGESTS[0], NOW_S)
+    assert attrs.evolve(RULES, older_than_s=-1.0).may_go(DIGESTS[0], NOW_S)
+
+
+@given(st.floats(-1e9, 1e9), st.booleans(), st.floats(-1e9, 1e9))
+def test_S26_what_is_held_never_goes(age_s, is_abandoned, older_than_s):
+    held = frozenset({DIGESTS[0]})
+    abandoned = held if is_abandoned else frozenset()
+    rules = attrs.evolve(RULES, held=held, abandoned=abandoned, older_than_s=older_than_s)
+    assert not rules.may_go(DIGESTS[0], NOW_S - age_s)
+
+
+@given(st.sets(st.sampled_from(DIGESTS)), st.sets(st.sampled_from(DIGESTS)))
+def test_S26_what_is_needed_is_no_leftover(blobs, needed):
+    assert set(leftovers(blobs, needed)) == blobs - needed
 
 
 def test_everything_a_manifest_names_is_reachable(tmp_path):

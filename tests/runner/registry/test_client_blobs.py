@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -19,7 +20,7 @@ from runner.registry.abort import Abort
 from runner.registry.client import RegistryClient
 from tests.support.registry_client import read_all, registry_client
 from tests.support.registry_server import RegistryServer
-from tests.support.scripted_http import Reply
+from tests.support.scripted_http import Reply, wait_for_close
 
 
 @pytest.fixture
@@ -164,15 +165,19 @@ def test_a_blocked_read_ends_when_the_transfer_is_given_up(
 ) -> None:
     abort = Abort()
     digest = server.add_blob(CONTENT)
+    has_read = threading.Event()
 
     def stall(connection: socket.socket) -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nabc")
+        has_read.wait(10)
         abort.abort()
-        connection.recv(1)
+        wait_for_close(connection)
 
     server.before = lambda _request: stall
     with client.open_blob(server.reference(), digest, 100, abort=abort) as body:
         buffer = bytearray(10)
+        assert body.readinto(buffer)
+        has_read.set()
         with pytest.raises(TransferAborted):
             while body.readinto(buffer):
                 pass
@@ -185,7 +190,7 @@ def test_waiting_for_an_answer_ends_when_the_transfer_is_given_up(
 
     def stall(connection: socket.socket) -> None:
         abort.abort()
-        connection.recv(1)
+        wait_for_close(connection)
 
     server.before = lambda _request: stall
     with pytest.raises(TransferAborted):

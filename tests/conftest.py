@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -13,6 +12,8 @@ import pytest
 import trio.testing
 from hypothesis import settings
 
+from tests.support.model_files import CACHE
+
 settings.register_profile("shared", deadline=None)  # machines are shared; a slow example is no fault
 settings.load_profile("shared")
 
@@ -20,8 +21,6 @@ settings.load_profile("shared")
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-_CACHE = Path(os.environ.get("RUNNER_TEST_CACHE", Path(__file__).parent.parent / ".cache"))
 
 
 @pytest.fixture
@@ -40,7 +39,7 @@ def anyio_backend(request: pytest.FixtureRequest) -> str | tuple[str, dict[str, 
 @pytest.fixture(scope="session")
 def default_model_file() -> Path:
     """SmolLM2-135M-Instruct Q4_1; `scripts/test` puts it there."""
-    path = _CACHE / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    path = CACHE / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
     if not path.is_file():
         pytest.fail(f"{path.name} is missing; scripts/test fetches it")
     return path

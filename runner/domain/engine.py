@@ -36,9 +36,10 @@ _positive = attrs.validators.ge(1)
 
 @attrs.frozen(kw_only=True)
 class EngineOptions:
-    """Sizes of one engine; all numbers are positive. Raises ValueError for what no engine can be given.
+    """Sizes of one engine; numbers are positive. Raises ValueError for what no engine can be given.
 
-    `context_size` limits one sequence, `n_cells` the pool that all share; `max_sequences` run at once.
+    `context_size` limits one sequence, `n_cells` the pool that all share; `max_sequences` run at once, and
+    the beginnings of `max_retained` that ended are kept for prompts that begin alike (0 for none).
     `prefill_chunk` is the number of prompt tokens that one step adds at most. `key_type` and `value_type` are
     of the KV cache.
     """
@@ -46,6 +47,7 @@ class EngineOptions:
     context_size: int = attrs.field(validator=_positive)
     n_cells: int = attrs.field(validator=_positive)
     max_sequences: int = attrs.field(default=8, validator=_positive)
+    max_retained: int = attrs.field(default=16, validator=attrs.validators.ge(0))
     prefill_chunk: int = attrs.field(default=64, validator=_positive)
     n_threads: int = attrs.field(default=1, validator=_positive)
     key_type: CacheType = attrs.field(default=CacheType.F16, converter=CacheType)

@@ -26,12 +26,16 @@ ProgressReport = Callable[[float], bool]
 
 @attrs.frozen(kw_only=True)
 class LoadedFacts:
-    """What a backend knows once it is loaded. `devices` are empty where the engine reports no sizes."""
+    """What a backend knows once it is loaded. `devices` are empty where the engine reports no sizes.
+
+    `shares_cells`: sequences can have cells in common. Not where a model keeps one state per sequence.
+    """
 
     engine_version: str
     architecture: str
     trained_context_size: int
     n_vocab: int
+    shares_cells: bool = True
     devices: tuple[DeviceBuffers, ...] = ()
 
 
@@ -87,6 +91,8 @@ class Sampler(Protocol):
 class Backend(Protocol):
     """One model in memory with one pool of cells. Belongs to the thread that steps.
 
+    Sequence ids are below `max_sequences`, plus `max_retained` where cells can be shared.
+
     Only `tokenize` and the constants (`facts`, `chat_template`, `bos_text`, `eos_text`, `control_texts`) may
     be used from another thread, also while a step runs.
     """
@@ -137,6 +143,13 @@ class Backend(Protocol):
 
     def logits(self, row: int) -> npt.NDArray[np.float32]:
         """Shape (n_vocab,); a view that is valid until the next decode."""
+
+    def copy_cells(self, source_id: int, target_id: int, count: int) -> bool:
+        """Let a sequence that has nothing share the first `count` cells of another; nothing is computed.
+
+        False when not all that is needed to go on from there has been kept (sliding windows); then it has
+        nothing. Only where `facts.shares_cells`.
+        """
 
     def drop_cells(self, sequence_id: int, from_position: int = 0) -> bool:
         """Forget a sequence from a position on; False when only forgetting all of it is possible."""

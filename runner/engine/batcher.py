@@ -1,9 +1,9 @@
 """Which sequences share the next forward pass: preemption, admission and the rows of a step.
 
 Policies as pure functions over `Candidate`s, which `sequence.Sequence` is one of. One rule carries all three:
-**a running sequence owns a cell for every token it already has**, filled or not. While the tokens of all
-running sequences fit the pool, every step can run for everybody, so nothing here ever asks whether a row will
-find a cell.
+**a running sequence has a cell for every token it already has**, filled or not, its own or shared. While the
+tokens of all running sequences fit the pool, every step can run for everybody, once retained prefixes have
+made room, so nothing here ever asks whether a row will find a cell.
 
 Imports nothing of ours. Called by `engine.py` in the order of this file.
 """
@@ -11,20 +11,20 @@ Imports nothing of ours. Called by `engine.py` in the order of this file.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Generic, Protocol, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
 import attrs
 
 
 class Candidate(Protocol):
-    """What the policies look at. `n_tokens` counts prompt and answer so far, `n_filled` those in cells,
-    `n_remaining` the tokens that may still come."""
-
-    @property
-    def n_tokens(self) -> int: ...
+    """What the policies look at. `n_filled` counts its tokens that are in cells, `n_pending` those that it
+    still has to compute, `n_remaining` those that may still come."""
 
     @property
     def n_filled(self) -> int: ...
+
+    @property
+    def n_pending(self) -> int: ...
 
     @property
     def n_remaining(self) -> int: ...
@@ -51,26 +51,31 @@ class Chunk(Generic[C]):
         return self.count == 1 and self.is_last
 
 
-def choose_victims(running: Sequence[C], n_cells: int) -> list[C]:
-    """Who is preempted before the step, youngest first, so that the others' tokens fit the pool.
+def count_planned(n_used: int, running: Iterable[Candidate]) -> int:
+    """Cells that all running sequences need for the tokens they have; `n_used` of them are filled."""
+    return n_used + sum(candidate.n_pending for candidate in running)
 
-    `running` is sorted oldest first. The oldest stays whatever it needs, since one sequence alone always
-    fits: so the engine as a whole never stands still, and the oldest is never held up by younger ones.
+
+def must_preempt(n_planned: int, n_running: int, n_cells: int) -> bool:
+    """Whether the youngest gives way, and the question is put again without it.
+
+    The oldest stays whatever it needs, since one sequence alone always fits: so the engine as a whole never
+    stands still, and the oldest is never held up by younger ones.
     """
-    excess = sum(candidate.n_tokens for candidate in running) - n_cells
-    victims: list[C] = []
-    for candidate in reversed(running[1:]):
-        if excess <= 0:
-            break
-        victims.append(candidate)
-        excess -= candidate.n_tokens
-    return victims
+    return n_planned > n_cells and n_running > 1
 
 
-def count_admissions(
-    waiting: Iterable[Candidate], running: Sequence[Candidate], *, n_cells: int, max_sequences: int
-) -> int:
-    """How many of `waiting`, from its front, may run from the next step on.
+def may_join(
+    newcomer: Candidate,
+    n_needed: int,
+    running: Sequence[Candidate],
+    *,
+    n_planned: int,
+    n_cells: int,
+    max_sequences: int,
+) -> bool:
+    """Whether the first of those who wait may run from the next step on; it needs `n_needed` cells that no
+    running sequence has.
 
     1. No more than `max_sequences` run.
     2. Somebody always runs: the first is admitted into an empty engine.
@@ -78,16 +83,10 @@ def count_admissions(
        so that it is not preempted right away.
     4. Nobody overtakes: a small request does not pass a large one, or the large one might wait for ever.
     """
-    planned = sum(candidate.n_tokens + room_of(candidate, n_cells, max_sequences) for candidate in running)
-    n_running = len(running)
-    n_admitted = 0
-    for candidate in waiting:
-        planned += candidate.n_tokens + room_of(candidate, n_cells, max_sequences)
-        is_alone = n_running + n_admitted == 0
-        if n_running + n_admitted == max_sequences or (planned > n_cells and not is_alone):
-            break
-        n_admitted += 1
-    return n_admitted
+    if len(running) == max_sequences:
+        return False
+    room = sum(room_of(candidate, n_cells, max_sequences) for candidate in (newcomer, *running))
+    return not running or n_planned + n_needed + room <= n_cells
 
 
 def room_of(candidate: Candidate, n_cells: int, max_sequences: int) -> int:
@@ -103,7 +102,7 @@ def plan_step(running: Iterable[C], prefill_budget: int, *, decoded_last: bool) 
     """The rows of the next step, whose forward pass decodes or prefills. `running` is sorted oldest first.
 
     1. Who lacks a single token (everybody who is decoding) takes part in every decoding step.
-    2. A prefilling step has `prefill_budget` rows at most (and at least 1), for the oldest prompts first.
+    2. A prefilling step has `prefill_budget` rows at most (and at least 1), as `share_rows` divides them.
     3. Where there is work of both kinds, they take turns: a stream's gap is one step of each at most.
 
     Mixed passes are rejected for what they cost: with flash attention on a CPU, a tile of 64 rows computes
@@ -112,14 +111,59 @@ def plan_step(running: Iterable[C], prefill_budget: int, *, decoded_last: bool) 
     rows sees). Taking turns also shows the tokens of a decoding step before the next chunk is computed.
     """
     singles: list[Chunk[C]] = []
-    prompts: list[Chunk[C]] = []
-    budget = prefill_budget
+    prompts: list[C] = []
     for candidate in running:
-        n_pending = candidate.n_tokens - candidate.n_filled
-        if n_pending == 1:
+        if candidate.n_pending == 1:
             singles.append(Chunk(candidate, candidate.n_filled, 1, True))
-        elif budget > 0:
-            count = min(n_pending, budget)
-            budget -= count
-            prompts.append(Chunk(candidate, candidate.n_filled, count, count == n_pending))
-    return prompts if prompts and (decoded_last or not singles) else singles
+        else:
+            prompts.append(candidate)
+    if singles and not (prompts and decoded_last):
+        return singles
+    counts = share_rows([candidate.n_pending for candidate in prompts], prefill_budget)
+    return [
+        Chunk(candidate, candidate.n_filled, count, count == candidate.n_pending)
+        for candidate, count in zip(prompts, counts, strict=True)
+        if count
+    ]
+
+
+def share_rows(pending: Sequence[int], budget: int) -> list[int]:
+    """Rows of one step for prompts of which so many tokens are pending, oldest first; as many as there are.
+
+    1. Half of them belong to the oldest, so that it comes to its end whoever arrives after it.
+    2. The rest goes to those who are nearest to their end, so that a short prompt takes about twice as long
+       beside a long one as it would alone, and does not wait until the long one is done.
+
+    Prompts of equal length are so computed one after the other, which lets the first answer start soonest.
+    """
+    rows = [0] * len(pending)
+    if pending:
+        rows[0] = min(pending[0], -(-budget // 2))  # 1
+    left = budget - sum(rows)
+    for index in sorted(range(len(pending)), key=lambda index: pending[index]):  # 2; stable: oldest first
+        more = min(pending[index] - rows[index], left)
+        rows[index] += more
+        left -= more
+    return rows
+
+
+STEP_LIMIT_S: Final = 0.25
+"""The longest that a running stream should wait for a chunk of somebody's prompt."""
+LEAST_CHUNK: Final = 8
+
+
+def next_chunk(chunk: int, n_rows: int, elapsed_s: float, most: int) -> int:
+    """Rows of the next prefilling step, after one of `n_rows` rows took `elapsed_s`.
+
+    1. Halved as often as it takes for the next one to stay below the limit, at the rate of this one.
+    2. Doubled when that would take less than two thirds of the limit, `most` being what the engine was
+       loaded for. Only after a full chunk: a small one tells little of a large one.
+
+    Halves and doubles keep the places few where prompts are cut, on which the last bits of a result depend.
+    """
+    rate_s = elapsed_s / n_rows
+    while chunk > LEAST_CHUNK and chunk * rate_s > STEP_LIMIT_S:  # 1
+        chunk = max(LEAST_CHUNK, chunk // 2)
+    if chunk < most and n_rows >= chunk and 2 * chunk * rate_s < STEP_LIMIT_S * 2 / 3:  # 2
+        chunk = 2 * chunk
+    return min(chunk, most)

@@ -1,8 +1,8 @@
 """The engine: continuous batching over one backend, one step at a time.
 
 Plain synchronous code, used by one thread. Owns every sequence from `submit` to its last event. Imports the
-rest of this package, `runner.domain` and `runner.errors`. What goes into a step is decided in `batcher.py`;
-read that first.
+rest of this package, `runner.domain` and `runner.errors`. What goes into a step is decided in `batcher.py`,
+what is known of cells in `cells.py`; read those first.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import attrs
 from runner.domain.engine import EngineOptions
 from runner.domain.events import Failed, Finished, FinishReason, TextDelta
 from runner.engine.backend import Backend, DecodeResult
-from runner.engine.batcher import Chunk, choose_victims, count_admissions, plan_step
+from runner.engine.batcher import Chunk, count_planned, may_join, must_preempt, next_chunk, plan_step
+from runner.engine.cells import LEAST_SHARED, CellPool, Miss
+from runner.engine.prefix import Match, common_length
 from runner.engine.sampler import UnusableLogits, plan_sampler
 from runner.engine.sequence import Sequence, SequenceRequest, SequenceState
-from runner.engine.slots import Slots
 from runner.errors import ContextLengthExceeded, EngineFailed, FieldFault, InvalidParameter
 
 __all__ = ["Engine", "EngineEvent", "EngineStatistics", "SequenceRequest", "StepOutput"]
@@ -39,14 +40,25 @@ class StepOutput:
 
 @attrs.frozen(kw_only=True)
 class EngineStatistics:
-    """`n_preemptions` counts since the start."""
+    """`cells_used` are those of running sequences, `cells_retained` what is kept beside them.
+
+    Counted since the start: preemptions, prompts of which something was in cells (`n_hits`) and how many
+    tokens of them, and the others by the reason (`misses`). `computing_s` is the part of the last step that
+    the backend's forward passes took, `step_s` all of it.
+    """
 
     running: int
     waiting: int
     cells_used: int
+    cells_retained: int
     n_cells: int
     step_index: int
     n_preemptions: int
+    n_hits: int = 0
+    n_reused_tokens: int = 0
+    misses: tuple[tuple[Miss, int], ...] = ()
+    step_s: float = 0.0
+    computing_s: float = 0.0
 
 
 @attrs.define
@@ -63,14 +75,26 @@ class Engine:
     """Sequences wait in order of arrival, run together, and end; the backend runs in the calling thread."""
 
     def __init__(
-        self, backend: Backend, options: EngineOptions, *, clock: Callable[[], float] = time.monotonic
+        self,
+        backend: Backend,
+        options: EngineOptions,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        stopwatch: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`backend` must have been loaded with the same `options`. `clock` is the one of `submitted_s`."""
+        """`backend` must have been loaded with the same `options`. `clock` is the one of `submitted_s`;
+        `stopwatch` times the steps, whose size depends on it."""
         self._backend = backend
         self._options = options
         self._context_size = min(options.context_size, options.n_cells)
         self._clock = clock
-        self._slots = Slots(options.max_sequences)
+        self._stopwatch = stopwatch
+        self._cells = CellPool(
+            backend,
+            n_cells=options.n_cells,
+            max_running=options.max_sequences,
+            max_retained=options.max_retained if backend.facts.shares_cells else 0,
+        )
         self._alive: dict[str, Sequence] = {}
         self._waiting: list[Sequence] = []
         """Oldest first; preempted ones are among them, at the place of their arrival."""
@@ -78,7 +102,12 @@ class Engine:
         """Oldest first."""
         self._n_submitted = 0
         self._n_preemptions = 0
+        self._n_hits = 0
+        self._n_reused_tokens = 0
+        self._misses = dict.fromkeys(Miss, 0)
         self._step_index = 0
+        self._step_s = self._computing_s = 0.0
+        self._prefill_chunk = options.prefill_chunk
         self._decoded_last = False
 
     def __repr__(self) -> str:
@@ -92,10 +121,16 @@ class Engine:
         return EngineStatistics(
             running=len(self._running),
             waiting=len(self._waiting),
-            cells_used=sum(sequence.n_filled for sequence in self._running),
+            cells_used=self._cells.n_used,
+            cells_retained=self._cells.n_retained,
             n_cells=self._options.n_cells,
             step_index=self._step_index,
             n_preemptions=self._n_preemptions,
+            n_hits=self._n_hits,
+            n_reused_tokens=self._n_reused_tokens,
+            misses=tuple(self._misses.items()),
+            step_s=self._step_s,
+            computing_s=self._computing_s,
         )
 
     def submit(self, request: SequenceRequest) -> None:
@@ -127,14 +162,23 @@ class Engine:
 
         A sequence that cannot go on gets a Failed; the others do not notice.
         """
+        begin_s = self._stopwatch()
+        self._computing_s = 0.0
         step = _Step(self._clock())
-        self._preempt(choose_victims(self._running, self._options.n_cells))
+        while must_preempt(self._count_planned(), len(self._running), self._options.n_cells):
+            self._preempt(self._running[-1])
         if self._waiting:
             self._end_the_satisfied(step)
             self._admit(step.now_s)
         self._advance(step)
         self._step_index += 1
+        self._step_s = self._stopwatch() - begin_s
         return StepOutput(step.events, step.prefill_tokens, step.decode_tokens)
+
+    def forget_retained(self) -> None:
+        """Free what is kept of sequences that ended. Only between steps."""
+        while self._cells.give_up_oldest():
+            pass
 
     def close(self) -> None:
         """Cancel everything and close the backend."""
@@ -170,35 +214,96 @@ class Engine:
             step.events.append((sequence.request.request_id, sequence.finished(FinishReason.LENGTH)))
             self._end(sequence)
 
-    def _preempt(self, victims: list[Sequence]) -> None:
-        for sequence in victims:
-            self._leave_cells(sequence)
-            sequence.preempt()
-            bisect.insort(self._waiting, sequence, key=_order)
-            self._n_preemptions += 1
+    def _count_planned(self) -> int:
+        return count_planned(self._cells.n_used, self._running)
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """What it has is retained, until others need the room."""
+        self._running.remove(sequence)
+        self._cells.retain(sequence.slot, sequence.request.namespace, awaited_by=sequence)
+        sequence.preempt()
+        bisect.insort(self._waiting, sequence, key=_order)
+        self._n_preemptions += 1
 
     def _admit(self, now_s: float) -> None:
-        count = count_admissions(
-            self._waiting,
-            self._running,
-            n_cells=self._options.n_cells,
-            max_sequences=self._options.max_sequences,
-        )
-        for sequence in self._waiting[:count]:
-            sequence.start(self._slots.acquire(), now_s)
+        while self._waiting and len(self._running) < self._options.max_sequences:
+            sequence = self._waiting[0]
+            match = self._cells.find(sequence.tokens, sequence.request.namespace)
+            leader, n_awaited = self._find_leader(sequence, match.count)
+            n_shared = max(n_awaited, self._cells.count_in_use(match))
+            if not may_join(
+                sequence,
+                sequence.n_tokens - n_shared,
+                self._running,
+                n_planned=self._count_planned(),
+                n_cells=self._options.n_cells,
+                max_sequences=self._options.max_sequences,
+            ):
+                return
+            del self._waiting[0]
+            self._start(sequence, match, now_s)
+            sequence.follow(leader, n_awaited)
             bisect.insort(self._running, sequence, key=_order)
-        del self._waiting[:count]
 
-    def _leave_cells(self, sequence: Sequence) -> None:
-        self._backend.drop_cells(sequence.slot)
-        self._slots.release(sequence.slot)
-        self._running.remove(sequence)
+    def _start(self, sequence: Sequence, match: Match, now_s: float) -> None:
+        request = sequence.request
+        sequence.start(self._cells.open(request.namespace), now_s)
+        self._cells.expect_no_longer(sequence)
+        if match.count:
+            self._attach(sequence, match)
+        elif request.namespace is None:
+            sequence.miss = Miss.DISABLED
+        elif not self._cells.can_share:
+            sequence.miss = Miss.UNSUPPORTED
+        elif self._cells.was_given_up(request.prompt_tokens, request.namespace):
+            sequence.miss = Miss.GIVEN_UP
 
-    def _end(self, sequence: Sequence) -> None:
+    def _attach(self, sequence: Sequence, match: Match) -> None:
+        if self._cells.attach(sequence.slot, match):
+            sequence.attach(match.count)
+        else:
+            sequence.attach(0)
+            sequence.miss = Miss.WINDOW
+
+    def _find_leader(self, sequence: Sequence, n_found: int) -> tuple[Sequence | None, int]:
+        """Who is about to compute more of what this one begins with than is in cells, and how much.
+
+        Leaders are older and wait for older ones at most, so that the oldest waits for nobody.
+        """
+        leader, n_best = None, n_found + LEAST_SHARED - 1
+        if sequence.request.namespace is None or not self._cells.can_share:
+            return None, 0
+        for other in self._running:
+            is_ahead = other.order < sequence.order and other.n_filled < other.n_prompt
+            if is_ahead and other.request.namespace == sequence.request.namespace:
+                count = common_length(other.tokens, sequence.tokens[:-1])
+                if count > max(n_best, other.n_filled):
+                    leader, n_best = other, count
+        return leader, n_best if leader is not None else 0
+
+    def _part_from_leaders(self) -> None:
+        """Share what a leader has now, or look for another when it is not going to."""
+        for sequence in self._running:
+            leader = sequence.leader
+            if leader is None or (leader.is_running and leader.n_filled < sequence.n_awaited):
+                continue
+            sequence.follow(None)
+            match = self._cells.find(sequence.tokens, sequence.request.namespace)
+            if match.count > sequence.n_filled:
+                self._attach(sequence, match)
+            sequence.follow(*self._find_leader(sequence, sequence.n_filled))
+
+    def _end(self, sequence: Sequence, *, keep: bool = True) -> None:
+        """`keep`: what it computed may be used again."""
         if sequence.is_running:
-            self._leave_cells(sequence)
+            self._running.remove(sequence)
+            if keep:
+                self._cells.retain(sequence.slot, sequence.request.namespace)
+            else:
+                self._cells.release(sequence.slot)
         else:
             self._waiting.remove(sequence)
+            self._cells.expect_no_longer(sequence)
         sequence.end()
         del self._alive[sequence.request.request_id]
 
@@ -216,8 +321,10 @@ class Engine:
                 self._collect(chunks, step)
             elif result is DecodeResult.FAILED:
                 self._advance_one_by_one(chunks, step)
+            elif self._cells.give_up_oldest():
+                continue
             elif len(self._running) > 1:
-                self._preempt(self._running[-1:])
+                self._preempt(self._running[-1])
                 continue
             else:
                 self._fail(chunks[0].sequence, "the model's memory has no room for this request", step)
@@ -225,7 +332,9 @@ class Engine:
             return
 
     def _plan(self) -> list[Chunk[Sequence]]:
-        return plan_step(self._running, self._options.prefill_chunk, decoded_last=self._decoded_last)
+        self._part_from_leaders()
+        taking_part = [sequence for sequence in self._running if sequence.leader is None]
+        return plan_step(taking_part, self._prefill_chunk, decoded_last=self._decoded_last)
 
     def _advance_one_by_one(self, chunks: list[Chunk[Sequence]], step: _Step) -> None:
         """After a failed pass: who fails alone has failed, and nobody else has.
@@ -236,8 +345,7 @@ class Engine:
         """
         for chunk in chunks:
             sequence = chunk.sequence
-            if not self._backend.drop_cells(sequence.slot, chunk.start):
-                self._backend.drop_cells(sequence.slot)
+            if not self._cells.cut(sequence.slot, chunk.start):
                 sequence.n_filled = 0
         for chunk in chunks:
             self._advance_alone(chunk, step)
@@ -246,13 +354,27 @@ class Engine:
         """Bring one sequence to where `chunk` would have brought it."""
         sequence = chunk.sequence
         while sequence.is_running and sequence.n_filled < chunk.start + chunk.count:
-            parts = plan_step([sequence], self._options.prefill_chunk, decoded_last=False)
+            parts = plan_step([sequence], self._prefill_chunk, decoded_last=False)
             if self._decode(parts) is DecodeResult.DONE:
                 self._collect(parts, step)
             else:
                 self._fail(sequence, "the engine could not compute this request", step)
 
     def _decode(self, chunks: list[Chunk[Sequence]]) -> DecodeResult:
+        n_rows = self._fill_batch(chunks)
+        self._cells.make_room(n_rows)
+        begin_s = self._stopwatch()
+        result = self._backend.decode(n_rows)
+        elapsed_s = self._stopwatch() - begin_s
+        self._computing_s += elapsed_s
+        if not chunks[0].is_single:
+            self._prefill_chunk = next_chunk(
+                self._prefill_chunk, n_rows, elapsed_s, self._options.prefill_chunk
+            )
+        return result
+
+    def _fill_batch(self, chunks: list[Chunk[Sequence]]) -> int:
+        """The number of rows."""
         batch = self._backend.batch
         row = 0
         for chunk in chunks:
@@ -270,7 +392,7 @@ class Engine:
                 batch.wants_logits[rows] = 0
                 batch.wants_logits[row + count - 1] = chunk.is_last
             row += count
-        return self._backend.decode(row)
+        return row
 
     def _collect(self, chunks: list[Chunk[Sequence]], step: _Step) -> None:
         """Account for the rows of a pass that succeeded, and sample after every last token."""
@@ -279,6 +401,7 @@ class Engine:
         for chunk in chunks:
             row += chunk.count
             sequence = chunk.sequence
+            self._cells.fill(sequence.slot, sequence.tokens[chunk.start : chunk.start + chunk.count])
             sequence.n_filled += chunk.count
             if sequence.state is SequenceState.DECODING:
                 step.decode_tokens += chunk.count
@@ -297,6 +420,8 @@ class Engine:
         except UnusableLogits:
             self._fail(sequence, "the model produced numbers that are not finite", step)
             return
+        if sequence.n_generated == 0:
+            self._note_reuse(sequence)
         sequence.add_token(token_id, now_s)
         if self._backend.is_end_of_generation(token_id):
             self._finish(sequence, FinishReason.STOP, sequence.flush(ended_by_model=True), step)
@@ -317,7 +442,14 @@ class Engine:
 
     def _fail(self, sequence: Sequence, message: str, step: _Step) -> None:
         step.events.append((sequence.request.request_id, Failed(code=EngineFailed.code, message=message)))
-        self._end(sequence)
+        self._end(sequence, keep=False)
+
+    def _note_reuse(self, sequence: Sequence) -> None:
+        if sequence.n_cached:
+            self._n_hits += 1
+            self._n_reused_tokens += sequence.n_cached
+        else:
+            self._misses[sequence.miss] += 1
 
 
 def _order(sequence: Sequence) -> int:

@@ -36,6 +36,7 @@ Imports numpy, `runner.domain`, `runner.errors` and this package's protocols.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import signal
@@ -147,9 +148,13 @@ def _read_fault(kind: str, argument: str) -> Fault:
 
 @attrs.define
 class _Cells:
-    """What is in memory of one sequence. `script` is read when the first logits are wanted."""
+    """What is in memory of one sequence. `script` is read when the first logits are wanted.
+
+    `numbers` are of its cells, one for each token; what is shared has the same number in several sequences.
+    """
 
     tokens: list[int] = attrs.field(factory=list)
+    numbers: list[int] = attrs.field(factory=list)
     script: Script | None = None
     answer_start: int = 0
 
@@ -194,6 +199,7 @@ class ScriptedBackend:
         """As it was told; it needs none."""
         self._batch = BatchArrays.empty(max(options.max_sequences, options.prefill_chunk))
         self._cells: dict[int, _Cells] = {}
+        self._numbers = itertools.count()
         self._logits: dict[int, npt.NDArray[np.float32]] = {}
         self._facts = LoadedFacts(
             engine_version="scripted 1",
@@ -243,7 +249,7 @@ class ScriptedBackend:
 
     @property
     def cells_used(self) -> int:
-        return sum(len(cells.tokens) for cells in self._cells.values())
+        return len(set().union(*(cells.numbers for cells in self._cells.values())))
 
     @property
     def chat_template(self) -> str | None:
@@ -295,7 +301,15 @@ class ScriptedBackend:
         if from_position == 0:
             self._cells.pop(sequence_id, None)
         elif sequence_id in self._cells:
-            del self._cells[sequence_id].tokens[from_position:]
+            cells = self._cells[sequence_id]
+            del cells.tokens[from_position:], cells.numbers[from_position:]
+        return True
+
+    def copy_cells(self, source_id: int, target_id: int, count: int) -> bool:
+        source = self._cells[source_id]
+        assert target_id not in self._cells, target_id
+        assert count <= len(source.tokens), count
+        self._cells[target_id] = _Cells(source.tokens[:count], source.numbers[:count])
         return True
 
     def close(self) -> None:
@@ -317,6 +331,7 @@ class ScriptedBackend:
             if self._batch.positions[row] != len(cells.tokens):
                 return DecodeResult.FAILED
             cells.tokens.append(int(self._batch.tokens[row]))
+            cells.numbers.append(next(self._numbers))
             if self._batch.wants_logits[row]:
                 scripts.append((row, cells, cells.read_script()))
         if slow_s := max((script.slow_s for _, _, script in scripts), default=0.0):
@@ -330,7 +345,7 @@ class ScriptedBackend:
 
     def _sequence_id(self, row: int) -> int:
         sequence_id = int(self._batch.sequence_ids[row])
-        assert 0 <= sequence_id < self._options.max_sequences, sequence_id
+        assert 0 <= sequence_id < self._options.max_sequences + self._options.max_retained, sequence_id
         return sequence_id
 
 

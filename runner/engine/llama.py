@@ -25,13 +25,17 @@ from llama_cpp import llama_cpp as lib
 
 from runner.domain.engine import DeviceBuffers, EngineOptions
 from runner.engine.backend import BatchArrays, DecodeResult, LoadedFacts, ProgressReport, Sampler
+from runner.engine.llama_cells import LlamaCells
 from runner.engine.llama_loading import (
     Context,
     Model,
     engine_log,
+    has_window,
+    ids_of,
     load_model,
     new_context,
     rows_of,
+    shares_cells,
 )
 from runner.engine.llama_loading import engine_version as engine_version
 from runner.engine.llama_sampling import Candidates, ChainSampler
@@ -51,11 +55,16 @@ class LlamaBackend:
         facts: LoadedFacts,
         batch: BatchArrays,
         control_texts: frozenset[str],
+        n_ids: int,
     ) -> None:
         self.control_texts = control_texts
         self._model = model
         self._context = context
-        self._memory = lib.llama_get_memory(context)
+        self._cells = LlamaCells(
+            context,
+            guard_offset=n_ids if has_window(model) else 0,
+            window=lib.llama_model_n_swa(model),
+        )
         self._vocab = lib.llama_model_get_vocab(model)
         self._facts = facts
         self._batch = batch
@@ -84,7 +93,8 @@ class LlamaBackend:
             lib.llama_model_free(model)
             raise
         facts = _facts(model, log.buffers.devices())
-        return cls(model, context, facts, BatchArrays.empty(rows_of(options)), control_texts.found)
+        batch = BatchArrays.empty(rows_of(options))
+        return cls(model, context, facts, batch, control_texts.found, ids_of(model, options))
 
     def __repr__(self) -> str:
         return f"<LlamaBackend: {self._facts.architecture}, {'closed' if self._is_closed else 'open'}>"
@@ -165,6 +175,7 @@ class LlamaBackend:
         self._c_batch.struct.n_tokens = n_rows
         status = lib.llama_decode(self._context, self._c_batch.struct)
         if status == 0:
+            self._cells.guard(self._batch, n_rows)
             return DecodeResult.DONE
         return DecodeResult.NO_CELLS if status == 1 else DecodeResult.FAILED
 
@@ -176,8 +187,11 @@ class LlamaBackend:
             view = self._logits_views[address] = np.ctypeslib.as_array(values)
         return view
 
+    def copy_cells(self, source_id: int, target_id: int, count: int) -> bool:
+        return self._cells.copy(source_id, target_id, count)
+
     def drop_cells(self, sequence_id: int, from_position: int = 0) -> bool:
-        return bool(lib.llama_memory_seq_rm(self._memory, sequence_id, from_position, -1))
+        return self._cells.drop(sequence_id, from_position)
 
     def close(self) -> None:
         if not self._is_closed:
@@ -248,6 +262,7 @@ def _facts(model: Model, devices: tuple[DeviceBuffers, ...]) -> LoadedFacts:
         architecture=_meta_text(model, b"general.architecture"),
         trained_context_size=lib.llama_model_n_ctx_train(model),
         n_vocab=lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model)),
+        shares_cells=shares_cells(model),
         devices=devices,
     )
 

@@ -89,6 +89,22 @@ def rows_of(options: EngineOptions) -> int:
     return max(options.max_sequences, options.prefill_chunk)
 
 
+def shares_cells(model: Model) -> bool:
+    """Not where a state per sequence sums up its past, be it of some layers only."""
+    return not (lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model))
+
+
+def has_window(model: Model) -> bool:
+    """Some layers see the last tokens only, and sequences can share cells."""
+    return shares_cells(model) and lib.llama_model_n_swa(model) > 0
+
+
+def ids_of(model: Model, options: EngineOptions) -> int:
+    """Sequence ids that the engine uses. Where layers have a window, the library is told of twice as many:
+    see `llama_cells.py`."""
+    return options.max_sequences + (options.max_retained if shares_cells(model) else 0)
+
+
 def new_context(model: Model, options: EngineOptions) -> Context:
     """Raises LoadingFailed, also for models that do not generate text (encoders, diffusion)."""
     if lib.llama_model_has_encoder(model) or lib.llama_model_is_diffusion(model):
@@ -97,8 +113,7 @@ def new_context(model: Model, options: EngineOptions) -> Context:
     n_rows = rows_of(options)
     params.n_ctx = max(options.n_cells, n_rows)  # the library silently cuts n_batch down to n_ctx
     params.n_batch = params.n_ubatch = n_rows
-    params.n_seq_max = options.max_sequences
-    params.n_outputs_max = options.max_sequences
+    params.n_seq_max = params.n_outputs_max = ids_of(model, options) * (2 if has_window(model) else 1)
     params.n_threads = params.n_threads_batch = options.n_threads
     params.type_k = _CACHE_TYPES[options.key_type]
     params.type_v = _CACHE_TYPES[options.value_type]

@@ -13,7 +13,7 @@ Pure. Imports the standard library only. Used by `cells.py`, which does the same
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 
 import attrs
 
@@ -63,7 +63,7 @@ class PrefixTree:
     """Every holder, an id, has one path from a root; cells are where paths run together only once."""
 
     def __init__(self) -> None:
-        self._roots: dict[Namespace, _Edge] = {}
+        self._roots: dict[Hashable, _Edge] = {}
         self._tips: dict[int, _Edge] = {}
         """Of each holder: the last edge of its path, or its root."""
         self._n_cells = 0
@@ -92,7 +92,7 @@ class PrefixTree:
 
     # growing
 
-    def add(self, holder: int, namespace: Namespace) -> None:
+    def add(self, holder: int, namespace: Hashable) -> None:
         """A new holder, of nothing yet. KeyError when it is one already."""
         if holder in self._tips:
             raise KeyError(holder)
@@ -159,7 +159,7 @@ class PrefixTree:
 
     # asking
 
-    def longest_match(self, tokens: Sequence[int], namespace: Namespace) -> Match:
+    def longest_match(self, tokens: Sequence[int], namespace: Hashable) -> Match:
         """Of all paths the one that has most of `tokens` from the first on; of equals the most shared."""
         root = self._roots.get(namespace)
         if root is None:

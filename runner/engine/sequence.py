@@ -15,7 +15,9 @@ import attrs
 from runner.domain.events import Finished, FinishReason, TextDelta, Timings, Usage
 from runner.domain.sampling import SamplingParams
 from runner.engine.backend import Sampler
+from runner.engine.cells import Miss
 from runner.engine.detokenizer import Detokenizer
+from runner.engine.prefix import Namespace
 from runner.engine.stopping import StopMatcher
 from runner.errors import RunnerError
 
@@ -28,7 +30,7 @@ class SequenceState(enum.Enum):
     DECODING = "decoding"
     """One new token per step."""
     PREEMPTED = "preempted"
-    """Gave its cells up for older ones; all its tokens will be prefilled again."""
+    """Gave its cells up for older ones; what is not retained of its tokens will be prefilled again."""
     ENDED = "ended"
     """Finished, failed or cancelled; holds nothing."""
 
@@ -58,7 +60,7 @@ class SequenceRequest:
     """One sequence to generate. `prompt_tokens` are checked against the vocabulary and not empty.
 
     `max_tokens` None means "to the end of the context". `submitted_s` is `time.monotonic()` of the arrival,
-    from which the queueing time counts.
+    from which the queueing time counts. Cells are shared within `namespace`, and not at all when it is None.
     """
 
     request_id: str
@@ -67,6 +69,7 @@ class SequenceRequest:
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    namespace: Namespace | None = attrs.field(factory=Namespace)
     submitted_s: float
 
 
@@ -75,11 +78,16 @@ class Sequence:
 
     `n_filled` and `slot` mean something only while it runs. `sampler` outlives preemption, so that its random
     numbers continue and the text does too.
+
+    While it has a `leader`, an older sequence that computes what both begin with, it computes nothing itself:
+    it will share the first `n_awaited` cells. `n_cached` tokens of the prompt were there already when it
+    began; `miss` tells why there were none.
     """
 
     __slots__ = (
-        "_admitted_s", "_detokenizer", "_first_token_s", "_last_token_s", "_matcher", "_n_untold", "n_filled",
-        "n_prompt", "n_tokens_max", "order", "request", "sampler", "slot", "state", "tokens",
+        "_admitted_s", "_detokenizer", "_first_token_s", "_last_token_s", "_matcher", "_n_untold",
+        "_was_preempted", "leader", "miss", "n_awaited", "n_cached", "n_filled", "n_prompt", "n_tokens_max",
+        "order", "request", "sampler", "slot", "state", "tokens",
     )  # fmt: skip
 
     def __init__(self, request: SequenceRequest, *, order: int, n_tokens_max: int, sampler: Sampler) -> None:
@@ -92,10 +100,15 @@ class Sequence:
         self.tokens = list(request.prompt_tokens)
         self.n_prompt = len(self.tokens)
         self.n_filled = 0
+        self.n_awaited = 0
+        self.n_cached = 0
+        self.leader: Sequence | None = None
+        self.miss = Miss.NEW
         self.slot = -1
         self._detokenizer = Detokenizer()
         self._matcher = StopMatcher(request.stop) if request.stop else None
         self._n_untold = 0
+        self._was_preempted = False
         self._admitted_s: float | None = None
         self._first_token_s: float | None = None
         self._last_token_s: float | None = None
@@ -109,6 +122,11 @@ class Sequence:
     @property
     def n_tokens(self) -> int:
         return len(self.tokens)
+
+    @property
+    def n_pending(self) -> int:
+        """Tokens that it has still to compute."""
+        return len(self.tokens) - max(self.n_filled, self.n_awaited)
 
     @property
     def n_generated(self) -> int:
@@ -125,17 +143,30 @@ class Sequence:
     # transitions
 
     def start(self, slot: int, now_s: float) -> None:
-        """Begin or resume prefilling under the id `slot`, from an empty cache."""
+        """Begin or resume prefilling under the id `slot`, which has no cells yet."""
         self._become(SequenceState.PREFILLING)
         self.slot = slot
         self.n_filled = 0
         if self._admitted_s is None:
             self._admitted_s = now_s
 
+    def attach(self, count: int) -> None:
+        """Its first `count` tokens are in cells, computed by others, or by itself before it was preempted."""
+        self.n_filled = count
+        if not self._was_preempted:
+            self.n_cached = count
+
+    def follow(self, leader: Sequence | None, count: int = 0) -> None:
+        """Wait until `leader` has computed the first `count` tokens, or do not any more."""
+        self.leader = leader
+        self.n_awaited = count
+
     def preempt(self) -> None:
         self._become(SequenceState.PREEMPTED)
+        self._was_preempted = True
         self.slot = -1
         self.n_filled = 0
+        self.follow(None)
 
     def end(self) -> None:
         """Also frees the sampler."""
@@ -193,7 +224,11 @@ class Sequence:
         """The last event. The token that ended the turn counts as a completion token, as in llama-server."""
         return Finished(
             reason=reason,
-            usage=Usage(prompt_tokens=self.n_prompt, completion_tokens=self.n_generated),
+            usage=Usage(
+                prompt_tokens=self.n_prompt,
+                completion_tokens=self.n_generated,
+                cached_tokens=min(self.n_cached, self.n_prompt),
+            ),
             timings=self._timings(),
         )
 

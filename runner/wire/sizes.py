@@ -23,6 +23,7 @@ def options_fields(options: EngineOptions) -> list[Any]:
         options.context_size,
         options.n_cells,
         options.max_sequences,
+        options.max_retained,
         options.prefill_chunk,
         options.n_threads,
         options.key_type.value,
@@ -33,11 +34,22 @@ def options_fields(options: EngineOptions) -> list[Any]:
 
 def read_options(fields: Fields) -> EngineOptions:
     """Also raises ValueError for choices that do not exist or do not go together."""
-    context_size, n_cells, max_sequences, prefill_chunk, n_threads, key_type, value_type, attention = fields
+    (
+        context_size,
+        n_cells,
+        max_sequences,
+        max_retained,
+        prefill_chunk,
+        n_threads,
+        key_type,
+        value_type,
+        attention,
+    ) = fields
     return EngineOptions(
         context_size=as_positive(context_size),
         n_cells=as_positive(n_cells),
         max_sequences=as_positive(max_sequences),
+        max_retained=as_count(max_retained),
         prefill_chunk=as_positive(prefill_chunk),
         n_threads=as_positive(n_threads),
         key_type=CacheType(as_text(key_type)),

@@ -6,7 +6,18 @@ import attrs
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.engine.batcher import Chunk, choose_victims, count_admissions, plan_step, room_of
+from runner.engine.batcher import (
+    LEAST_CHUNK,
+    STEP_LIMIT_S,
+    Chunk,
+    count_planned,
+    may_join,
+    must_preempt,
+    next_chunk,
+    plan_step,
+    room_of,
+    share_rows,
+)
 
 
 @attrs.define(eq=False)
@@ -17,7 +28,10 @@ class Fake:
     n_filled: int = 0
     n_remaining: int = 0
     arrival: int = 0
-    progress: int = 0
+
+    @property
+    def n_pending(self) -> int:
+        return self.n_tokens - self.n_filled
 
 
 def decoding(n_tokens: int, n_remaining: int = 10) -> Fake:
@@ -37,11 +51,11 @@ running_lists = st.lists(fakes, max_size=8)
 
 
 def streams_of(running: list[Fake]) -> list[Fake]:
-    return [fake for fake in running if fake.n_tokens - fake.n_filled == 1]
+    return [fake for fake in running if fake.n_pending == 1]
 
 
 def prompts_of(running: list[Fake]) -> list[Fake]:
-    return [fake for fake in running if fake.n_tokens - fake.n_filled > 1]
+    return [fake for fake in running if fake.n_pending > 1]
 
 
 @given(running_lists, st.integers(1, 100))
@@ -55,7 +69,7 @@ def test_every_stream_is_in_every_decoding_step(running: list[Fake], budget: int
 @given(running_lists, st.integers(1, 100))
 def test_prompts_share_the_budget_and_use_it_up(running: list[Fake], budget: int) -> None:
     chunks = plan_step(running, budget, decoded_last=True)
-    pending = sum(fake.n_tokens - fake.n_filled for fake in prompts_of(running))
+    pending = sum(fake.n_pending for fake in prompts_of(running))
     if pending:
         assert {id(chunk.sequence) for chunk in chunks} <= {id(fake) for fake in prompts_of(running)}
         assert sum(chunk.count for chunk in chunks) == min(budget, pending)
@@ -86,13 +100,38 @@ def test_a_chunk_continues_its_sequence_and_is_last_exactly_at_its_end(
         assert chunk.is_last == (chunk.start + chunk.count == chunk.sequence.n_tokens)
 
 
-@given(st.lists(st.integers(2, 100), min_size=1, max_size=8), st.integers(1, 100))
-def test_an_older_prompt_is_complete_before_a_younger_one_begins(lengths: list[int], budget: int) -> None:
-    running = [Fake(n_tokens) for n_tokens in lengths]
-    chunks = plan_step(running, budget, decoded_last=False)
-    for older, chunk in zip(lengths, chunks[:-1], strict=False):
-        assert chunk.count == older
-    assert [chunk.sequence for chunk in chunks] == running[: len(chunks)]
+pendings = st.lists(st.integers(2, 100), max_size=8)
+
+
+@given(pendings, st.integers(1, 100))
+def test_rows_are_used_up_and_half_of_them_are_the_oldest_prompts(pending: list[int], budget: int) -> None:
+    rows = share_rows(pending, budget)
+    assert sum(rows) == min(budget, sum(pending))
+    assert all(0 <= count <= most for count, most in zip(rows, pending, strict=True))
+    if pending:
+        assert rows[0] >= min(pending[0], budget / 2)
+
+
+@given(pendings, st.integers(1, 100))
+def test_beside_the_oldest_nobody_gets_rows_while_a_shorter_one_wants_more(
+    pending: list[int], budget: int
+) -> None:
+    rows = share_rows(pending, budget)
+    for index, count in list(enumerate(rows))[1:]:
+        if count:
+            assert all(
+                rows[other] == pending[other]
+                for other in range(len(pending))
+                if (pending[other], other) < (pending[index], index)
+            )
+
+
+def test_a_short_prompt_passes_a_long_one_and_equals_come_one_after_the_other() -> None:
+    assert share_rows([1000, 400, 20], 64) == [32, 12, 20]
+    assert share_rows([1000, 10], 64) == [54, 10]
+    assert share_rows([100, 100, 100], 64) == [64, 0, 0]
+    assert share_rows([30, 30, 30], 64) == [30, 30, 4]
+    assert share_rows([], 64) == []
 
 
 def test_streams_come_first_whatever_their_age_and_then_the_prompt() -> None:
@@ -105,7 +144,47 @@ def test_nobody_runs_and_nothing_is_planned() -> None:
     assert plan_step([], 64, decoded_last=True) == []
 
 
+# the size of chunks
+
+
+def test_a_chunk_that_took_too_long_is_halved_until_the_next_one_will_not() -> None:
+    assert next_chunk(64, 64, STEP_LIMIT_S, 64) == 64
+    assert next_chunk(64, 64, STEP_LIMIT_S * 1.01, 64) == 32
+    assert next_chunk(64, 64, STEP_LIMIT_S * 3, 64) == 16
+    assert next_chunk(64, 64, 100.0, 64) == LEAST_CHUNK
+
+
+def test_a_chunk_grows_when_twice_as_much_stays_well_below_the_limit_and_not_beyond_the_most() -> None:
+    assert next_chunk(16, 16, STEP_LIMIT_S * 0.32, 64) == 32
+    assert next_chunk(16, 16, STEP_LIMIT_S * 0.34, 64) == 16
+    assert next_chunk(64, 64, 0.0, 64) == 64
+    assert next_chunk(32, 32, 0.0, 40) == 40
+
+
+def test_a_small_chunk_tells_nothing_of_a_full_one_unless_it_was_slow_already() -> None:
+    assert next_chunk(32, 3, 0.0, 64) == 32
+    assert next_chunk(32, 16, STEP_LIMIT_S, 64) == 16
+
+
+@given(st.integers(1, 512), st.integers(1, 512), st.floats(0, 100), st.integers(1, 512))
+def test_chunks_stay_within_their_bounds(chunk: int, n_rows: int, elapsed_s: float, most: int) -> None:
+    chunk = min(chunk, most)
+    assert min(chunk, LEAST_CHUNK) <= next_chunk(chunk, n_rows, elapsed_s, most) <= most
+
+
 # preemption
+
+
+def choose_victims(running: list[Fake], n_cells: int) -> list[Fake]:
+    """As the engine does it; nothing is shared."""
+    kept = list(running)
+    while must_preempt(planned(kept), len(kept), n_cells):
+        kept.pop()
+    return running[len(kept) :][::-1]
+
+
+def planned(running: list[Fake]) -> int:
+    return count_planned(sum(fake.n_filled for fake in running), running)
 
 
 @given(running_lists, st.integers(1, 2000))
@@ -130,7 +209,22 @@ def test_a_pool_that_is_exactly_full_has_no_victim_and_one_token_more_has() -> N
 
 
 def admitted(waiting: list[Fake], running: list[Fake], n_cells: int = 1000, max_sequences: int = 4) -> int:
-    return count_admissions(waiting, running, n_cells=n_cells, max_sequences=max_sequences)
+    """As the engine does it; nothing is shared."""
+    running = list(running)
+    n_admitted = 0
+    for newcomer in waiting:
+        if not may_join(
+            newcomer,
+            newcomer.n_tokens,
+            running,
+            n_planned=planned(running),
+            n_cells=n_cells,
+            max_sequences=max_sequences,
+        ):
+            break
+        running.append(newcomer)
+        n_admitted += 1
+    return n_admitted
 
 
 def test_no_more_than_the_most_sequences_run() -> None:
@@ -149,6 +243,14 @@ def test_a_newcomer_fits_with_room_to_grow_and_with_a_cell_less_it_waits() -> No
     assert admitted([Fake(351, 0, 1000)], running) == 0
 
 
+def test_what_is_shared_is_not_needed_again() -> None:
+    running = [decoding(400, n_remaining=1000)]
+    newcomer = Fake(800, 0, 1000)
+    sizes = {"n_planned": planned(running), "n_cells": 1000, "max_sequences": 4}
+    assert may_join(newcomer, 350, running, **sizes)
+    assert not may_join(newcomer, 351, running, **sizes)
+
+
 def test_a_short_answer_needs_only_its_own_room() -> None:
     assert room_of(Fake(10, 0, 5), 1000, 4) == 5
     assert room_of(Fake(10, 0, 500), 1000, 4) == 125
@@ -163,6 +265,8 @@ def test_admission_never_makes_a_victim(
     waiting: list[Fake], running: list[Fake], n_cells: int, max_sequences: int
 ) -> None:
     """Who was admitted runs, and who ran goes on, if the pool was not overfull before."""
+    for fake in waiting:
+        fake.n_filled = 0
     if choose_victims(running, n_cells) or len(running) > max_sequences:
         return
     count = admitted(waiting, running, n_cells, max_sequences)
@@ -201,7 +305,7 @@ def test_every_request_ends_in_the_order_rules_allow_and_within_a_bounded_number
             running.remove(victim)
             victim.n_filled = 0
             waiting.insert(0, victim)
-        count = count_admissions(waiting, running, n_cells=n_cells, max_sequences=max_sequences)
+        count = admitted(waiting, running, n_cells, max_sequences)
         running += waiting[:count]
         del waiting[:count]
         assert [order[id(fake)] for fake in running] == sorted(order[id(fake)] for fake in running)

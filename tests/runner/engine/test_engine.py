@@ -68,7 +68,8 @@ class Bench:
             self.events.setdefault(request_id, []).append(event)
         self.told += output.events
         statistics = self.engine.statistics()
-        assert statistics.cells_used == self.backend.cells_used <= self.options.n_cells
+        assert statistics.cells_used + statistics.cells_retained == self.backend.cells_used
+        assert self.backend.cells_used <= self.options.n_cells
         assert statistics.running <= self.options.max_sequences
         return output.events
 
@@ -77,7 +78,7 @@ class Bench:
             self.step()
             limit -= 1
             assert limit, "the engine does not come to an end"
-        assert self.backend.cells_used == 0
+        assert self.engine.statistics().cells_used == 0
 
     def text(self, request_id: str) -> str:
         return "".join(event.text for event in self.events[request_id] if isinstance(event, TextDelta))
@@ -297,12 +298,15 @@ def test_cancel_frees_a_running_and_a_waiting_sequence_without_an_event(bench: B
     assert bench.text("b")[-5:] == "again"
 
 
-def test_a_cancelled_sequence_in_prefill_leaves_no_cells(bench: Bench) -> None:
+def test_a_cancelled_sequence_in_prefill_leaves_no_cells_but_for_those_that_are_retained(
+    bench: Bench,
+) -> None:
     bench.submit("r", "x" * 100)
     bench.step()
-    assert bench.backend.cells_used == 16
+    assert bench.engine.statistics().cells_used == bench.backend.cells_used == 16
     bench.engine.cancel("r")
-    assert bench.backend.cells_used == 0
+    assert bench.engine.statistics().cells_used == 0
+    assert bench.engine.statistics().cells_retained == bench.backend.cells_used == 16
 
 
 # preemption

@@ -49,11 +49,13 @@ def backend(default_model_file: Path) -> Iterator[Backend]:
 @pytest.fixture
 def engine(backend: Backend) -> Iterator[Engine]:
     """An engine of its own over the shared backend, whose cells must be free again afterwards."""
-    engine = Engine(backend, OPTIONS)
+    engine = Engine(backend, OPTIONS, stopwatch=lambda: 0.0)  # chunks of one size
     yield engine
     for index in range(10):
         engine.cancel(str(index))
-    assert engine.statistics().cells_used == 0
+    engine.forget_retained()
+    statistics = engine.statistics()
+    assert statistics.cells_used == statistics.cells_retained == 0
 
 
 def submit(
@@ -67,7 +69,7 @@ def submit(
     stop: tuple[str, ...] = (),
     ignore_eos: bool = False,
 ) -> int:
-    """Number of prompt tokens."""
+    """Number of prompt tokens. Nothing is reused: prompts are cut at the same places every time."""
     tokens = tuple(backend.tokenize(text, add_special=True, parse_special=True))
     engine.submit(
         SequenceRequest(
@@ -77,6 +79,7 @@ def submit(
             max_tokens=max_tokens,
             stop=stop,
             ignore_eos=ignore_eos,
+            namespace=None,
             submitted_s=time.monotonic(),
         )
     )
@@ -174,7 +177,7 @@ def test_the_facts_of_the_load(backend: Backend) -> None:
     assert host.kv_cache_bytes == pytest.approx(per_cell * OPTIONS.n_cells, abs=10486)
     assert host.weights_bytes > 90e6
     assert 0 < host.compute_bytes < 64e6
-    assert host.output_bytes == 49152 * 4 * OPTIONS.max_sequences
+    assert host.output_bytes == 49152 * 4 * (OPTIONS.max_sequences + OPTIONS.max_retained)
     assert facts.engine_version == engine_version()
     assert "llama-cpp-python" in engine_version()
     assert (backend.bos_text, backend.eos_text) == ("<|im_start|>", "<|im_end|>")

@@ -46,7 +46,7 @@ def test_O01_the_estimate_equals_what_the_real_load_logs(default_model_file: Pat
     assert as_logged(told.devices) == as_logged(logged_by_a_load(default_model_file, options))
     (host,) = told.devices
     assert host.kv_cache_bytes == 2 * context_size * 30 * 3 * 64 * 2 * 2
-    assert host.output_bytes == options.max_sequences * 49_152 * 4
+    assert host.output_bytes == (options.max_sequences + options.max_retained) * 49_152 * 4
 
 
 @pytest.mark.parametrize(

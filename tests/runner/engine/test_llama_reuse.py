@@ -1,0 +1,232 @@
+"""Reuse must not change results: logits after shared cells against those of a sequence of its own.
+
+Exact where the reused cells came from a prefill in an otherwise empty cache that was cut at the same places;
+where they lie beside foreign cells, or were cut elsewhere, sums are added up in another order, and the
+distributions are compared. Runs on every model of the test cache; Gemma 3, with its sliding window, where it
+is there.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from runner.domain.engine import EngineOptions
+from runner.domain.events import Finished
+from runner.domain.sampling import SamplingParams
+from runner.engine.backend import Backend, DecodeResult, load_backend
+from runner.engine.engine import Engine, SequenceRequest
+from runner.engine.llama import LlamaBackend
+from runner.engine.prefix import Namespace
+from tests.support.model_files import models_called
+
+pytestmark = pytest.mark.real_model
+
+OPTIONS = EngineOptions(context_size=1536, n_cells=2048, max_sequences=4, max_retained=4, n_threads=1)
+CHUNK = OPTIONS.prefill_chunk
+KL_BOUND = 1e-2
+MODELS = ["SmolLM2-135M-Instruct.Q4_1.gguf", *models_called("gemma-3*.gguf")]
+TEXT = " ".join(f"{number} green bottles hang on the wall, and {number * 7} do not." for number in range(99))
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def backend(request: pytest.FixtureRequest, default_model_file: Path) -> Iterator[Backend]:
+    path = default_model_file.parent / request.param
+    backend = load_backend("llama", path, OPTIONS, lambda _: True)
+    yield backend
+    backend.close()
+
+
+def tokens_of(backend: Backend, count: int, text: str = TEXT) -> list[int]:
+    return backend.tokenize(text, add_special=True, parse_special=False)[:count]
+
+
+def put(backend: Backend, slot: int, start: int, tokens: list[int]) -> npt.NDArray[np.float32]:
+    """One pass of these tokens alone; the logits of the last."""
+    n_rows, batch = len(tokens), backend.batch
+    batch.tokens[:n_rows] = tokens
+    batch.positions[:n_rows] = range(start, start + n_rows)
+    batch.sequence_ids[:n_rows] = slot
+    batch.wants_logits[:n_rows] = 0
+    batch.wants_logits[n_rows - 1] = 1
+    assert backend.decode(n_rows) is DecodeResult.DONE
+    return backend.logits(n_rows - 1).copy()
+
+
+def prefill(backend: Backend, slot: int, tokens: list[int], start: int = 0) -> npt.NDArray[np.float32]:
+    for first in range(start, len(tokens), CHUNK):
+        logits = put(backend, slot, first, tokens[first : first + CHUNK])
+    return logits
+
+
+def kl_divergence(p_logits: npt.NDArray[np.float32], q_logits: npt.NDArray[np.float32]) -> float:
+    p, q = (np.exp(row - row.max(), dtype=np.float64) for row in (p_logits, q_logits))
+    p, q = p / p.sum(), q / q.sum()
+    return float((p * np.log((p + 1e-30) / (q + 1e-30))).sum())
+
+
+# cells
+
+
+@pytest.mark.parametrize("cut", [CHUNK, 3 * CHUNK])
+def test_logits_after_shared_cells_are_those_of_a_sequence_of_its_own_bit_by_bit(
+    backend: Backend, cut: int
+) -> None:
+    tokens = tokens_of(backend, 4 * CHUNK + 5)
+    alone = prefill(backend, 0, tokens)
+    backend.drop_cells(0)
+    prefill(backend, 1, tokens[:cut])
+    assert backend.copy_cells(1, 3, cut)
+    assert np.array_equal(prefill(backend, 3, tokens, cut), alone)
+    backend.drop_cells(1)
+    backend.drop_cells(3)
+
+
+def test_shared_cells_outlive_the_sequence_that_computed_them(backend: Backend) -> None:
+    tokens = tokens_of(backend, 2 * CHUNK + 5)
+    alone = prefill(backend, 0, tokens)
+    backend.drop_cells(0)
+    prefill(backend, 1, [*tokens[:CHUNK], *tokens[7 : CHUNK + 7]])
+    assert backend.copy_cells(1, 2, CHUNK)
+    backend.drop_cells(1)
+    assert np.array_equal(prefill(backend, 2, tokens, CHUNK), alone)
+    backend.drop_cells(2)
+
+
+def test_a_branch_goes_on_from_the_middle_of_a_long_sequence(backend: Backend) -> None:
+    """Beyond the window of layers that have one: what is behind it must still be there."""
+    long = tokens_of(backend, 13 * CHUNK)
+    branch = [*long[: 4 * CHUNK], *long[40 : 40 + CHUNK]]
+    alone = prefill(backend, 0, branch)
+    backend.drop_cells(0)
+    prefill(backend, 1, long)
+    assert backend.copy_cells(1, 2, 4 * CHUNK)
+    assert kl_divergence(alone, prefill(backend, 2, branch, 4 * CHUNK)) < KL_BOUND
+    backend.drop_cells(1)
+    backend.drop_cells(2)
+
+
+@pytest.mark.parametrize("is_guarded", [True, False])
+def test_what_a_window_has_left_behind_is_kept_by_a_guard_and_refused_without(
+    backend: Backend, is_guarded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library overwrites such cells while others are empty; here they are wanted again."""
+    assert isinstance(backend, LlamaBackend)
+    if not is_guarded:
+        monkeypatch.setattr(backend._cells, "guard", lambda batch, n_rows: None)
+    long = tokens_of(backend, 13 * CHUNK)
+    prefill(backend, 0, tokens_of(backend, 4 * CHUNK, TEXT[200:]))
+    prefill(backend, 1, long)
+    backend.drop_cells(0)  # so that the search for cells begins at the front again
+    prefill(backend, 2, tokens_of(backend, 7 * CHUNK, TEXT[500:]))
+    branch = [*long[: 4 * CHUNK], *long[40 : 40 + CHUNK]]
+    is_kept = backend.copy_cells(1, 3, 4 * CHUNK)
+    assert is_kept == (is_guarded or backend._cells.window == 0)
+    shared = prefill(backend, 3, branch, 4 * CHUNK if is_kept else 0)
+    for slot in (1, 2, 3):
+        backend.drop_cells(slot)
+    assert kl_divergence(prefill(backend, 0, branch), shared) < KL_BOUND
+    backend.drop_cells(0)
+
+
+# the engine
+
+
+class Watched:
+    """An engine that takes down the logits that every token was chosen from, by request."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self.engine = Engine(backend, OPTIONS, stopwatch=lambda: 0.0)
+        self.logits: dict[str, list[npt.NDArray[np.float32]]] = {}
+        self.ends: dict[str, Finished] = {}
+
+    def submit(self, name: str, tokens: list[int], *, is_shared: bool = True, max_tokens: int = 4) -> None:
+        self.engine.submit(
+            SequenceRequest(
+                request_id=name,
+                prompt_tokens=tuple(tokens),
+                sampling=SamplingParams(temperature=0),
+                max_tokens=max_tokens,
+                ignore_eos=True,
+                namespace=Namespace() if is_shared else None,
+                submitted_s=0.0,
+            )
+        )
+        sampler = self.engine._alive[name].sampler
+        sample, seen = sampler.sample, self.logits.setdefault(name, [])
+
+        def copying(row: int) -> int:
+            seen.append(self.backend.logits(row).copy())
+            return sample(row)
+
+        sampler.sample = copying  # type: ignore[method-assign]  # watched, not changed
+
+    def run(self) -> None:
+        while self.engine.has_work:
+            for name, event in self.engine.step().events:
+                if isinstance(event, Finished):
+                    self.ends[name] = event
+
+    def cached(self, name: str) -> int:
+        return self.ends[name].usage.cached_tokens
+
+
+@pytest.fixture
+def watched(backend: Backend) -> Iterator[Watched]:
+    watched = Watched(backend)
+    yield watched
+    watched.run()
+    watched.engine.forget_retained()
+    assert watched.engine.statistics().cells_retained == 0
+
+
+def test_an_answer_after_a_reused_prompt_is_the_same_bit_by_bit(backend: Backend, watched: Watched) -> None:
+    """The first prompt ends where chunks do, so that the second is cut as it would be alone."""
+    tokens = tokens_of(backend, 3 * CHUNK + 20)
+    watched.submit("alone", tokens, is_shared=False)
+    watched.run()
+    watched.submit("first", tokens[: 3 * CHUNK], max_tokens=1)
+    watched.run()
+    watched.submit("second", tokens)
+    watched.run()
+    assert watched.cached("second") == 3 * CHUNK
+    for alone, second in zip(watched.logits["alone"], watched.logits["second"], strict=True):
+        assert np.array_equal(alone, second)
+
+
+def test_requests_that_arrive_together_compute_what_they_share_once_and_answer_the_same(
+    backend: Backend, watched: Watched
+) -> None:
+    shared = tokens_of(backend, 4 * CHUNK)
+    questions = [tokens_of(backend, 12, f"{word} bottles?")[1:] for word in ("Which", "Whose", "What")]
+    for index, question in enumerate(questions):
+        watched.submit(f"alone {index}", [*shared, *question], is_shared=False)
+        watched.run()
+    for index, question in enumerate(questions):
+        watched.submit(f"beside {index}", [*shared, *question])
+    watched.run()
+    n_cached = [watched.cached(f"beside {index}") for index in range(3)]
+    assert n_cached[0] == 0
+    assert all(count >= 4 * CHUNK for count in n_cached[1:])
+    for index in range(3):
+        alone, beside = watched.logits[f"alone {index}"][0], watched.logits[f"beside {index}"][0]
+        assert kl_divergence(alone, beside) < KL_BOUND
+
+
+def test_a_conversation_finds_nearly_all_of_its_last_turn(backend: Backend, watched: Watched) -> None:
+    tokens = tokens_of(backend, 200)
+    n_before = 0
+    for turn, words in zip(range(4), itertools.count(300, 100), strict=False):
+        watched.submit(str(turn), tokens, max_tokens=20)
+        watched.run()
+        if turn:
+            assert watched.cached(str(turn)) == n_before
+        n_before = len(tokens) + 19  # the last token of an answer is never put into a cell
+        answer = [int(row.argmax()) for row in watched.logits[str(turn)]]
+        tokens = [*tokens, *answer, *tokens_of(backend, 30, TEXT[words:])[1:]]

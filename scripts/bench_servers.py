@@ -86,8 +86,11 @@ class Daemon:
     def post(self, path: str, body: dict[str, Any]) -> Any:
         return _request(self.port, "POST", path, body)
 
+    def get(self, path: str) -> Any:
+        return _request(self.port, "GET", path)
+
     def loaded_pids(self) -> set[int]:
-        return {worker["pid"] for worker in _request(self.port, "GET", "/control/v1/ps")["workers"]}
+        return {worker["pid"] for worker in self.get("/control/v1/ps")["workers"]}
 
     def unload_all(self) -> None:
         self.post("/control/v1/unload", {"all": True})

@@ -15,7 +15,7 @@ import trio
 from actors.held_models import held_model
 from actors.store_handle import StoreHandle
 from runner.domain.model import Model
-from runner.errors import BlobNotFound, ModelNotFound, StoreDamaged, StoreError
+from runner.errors import BlobNotFound, ModelNotFound, RunnerError, StoreDamaged, StoreError
 from runner.gguf.metadata import GgufMetadata, read_metadata
 from runner.gguf.split import read_parts
 from runner.oci.digest import Digest
@@ -43,10 +43,17 @@ class Packaging:
         self._limiter = trio.CapacityLimiter(2)  # reading a header is CPU work that the loop would feel
 
     async def package(self, spec: PackageSpec) -> Model:
-        """Raises like `PullerHandle.package`."""
-        if spec.base is not None:
-            return await self._derive(spec, spec.base)
+        """Raises like `PullerHandle.package`. Parts of what is refused go with the next collection."""
         digests = tuple(layer.digest for layer in spec.in_order())
+        try:
+            if spec.base is not None:
+                return await self._derive(spec, spec.base)
+            return await self._pack(spec, digests)
+        except RunnerError:
+            self._store.abandon_uploads(digests)
+            raise
+
+    async def _pack(self, spec: PackageSpec, digests: tuple[Digest, ...]) -> Model:
         with self._store.holding(digests):
             blobs = await self._store.hold_blobs(digests)
             existing = await self._existing(spec.target)

@@ -56,7 +56,7 @@ from runner.domain.status import UploadedBlob
 from runner.errors import ModelNotFound, RunnerError, Unavailable
 from runner.oci.digest import Digest
 from runner.oci.reference import ModelName
-from runner.store.blobs import StoredBlob
+from runner.store.blobs import FinishedContent, StoredBlob
 from runner.store.catalog import Catalog, StoredModel
 from runner.store.changes import (
     Change,
@@ -273,8 +273,11 @@ class StoreRun:
             case AdoptUpload():
                 return self._plan_adoption(change)
             case AdoptDownload(download, reply):
-                adopt = partial(self._directory.blobs.adopt, download)
-                return Work(reply=reply, in_thread=adopt, settle=_as_it_is)
+                return Work(
+                    reply=reply,
+                    in_thread=partial(self._adopt, download, catalog),
+                    settle=self._settle_adopted,
+                )
             case BeginDownload(descriptor, is_repair, reply):
                 begin = partial(self._directory.downloads.begin, descriptor, is_repair=is_repair)
                 return Work(reply=reply, in_thread=begin, settle=_as_it_is, give_back=_close_download)
@@ -355,12 +358,22 @@ class StoreRun:
         if change.reply.is_abandoned:
             return Work(reply=change.reply, in_thread=writer.abandon, settle=lambda _: None)
 
-        def settle(_: object) -> UploadedBlob:
-            self._kept.add(writer.digest)
-            return UploadedBlob(digest=str(writer.digest), size_bytes=writer.size_bytes)
+        def settle(adopted: tuple[StoredBlob, Catalog]) -> UploadedBlob:
+            blob = self._settle_adopted(adopted)
+            self._kept.add(blob.digest)
+            return UploadedBlob(digest=str(blob.digest), size_bytes=blob.size_bytes)
 
-        adopt = partial(self._directory.blobs.adopt, writer)
+        adopt = partial(self._adopt, writer, self._catalog)
         return Work(reply=change.reply, in_thread=adopt, settle=settle)
+
+    def _adopt(self, content: FinishedContent, catalog: Catalog) -> tuple[StoredBlob, Catalog]:
+        """In a thread: the content, and the catalog with the models that it made usable."""
+        blob = self._directory.blobs.adopt(content)
+        return blob, self._directory.healed(catalog, blob.digest)
+
+    def _settle_adopted(self, adopted: tuple[StoredBlob, Catalog]) -> StoredBlob:
+        blob, self._catalog = adopted
+        return blob
 
     def _settle_held(self, held: tuple[StoredBlob, ...]) -> tuple[StoredBlob, ...]:
         for blob in held:

@@ -80,6 +80,16 @@ class StoreDirectory:
         found_settings = self.settings.read_all()
         return Catalog.of(index, stored, faults, found_settings.settings), found_settings.notices
 
+    def healed(self, catalog: Catalog, digest: Digest) -> Catalog:
+        """The catalog once this content has been replaced: models that lacked it can be used."""
+        for model_id, fault in catalog.faults.items():
+            parts = () if fault.manifest is None else fault.manifest.descriptors()
+            if digest == model_id or any(digest == part.digest for part in parts):
+                found = self._read_model(catalog.index.manifests()[model_id])
+                if isinstance(found, StoredModel):
+                    catalog = catalog.with_model(catalog.index, found)
+        return catalog
+
     def _read_model(self, descriptor: Descriptor) -> StoredModel | Fault:
         manifest = None
         try:

@@ -14,7 +14,7 @@ from actors.actor import Address
 from actors.leases import Pins
 from actors.store import StoreActor
 from actors.store_handle import StoreHandle
-from runner.errors import ModelNotFound, StoreDamaged, StoreError
+from runner.errors import InvalidModelFile, ModelNotFound, StoreDamaged, StoreError
 from runner.oci import media_types
 from runner.oci.digest import Digest
 from runner.oci.manifest import Descriptor
@@ -174,6 +174,16 @@ async def test_S18_a_collection_that_fails_halfway_shows_what_the_disk_shows(tmp
         assert await running.store.list() == ()
 
 
+async def test_S26_parts_of_a_refused_package_go_with_the_next_collection(tmp_path):
+    junk = b"no model at all"
+    async with running_store(tmp_path / "store", now_s=lambda: 0.0) as running:
+        await running.upload(junk)
+        with pytest.raises(InvalidModelFile):
+            await running.puller.package(models.spec_of("junk:1", junk))
+        assert (await running.store.gc()).removed == (str(Digest.of(junk)),)
+        assert not blob(tmp_path, junk).exists()
+
+
 # figures
 
 
@@ -282,6 +292,10 @@ async def test_the_documents_of_a_damaged_model_can_still_be_read(tmp_path):
         found = await running.store.documents(name("a:1"))
         assert Digest.of(found.manifest_bytes) == model.id
         assert Digest.of(found.config_bytes) == config.digest
+        with pytest.raises(StoreDamaged):
+            await running.store.resolve(name("a:1"))
+        await running.upload(WEIGHTS)
+        assert await running.store.resolve(name("a:1")) == model
         damage(tmp_path / "store" / "blobs" / "sha256" / config.digest.hex)
         assert (await running.store.documents(name("a:1"))).config_bytes is None
         damage(tmp_path / "store" / "blobs" / "sha256" / model.id.hex)

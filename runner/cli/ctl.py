@@ -14,6 +14,8 @@ _COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "pull": ("runner.cli.transfer:pull", "Download a model."),
         "push": ("runner.cli.transfer:push", "Upload a model to a registry."),
         "transfers": ("runner.cli.transfer:transfers", "List pulls and pushes under way."),
+        "login": ("runner.cli.login:login", "Log in to a registry."),
+        "logout": ("runner.cli.login:logout", "Forget the login of a registry."),
         "ls": ("runner.cli.models:ls", "List the models of the store."),
         "inspect": ("runner.cli.models:inspect", "Show one model in detail."),
         "package": ("runner.cli.package:package", "Package a GGUF file as a model."),

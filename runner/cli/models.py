@@ -8,7 +8,15 @@ from urllib.parse import quote
 
 import click
 
-from runner.cli.connect import complete_model, connect, familiar, host_option, json_option, short_id
+from runner.cli.connect import (
+    complete_model,
+    connect,
+    connect_or_start,
+    familiar,
+    host_option,
+    json_option,
+    short_id,
+)
 from runner.cli.output import harmless_line, message, print_json, print_table
 from runner.client import ApiError, model_path
 from runner.units import format_age, format_bytes
@@ -67,26 +75,28 @@ def _row(model: dict[str, Any], name: str) -> tuple[str, ...]:
 
 @click.command()
 @click.argument("model", shell_complete=complete_model)
+@click.option("--remote", "-r", is_flag=True, help="Ask the registry that MODEL names, and fetch nothing.")
 @json_option
 @host_option
-def inspect(model: str, as_json: bool, host: str | None) -> None:
+def inspect(model: str, remote: bool, as_json: bool, host: str | None) -> None:
     """Show one model: names, sizes, layers, metadata."""
-    report = connect(host).get(f"/control/v1/models/{model_path(model)}")
+    report = _remote(host, model) if remote else connect(host).get(f"/control/v1/models/{model_path(model)}")
     if as_json:
         print_json(report)
         return
     summary = report["model"]
     rows = [
-        ("Names", ", ".join(_names(summary))),
-        ("Id", summary["id"]),
+        ("Name", summary["name"]) if remote else ("Names", ", ".join(_names(summary))),
+        ("Id", summary["id"] or "known when it has been pulled"),
         ("Format", summary["format"]),
         ("Architecture", summary["architecture"]),
         ("Parameters", summary["parameters"]),
         ("Quantization", summary["quantization"]),
         ("Size", format_bytes(summary["size_bytes"])),
         ("Context", _context(summary)),
-        ("Licenses", ", ".join(_title(text) for text in report["licenses"]) or "none"),
     ]
+    if not remote:
+        rows.append(("Licenses", ", ".join(_title(text) for text in report["licenses"]) or "none"))
     if summary["quarantine"]:
         rows.append(("Quarantine", summary["quarantine"]))
     _print_section(None, rows)
@@ -94,7 +104,7 @@ def inspect(model: str, as_json: bool, host: str | None) -> None:
         "Layers",
         [
             (
-                layer["digest"],
+                layer["digest"] or "(hashed when it is fetched)",
                 f"{format_bytes(layer['size_bytes'])}  {layer['media_type']}"
                 + (f"  {layer['filename']}" if layer["filename"] else ""),
             )
@@ -102,6 +112,12 @@ def inspect(model: str, as_json: bool, host: str | None) -> None:
         ],
     )
     _print_section("Metadata", [(key, _one_line(value)) for key, value in sorted(report["metadata"].items())])
+
+
+def _remote(host: str | None, model: str) -> Any:
+    from runner.cli.transfer import pull_body
+
+    return connect_or_start(host).post("/control/v1/remote", pull_body(model))
 
 
 def _context(summary: dict[str, Any]) -> str:

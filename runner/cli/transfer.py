@@ -30,6 +30,12 @@ from runner.units import format_bytes, format_duration
 _HUB = "huggingface.co"
 _DONE = {"pull": "pulled", "push": "pushed", "repair": "repaired"}
 
+_NOTHING_TO_DO = {
+    "pull": "is in the store already",
+    "push": "is in the registry already",
+    "repair": "is sound",
+}
+
 quiet_option = click.option("--quiet", "-q", is_flag=True, help="Show no progress; print the model's id.")
 
 
@@ -66,7 +72,15 @@ def push(model: str, target: str | None, quiet: bool, as_json: bool, host: str |
     if target is not None:
         body["target"] = target
     client = connect(host)
-    result = follow(client, "push", "/control/v1/push", body, is_silent=quiet or as_json, as_json=as_json)
+    result = follow(
+        client,
+        "push",
+        "/control/v1/push",
+        body,
+        name=target or model,
+        is_silent=quiet or as_json,
+        as_json=as_json,
+    )
     if quiet and not as_json:
         click.echo(result["model_id"])
 
@@ -129,7 +143,8 @@ def given_for(name: str) -> dict[str, str]:
 
 def pulled(client: Client, body: Mapping[str, Any], *, is_silent: bool, as_json: bool) -> dict[str, Any]:
     """The result of a pull that is followed here."""
-    return follow(client, "pull", "/control/v1/pull", body, is_silent=is_silent, as_json=as_json)
+    name = body["reference"]
+    return follow(client, "pull", "/control/v1/pull", body, name=name, is_silent=is_silent, as_json=as_json)
 
 
 def follow(
@@ -138,6 +153,7 @@ def follow(
     path: str,
     body: Mapping[str, Any],
     *,
+    name: str,
     is_silent: bool,
     as_json: bool,
 ) -> dict[str, Any]:
@@ -145,7 +161,6 @@ def follow(
 
     `verb`: `pull`, `push` or `repair`. With `as_json` every line is printed as it comes.
     """
-    name = body.get("target") or body["reference"]
     started_s = time.monotonic()
     latest: dict[str, Any] | None = None
     _check_secrecy(client, body)
@@ -196,8 +211,7 @@ def _told(verb: str, name: str, result: Mapping[str, Any], elapsed_s: float) -> 
     size = format_bytes(result["size_bytes"])
     digest = short_id(result["model_id"])
     if result["was_cached"]:
-        there = "in the registry" if verb == "push" else "in the store"
-        return f"{name} is {there} already ({digest}, {size})"
+        return f"{name} {_NOTHING_TO_DO[verb]} ({digest}, {size})"
     moved = result["transferred_bytes"]
     rate = f", {format_bytes(int(moved / elapsed_s))}/s" if elapsed_s >= 1 else ""
     amount_moved = f"{format_bytes(moved)} of " if moved < result["size_bytes"] else ""

@@ -51,7 +51,13 @@ def test_every_command_and_option_has_help(path: str, command: click.Command, li
 
 
 def test_every_command_that_asks_the_daemon_takes_host() -> None:
-    local = {"runner ctl", "runner serve", "runner ctl completion"}  # serve has a --host of its own
+    local = {
+        "runner ctl",
+        "runner serve",  # which has a --host of its own
+        "runner ctl completion",
+        "runner ctl login",
+        "runner ctl logout",
+    }
     for path, command, _ in EVERY_COMMAND:
         has_host = any("--host" in parameter.opts for parameter in command.params)
         assert has_host or path in local, path

@@ -184,3 +184,15 @@ def test_K06_names_and_metadata_reach_the_terminal_harmlessly(cli: Cli) -> None:
 def test_K06_errors_reach_the_terminal_harmlessly(cli: Cli) -> None:
     cli.routes["GET /control/v1/models"] = lambda _: refusal(500, "internal_error", "\x1b[2J\u202eoops\x9c")
     assert cli("ctl", "ls").stderr.splitlines()[0] == r"error: \x1b[2J\u202eoops\x9c"
+
+
+def test_a_model_is_looked_at_where_it_is(cli: Cli) -> None:
+    remote = attrs.evolve(report(), model=model_summary(name="r.example/m:v1", tags=()), licenses=())
+    cli.routes["POST /control/v1/remote"] = remote
+    ended = cli("ctl", "inspect", "--remote", "r.example/m:v1")
+    assert ended.status == 0
+    assert ended.stdout.splitlines()[0].split() == ["Name", "r.example/m:v1"]
+    assert "Licenses" not in ended.stdout
+    assert cli.sent("POST /control/v1/remote") == [{"reference": "r.example/m:v1"}]
+    cli.routes["POST /control/v1/remote"] = attrs.evolve(remote, model=attrs.evolve(remote.model, id=""))
+    assert "known when it has been pulled" in cli("ctl", "inspect", "-r", "hf.co/a/b").stdout

@@ -117,8 +117,8 @@ class TransferLedger:
         self._boards.pop(transfer_id, None)
 
     def status(self, now_s: float) -> tuple[TransferStatus, ...]:
-        """In the order in which they were asked for."""
-        return tuple(board.status(now_s) for board in self._boards.values())
+        """Those that go on, in the order in which they were asked for."""
+        return tuple(board.status(now_s) for board in self._boards.values() if not board.has_ended)
 
 
 class TransferFeed:

@@ -6,6 +6,7 @@ import contextlib
 import io
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import attrs
 import trio
@@ -16,6 +17,7 @@ from actors.puller import PullerActor, PullerHandle
 from actors.store import StoreActor
 from actors.store_handle import StoreHandle
 from actors.store_messages import StoreMessage, StoreNotice
+from actors.transfers import TransferLedger
 from runner.domain.model import Model
 from runner.domain.settings import NOTHING, ModelSettings, write_settings
 from runner.gguf.metadata import read_metadata
@@ -168,9 +170,10 @@ class RunningStore:
 
 @contextlib.asynccontextmanager
 async def running_store(
-    root: Path, *, disk: Disk | None = None, now_s: Callable[[], float] = lambda: NOW_S
+    root: Path, *, disk: Disk | None = None, now_s: Callable[[], float] = lambda: NOW_S, **puller: Any
 ) -> AsyncIterator[RunningStore]:
-    """Store and puller, as the daemon starts them; both have ended afterwards."""
+    """Store and puller, as the daemon starts them; both have ended afterwards. `puller` is what the puller
+    is given beside them."""
     address: Address[StoreMessage] = Address("store")
     pins = Pins()
     notices: list[str] = []
@@ -180,11 +183,16 @@ async def running_store(
 
     store = StoreHandle(address, pins)
     puller_address = Address("puller")
+    ledger = TransferLedger()
     async with trio.open_nursery() as nursery:
         await nursery.start(StoreActor(address, pins, root, disk=disk, now_s=now_s, report=report).run)
-        await nursery.start(PullerActor(puller_address, store, now_s=now_s).run)
+        await nursery.start(PullerActor(puller_address, store, now_s=now_s, ledger=ledger, **puller).run)
         yield RunningStore(
-            store=store, puller=PullerHandle(puller_address), address=address, pins=pins, notices=notices
+            store=store,
+            puller=PullerHandle(puller_address, ledger),
+            address=address,
+            pins=pins,
+            notices=notices,
         )
         nursery.cancel_scope.cancel()
 

@@ -10,15 +10,22 @@ from pathlib import Path
 import attrs
 import trio
 
+from actors.puller import Network, PullerHandle, TransferFault
+from actors.store_handle import StoreHandle
 from actors.transfers_blob import BlobMeter, BlobTools, transfer_blob
+from runner.domain.model import Model
+from runner.domain.transfer import PullRequest, PushRequest, TransferProgress, TransferResult
 from runner.errors import RangeRefused, RegistryUnavailable
 from runner.oci.digest import Digest
 from runner.oci.manifest import Descriptor
+from runner.oci.reference import ModelName, Reference
 from runner.registry.abort import Abort
+from runner.registry.huggingface import Hub
 from runner.registry.transfer import RangeRules
 from runner.store.blobs import StoredBlob
 from runner.store.disk import Disk
 from tests.support.models import RunningStore, running_store
+from tests.support.registry_client import open_door, registry_client
 
 REGISTRY = "registry.example"
 RULES = RangeRules(connections=4, piece_bytes_min=1000, piece_bytes_max=1000)
@@ -151,3 +158,85 @@ async def until(is_so: Callable[[], bool]) -> None:
     """Wait for what threads bring about; a test bounds it."""
     while not is_so():
         await trio.lowlevel.checkpoint()
+
+
+# whole models
+
+
+@attrs.define
+class Pulls:
+    """A store and a puller with a way to registries on loopback, and to a hub."""
+
+    running: RunningStore
+    root: Path
+    published: list[Model]
+    faults: list[TransferFault]
+
+    @property
+    def store(self) -> StoreHandle:
+        return self.running.store
+
+    @property
+    def puller(self) -> PullerHandle:
+        return self.running.puller
+
+    async def pull(self, reference: Reference, **asked: object) -> TransferResult:
+        """To the end, or its error."""
+        return (await self.follow(PullRequest(reference=reference, **asked)))[0]
+
+    async def follow(self, request: PullRequest) -> tuple[TransferResult, list[TransferProgress]]:
+        """The result, and all that was told on the way."""
+        async with self.puller.pull(request) as feed:
+            told = [progress async for progress in feed]
+            return feed.result(), told
+
+    async def push(self, name: str, target: str | None = None, **asked: object) -> TransferResult:
+        request = PushRequest(
+            name=ModelName.parse(name), target=None if target is None else Reference.parse(target), **asked
+        )
+        async with self.puller.push(request) as feed:
+            async for _ in feed:
+                pass
+            return feed.result()
+
+    async def repair(self, name: str) -> TransferResult:
+        async with self.puller.repair(ModelName.parse(name)) as feed:
+            async for _ in feed:
+                pass
+            return feed.result()
+
+    async def names(self) -> list[str]:
+        """Names of all models, short ids of those without."""
+        return sorted(model.name for model in await self.store.list())
+
+    def files(self) -> set[str]:
+        """Names of all content in the store, finished or not."""
+        blobs, partial = self.root / "blobs" / "sha256", self.root / "partial"
+        return {path.name for path in (*blobs.iterdir(), *partial.iterdir())}
+
+
+@contextlib.asynccontextmanager
+async def pulls(
+    root: Path,
+    *,
+    rules: RangeRules = RULES,
+    disk: Disk | None = None,
+    hub_url: str = "http://127.0.0.1:1",
+    within_s: float = 60.0,
+    **network: int,
+) -> AsyncIterator[Pulls]:
+    """Store and puller, as the daemon starts them; a block that takes longer fails."""
+    published: list[Model] = []
+    faults: list[TransferFault] = []
+    with trio.fail_after(within_s), registry_client() as client, open_door() as door:
+        way = Network(client=client, hub=Hub(door, endpoint=hub_url), rules=rules, **network)
+        async with running_store(
+            root,
+            disk=disk,
+            network=way,
+            chance=lambda: 0.0,
+            on_published=published.append,
+            report=faults.append,
+        ) as running:
+            yield Pulls(running, root, published, faults)
+    assert not faults, faults

@@ -1,0 +1,105 @@
+"""Repairing: what is damaged of a model is found by reading all of it, and fetched again from where it came.
+
+Only the bad pieces of a file are asked for, as far as it is known which those are. Imports pulling; what is
+damaged is judged by the store.
+"""
+
+from __future__ import annotations
+
+import attrs
+
+from actors.transfers_fetching import Course, Fetching, Part
+from actors.transfers_hub import HubTools, hub_parts
+from actors.transfers_pull import PullTools, RegistrySource
+from actors.transfers_push import read_manifest
+from runner.domain.model import Model
+from runner.domain.transfer import PullRequest, RemoteCredentials, TransferPhase, TransferResult
+from runner.errors import FieldFault, InvalidParameter, RegistryError
+from runner.oci.layers import kind_of_layer
+from runner.oci.manifest import Descriptor
+from runner.oci.reference import ModelName, Reference
+from runner.registry.huggingface import is_hub
+
+
+@attrs.frozen(kw_only=True)
+class RepairRequest:
+    """Make a model whole again. `given` credentials are for this request only."""
+
+    name: ModelName
+    given: RemoteCredentials | None = None
+
+
+async def repair(
+    request: RepairRequest, course: Course, registries: PullTools, hubs: HubTools
+) -> tuple[Model, TransferResult]:
+    """Read all of a model, and fetch what is damaged from the places that its names tell, one after another.
+
+    Raises ModelNotFound; StoreDamaged when the manifest itself is lost, which only another pull brings back;
+    InvalidParameter when the model has no name that tells where it is; else what the last place raises.
+    """
+    store = registries.store
+    model = await store.resolve(request.name)
+    course.board.model_id = str(model.id)
+    _, manifest = await read_manifest(model.id, store)
+    with store.holding((model.id, *(descriptor.digest for descriptor in manifest.descriptors()))):
+        course.enter(TransferPhase.VERIFYING)
+        report = await store.verify((request.name,))
+        wrong = {finding.digest for finding in report.findings}
+        damaged = tuple(each for each in manifest.descriptors() if str(each.digest) in wrong)
+        fetched_bytes = await _fetch(damaged, model, request, course, registries, hubs) if damaged else 0
+    return model, TransferResult(
+        model_id=model.id,
+        reference=model.name,
+        size_bytes=model.size_bytes,
+        transferred_bytes=fetched_bytes,
+        was_cached=not damaged,
+    )
+
+
+async def _fetch(
+    damaged: tuple[Descriptor, ...],
+    model: Model,
+    request: RepairRequest,
+    course: Course,
+    registries: PullTools,
+    hubs: HubTools,
+) -> int:
+    """How many bytes came."""
+    if not model.tags:
+        raise InvalidParameter(FieldFault("model", "has no name that tells where it came from"))
+    error: RegistryError | None = None
+    async with registries.turns.turn(model.id, course):
+        for place in model.tags:
+            try:
+                fetching = await _fetching(damaged, place, request, course, registries, hubs)
+                course.enter(TransferPhase.TRANSFERRING)
+                await fetching.run()
+            except RegistryError as failed:
+                course.board.note(str(failed))
+                error = failed
+            else:
+                return fetching.transferred_bytes
+    assert error is not None
+    raise error
+
+
+async def _fetching(
+    damaged: tuple[Descriptor, ...],
+    place: Reference,
+    request: RepairRequest,
+    course: Course,
+    registries: PullTools,
+    hubs: HubTools,
+) -> Fetching:
+    """Raises RegistryError when the place does not have, or no longer has, what is needed."""
+    if is_hub(place):
+        asked = PullRequest(reference=place, given=request.given)
+        parts = await hub_parts(damaged, asked, course, hubs)
+    else:
+        source = RegistrySource(client=registries.client, reference=place, given=request.given)
+        parts = [
+            Part(descriptor=each, kind=kind_of_layer(each).value, title=each.file_path(), source=source)
+            for each in damaged
+        ]
+    course.layers.clear()
+    return Fetching(parts, registries.blobs, course, is_repair=True)

@@ -21,7 +21,7 @@ import requests
 from oras.auth.base import AuthBackend
 from requests.adapters import HTTPAdapter
 
-from runner.errors import RegistryError, RegistryUnavailable, RunnerError
+from runner.errors import RegistryError, RegistryUnavailable, RunnerError, StoreError
 from runner.registry import addresses, connections
 from runner.registry.abort import Abort
 from runner.registry.connections import Call, PacedAnswer, Wiring
@@ -303,7 +303,7 @@ class _SentBody:
             while left_bytes:
                 piece = source.read(min(_SEND_BYTES, left_bytes))
                 if not piece:
-                    raise OSError("the file to send is shorter than it was")
+                    raise StoreError("the file to send is shorter than it was")
                 yield piece
                 left_bytes -= len(piece)
                 if self._body.on_sent is not None:

@@ -3,7 +3,7 @@
     signals, idle exit
     supervisor
     ├── store       the disk
-    ├── puller      content on its way in
+    ├── puller      content on its way in and out
     ├── footprints  what models take, measured before they are loaded
     ├── cores       looks at what other programs leave to the workers
     ├── spare       a worker that waits for the next load
@@ -22,9 +22,10 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator
+from contextlib import closing
 from functools import partial
 from importlib.metadata import version as package_version
-from typing import Any, Protocol, assert_never
+from typing import Any, Protocol
 
 import structlog
 import trio
@@ -33,20 +34,22 @@ from actors.actor import Address
 from actors.budget import BudgetMeter
 from actors.cores import CoreSharing, read_work
 from actors.environment import PASSED_ON
-from actors.footprints import FootprintNotice, Footprints, ProbeFault
+from actors.footprints import Footprints
 from actors.leases import Pins
-from actors.load import EngineSettings, LoadFault
+from actors.load import EngineSettings
 from actors.probing import run_probe
 from actors.process import remove_stale_directories, spare_command, worker_command
-from actors.puller import PullerActor, PullerHandle, PullerMessage
-from actors.quarantine import OnDisk, QuarantineTrouble
+from actors.puller import Network, PullerActor, PullerHandle, PullerMessage
+from actors.quarantine import OnDisk
+from actors.remote import RemoteModels
 from actors.scheduler import SchedulerActor, SchedulerHandle, SchedulerSettings
 from actors.scheduler_messages import SchedulerNotice
-from actors.spare import SpareEnded, SpareWorker
+from actors.spare import SpareWorker
 from actors.store import StoreActor
 from actors.store_handle import StoreHandle
-from actors.store_messages import StoreMessage, StoreNotice
-from actors.supervisor import ChildCrashed, ChildSpec, ChildStatistics, RestartLimitReached, Run, Supervisor
+from actors.store_messages import StoreMessage
+from actors.supervisor import ChildSpec, ChildStatistics, RestartLimitReached, Run, Supervisor
+from actors.transfers import TransferLedger
 from actors.worker import DeathReport, KeeperSettings, run_keeper
 from runner.api.app import AppContext, build_app
 from runner.api.server import Server, ServerSettings
@@ -65,7 +68,17 @@ from runner.errors import StartRefused
 from runner.hardware.cpu import read_cores
 from runner.hardware.identity import installation_identity, machine_identity
 from runner.hardware.probe import compute_threads
-from runner.scheduling.decisions import Decision
+from runner.network import hub, network_rules, registry_client
+from runner.notices import (
+    log_crash,
+    log_footprints,
+    log_measurements,
+    log_scheduler,
+    log_spare,
+    log_store,
+    log_transfer,
+)
+from runner.registry.transport import Door
 from runner.store.quarantine import QuarantineFile
 from runner.telemetry.crashes import CrashRecord
 from runner.telemetry.logs import configure_logging
@@ -90,7 +103,11 @@ def run_daemon(settings: Settings, said: Collection[str] = ()) -> int:
     """
     os.umask(0o077)
     configure_logging(settings.log_level, settings.log_file)
-    daemon = Daemon(settings, said)
+    try:
+        daemon = Daemon(settings, said)
+    except StartRefused as refused:
+        print(f"error: {refused}", file=sys.stderr)  # noqa: T201  # as below
+        return 1
     try:
         trio.run(daemon.run, strict_exception_groups=True)
     except* StartRefused as refused:
@@ -136,13 +153,14 @@ class Daemon:
     async def run(self) -> None:
         """Serve until a signal, a command or idleness ends it. Raises what a first start raises."""
         self._prepare_worker_directory()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._obey_signals)
-            await nursery.start(self._supervisor_until_end, nursery.cancel_scope)
-            log.info("serving", listeners=" ".join(self._listeners), store=self._settings.store)
-            self._leave_terminal()
-            if self._settings.idle_exit_s < math.inf:
-                nursery.start_soon(self._end_when_idle)
+        with closing(self._door):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._obey_signals)
+                await nursery.start(self._supervisor_until_end, nursery.cancel_scope)
+                log.info("serving", listeners=" ".join(self._listeners), store=self._settings.store)
+                self._leave_terminal()
+                if self._settings.idle_exit_s < math.inf:
+                    nursery.start_soon(self._end_when_idle)
 
     # what routes may ask
 
@@ -198,6 +216,8 @@ class Daemon:
         puller_address: Address[PullerMessage] = Address("puller")
         pins = Pins()
         store = StoreHandle(store_address, pins)
+        transfers = TransferLedger()
+        network = self._new_network()
         self._scheduler = SchedulerHandle()
         self._addresses = {
             "store": store_address,
@@ -206,9 +226,10 @@ class Daemon:
         }
         context = AppContext(
             store=store,
-            puller=PullerHandle(puller_address),
+            puller=PullerHandle(puller_address, transfers),
             scheduler=self._scheduler,
             daemon=self,
+            remote=RemoteModels(network.client, network.hub),
             allowed_origins=frozenset(settings.allowed_origins),
             default_context_size=settings.context_size,
             setting_layers=setting_layers(settings, self._said),
@@ -222,7 +243,15 @@ class Daemon:
             (
                 ChildSpec(
                     name="store",
-                    run=_fresh(lambda: StoreActor(store_address, pins, settings.store, report=_log_notice)),
+                    run=_fresh(
+                        lambda: StoreActor(
+                            store_address,
+                            pins,
+                            settings.store,
+                            report=log_store,
+                            keep_free_bytes=settings.disk_reserve_bytes,
+                        )
+                    ),
                 ),
                 ChildSpec(
                     name="puller",
@@ -230,7 +259,10 @@ class Daemon:
                         lambda: PullerActor(
                             puller_address,
                             store,
+                            network=network,
+                            ledger=transfers,
                             on_published=lambda model: self._footprints.anticipate(model.id),
+                            report=log_transfer,
                         )
                     ),
                 ),
@@ -247,7 +279,19 @@ class Daemon:
                     shutdown_s=settings.drain_s + LAST_WORDS_S,
                 ),
             ),
-            report=_log_crash,
+            report=log_crash,
+        )
+
+    def _new_network(self) -> Network:
+        """Raises StartRefused for settings that make no way out."""
+        settings = self._settings
+        self._door = Door(network_rules(settings, os.environ))
+        return Network(
+            client=registry_client(self._door, os.environ),
+            hub=hub(settings, self._door, os.environ),
+            pulls=settings.transfers_at_once,
+            pushes=settings.transfers_at_once,
+            connections=settings.connections,
         )
 
     def _new_scheduler(self, store: StoreHandle) -> SchedulerActor:
@@ -275,7 +319,7 @@ class Daemon:
             spare_command=spare_command(self._settings.engine),
             command=worker_command,
             directory=self._worker_directory,
-            report=_log_spare,
+            report=log_spare,
         )
 
     def _new_cores(self) -> CoreSharing:
@@ -295,18 +339,18 @@ class Daemon:
             partial(run_probe, directory=self._worker_directory),
             Measurements(
                 settings.store.with_name(f"{settings.store.name}-measurements.sqlite3"),
-                report=_log_measurements,
+                report=log_measurements,
             ),
             store,
             engine_identity=f"{installation_identity(ENGINE_PACKAGE)} on {machine_identity(environment)}",
             engine=_engine_settings(settings),
-            report=_log_footprints,
+            report=log_footprints,
         )
 
     def _hear_scheduler(self, notice: SchedulerNotice) -> None:
         if isinstance(notice, DeathReport) and notice.is_crash:
             self._crashes.add(notice.as_crash(time.time()))
-        _log_scheduler(notice)
+        log_scheduler(notice)
 
     # running
 
@@ -444,79 +488,3 @@ def _server_settings(settings: Settings) -> ServerSettings:
 def _engine_version(engine: str) -> str:
     """Of the installed binding; the daemon itself never loads it."""
     return f"{ENGINE_PACKAGE} {package_version(ENGINE_PACKAGE)}" if engine == "llama" else ""
-
-
-def _log_notice(notice: StoreNotice) -> None:
-    log.warning(notice.message)
-
-
-def _log_spare(ended: SpareEnded) -> None:
-    log.warning(
-        "a spare worker ended; loads go on without",
-        pid=ended.pid,
-        exit_code=ended.status.exit_code if ended.status is not None else None,
-        signal=ended.status.signal if ended.status is not None else None,
-        error=ended.error,
-        delay_s=round(ended.delay_s, 1),
-        tail=ended.stderr_tail[-2000:],
-    )
-
-
-def _log_crash(crash: ChildCrashed) -> None:
-    log.error(
-        "a part of the daemon ended",
-        part=crash.name,
-        restarts=crash.restarts,
-        delay_s=crash.delay_s,
-        exc_info=crash.error,
-    )
-
-
-def _log_scheduler(notice: SchedulerNotice) -> None:
-    match notice:
-        case DeathReport():
-            _log_death(notice)
-        case LoadFault():
-            log.error(
-                "a load failed by a fault of ours", model_id=str(notice.model_id), exc_info=notice.error
-            )
-        case QuarantineTrouble():
-            log.warning(notice.message)
-        case Decision():
-            log.info(f"{notice.action.value} {notice.model}: {notice.why}", **notice.numbers)
-        case _:
-            assert_never(notice)
-
-
-def _log_footprints(notice: FootprintNotice) -> None:
-    if isinstance(notice, ProbeFault):
-        report = notice.report
-        log.warning(
-            "a model could not be measured; its size is estimated from its header",
-            model=report.model,
-            cause=report.cause,
-            tail=report.stderr_tail[-2000:],
-        )
-    else:
-        log.info(f"learned what {notice.model} takes", expected=str(notice.expected), found=str(notice.found))
-
-
-def _log_measurements(message: str) -> None:
-    log.warning(message)
-
-
-def _log_death(report: DeathReport) -> None:
-    if report.was_requested:
-        log.debug("a worker ended", model=report.model, pid=report.pid)
-        return
-    log.error(
-        "a worker ended unexpectedly",
-        model=report.model,
-        model_id=report.model_id,
-        engine=report.engine_version,
-        pid=report.pid,
-        cause=report.cause,
-        phase=report.phase,
-        requests=" ".join(report.request_ids),
-        tail=report.stderr_tail[-2000:],
-    )

@@ -20,6 +20,7 @@ from runner.api.body import RequestBody
 from runner.api.context import AppContext as AppContext
 from runner.api.context import DaemonControl as DaemonControl
 from runner.api.control import routes as control
+from runner.api.dmr import routes as dmr
 from runner.api.errors import install_error_handlers, leading_error, refusal_of, to_response
 from runner.api.middleware import install_middleware
 from runner.api.openai import routes as openai
@@ -74,6 +75,7 @@ def build_app(context: AppContext) -> RunnerApp:
     _add_probes(app, context.daemon)
     app.register_blueprint(control.blueprint(context))
     app.register_blueprint(openai.blueprint(context))
+    app.register_blueprint(dmr.blueprint(context))
     return app
 
 

@@ -15,6 +15,7 @@ from runner.domain.status import CrashReport, DaemonStatus, VersionInfo
 
 if TYPE_CHECKING:
     from actors.puller import PullerHandle
+    from actors.remote import RemoteModels
     from actors.scheduler import SchedulerHandle
     from actors.store_handle import StoreHandle
 
@@ -54,6 +55,7 @@ class AppContext:
     puller: PullerHandle
     scheduler: SchedulerHandle
     daemon: DaemonControl
+    remote: RemoteModels
     allowed_origins: frozenset[str] = frozenset()
     default_context_size: int = 8192
     setting_layers: tuple[SettingsLayer, ...] = (USUAL,)

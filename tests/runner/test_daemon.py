@@ -67,7 +67,7 @@ async def test_a_server_that_failed_serves_again(settings: Settings, monkeypatch
     send_starts, starts = trio.open_memory_channel[trio.Event](9)
     crashes: list[ChildCrashed] = []
     monkeypatch.setattr(runner.daemon, "Server", server_that_fails(send_starts))
-    monkeypatch.setattr(runner.daemon, "_log_crash", crashes.append)
+    monkeypatch.setattr(runner.daemon, "log_crash", crashes.append)
     daemon = Daemon(settings)
     with trio.fail_after(LIMIT_S):
         async with trio.open_nursery() as nursery:

@@ -20,6 +20,7 @@ def app_over(parts: FakeParts) -> Any:
             puller=cast(Any, parts.puller),
             scheduler=cast(Any, parts.scheduler),
             daemon=cast(Any, parts.daemon),
+            remote=cast(Any, parts.remote),
         )
     )
 

@@ -11,8 +11,17 @@ from typing import Any
 
 import attrs
 import trio
+import trio.testing
 
 from actors.stream import GenerationStream
+from runner.domain.disk import (
+    BlobFinding,
+    DiskReport,
+    GcReport,
+    ModelDisk,
+    VerifyProgress,
+    VerifyReport,
+)
 from runner.domain.events import Accepted, Finished, FinishReason, GenerationEvent, TextDelta, Timings, Usage
 from runner.domain.explained import PlanReport, WhyReport
 from runner.domain.generation import GenerationRequest
@@ -37,6 +46,7 @@ from runner.errors import BlobNotFound, ModelInUse, ModelNotFound, RunnerError, 
 from runner.oci.digest import Digest
 from runner.oci.reference import ModelName, Reference
 from runner.store.package import PackageSpec
+from tests.support.fake_transfers import FakeRemote, FakeTransfers
 
 Script = Callable[[GenerationRequest], list[GenerationEvent]]
 
@@ -136,6 +146,7 @@ class FakeScheduler:
     cancelled_acquires: int = 0
     known_as: list[tuple[str | None, str | None]] = attrs.field(factory=list)
     failed_loads: tuple[FailedLoads, ...] = ()
+    on_unload: Callable[[], None] = lambda: None
     unload_report: UnloadReport = attrs.field(
         factory=lambda: UnloadReport(unloaded=("ai/smollm2:135M-Q4_1",), in_use=())
     )
@@ -199,6 +210,7 @@ class FakeScheduler:
 
     async def unload(self, model_ids: tuple[Digest, ...] | None) -> UnloadReport:
         self.calls.append(("unload", model_ids))
+        self.on_unload()
         await trio.lowlevel.checkpoint()
         return self.unload_report
 
@@ -263,16 +275,19 @@ def worker_status(model: Model) -> WorkerStatus:
 
 @attrs.define
 class FakeStore:
-    """Models in a list. `changes` records what was asked to change."""
+    """Models in a list, `unreadable` ones as well. `changes` records what was asked to change."""
 
     models: list[Model]
     in_use: bool = False
+    refusal: RunnerError | None = None
+    unreadable: list[Model] = attrs.field(factory=list)
+    verified: list[tuple[ModelName, ...] | None] = attrs.field(factory=list)
     changes: list[tuple[object, ...]] = attrs.field(factory=list)
     received: list[bytes] = attrs.field(factory=list)
 
     async def list(self) -> tuple[Model, ...]:
         await trio.lowlevel.checkpoint()
-        return tuple(self.models)
+        return (*self.models, *self.unreadable)
 
     async def resolve(self, name: ModelName) -> Model:
         await trio.lowlevel.checkpoint()
@@ -326,6 +341,8 @@ class FakeStore:
         model = await self.resolve(name)
         if self.in_use:
             raise ModelInUse(model.name)
+        if self.refusal is not None:
+            raise self.refusal
         self.changes.append(("remove", name.text, force))
         return (Removal(untagged=str(model.tags[0])), Removal(deleted=str(model.id)))
 
@@ -337,9 +354,50 @@ class FakeStore:
         self.received.append(content)
         return UploadedBlob(digest=str(Digest.of(content)), size_bytes=len(content))
 
+    async def df(self) -> DiskReport:
+        await trio.lowlevel.checkpoint()
+        models = tuple(
+            ModelDisk(
+                id=str(model.id),
+                name=model.name,
+                tags=tuple(str(tag) for tag in model.tags),
+                size_bytes=model.size_bytes,
+                own_bytes=model.size_bytes,
+            )
+            for model in self.models
+        )
+        return DiskReport(
+            models=models,
+            total_bytes=sum(model.size_bytes for model in models),
+            shared_bytes=0,
+            partial_bytes=0,
+            leftover_bytes=0,
+            free_bytes=2**40,
+            reserve_bytes=2**30,
+        )
+
+    async def gc(self, *, prune_untagged: bool = False, dry_run: bool = False) -> GcReport:
+        await trio.lowlevel.checkpoint()
+        self.changes.append(("gc", prune_untagged, dry_run))
+        return GcReport(is_dry_run=dry_run)
+
+    async def verify(
+        self,
+        names: tuple[ModelName, ...] | None = None,
+        *,
+        on_progress: Callable[[VerifyProgress], None] = lambda progress: None,
+    ) -> VerifyReport:
+        """Finds one fault, whatever it is asked to check."""
+        self.verified.append(names)
+        digest = str(Digest.of(b"weights"))
+        on_progress(VerifyProgress(digest=digest, done_bytes=1, total_bytes=2))
+        await trio.testing.wait_all_tasks_blocked()
+        finding = BlobFinding(digest=digest, kind="wrong_content", models=("m",), message="other bytes")
+        return VerifyReport(models=1, blobs=2, size_bytes=2, findings=(finding,))
+
 
 @attrs.define
-class FakePuller:
+class FakePuller(FakeTransfers):
     packaged: list[PackageSpec] = attrs.field(factory=list)
     missing: str | None = None
 
@@ -399,6 +457,7 @@ class FakeParts:
     puller: FakePuller
     scheduler: FakeScheduler
     daemon: FakeDaemon
+    remote: FakeRemote = attrs.field(factory=FakeRemote)
 
     @classmethod
     def make(cls, *scripts: Script) -> FakeParts:

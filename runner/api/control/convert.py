@@ -18,6 +18,8 @@ from runner.domain.model import Model
 from runner.domain.quarantine import FailedLoads
 from runner.domain.settings import SETTINGS, SettingOrigin, SettingsLayer, resolve, write_settings
 from runner.domain.status import ModelConfiguration, ModelReport, ModelSummary, SettingStatus
+from runner.oci.digest import Digest
+from runner.oci.reference import Reference
 from runner.store.package import PackageLayer, PackageSpec
 
 
@@ -84,16 +86,19 @@ def model_configuration(model: Model, layers: tuple[SettingsLayer, ...]) -> Mode
 
 def encode(answer: Any) -> bytes:
     """A status value, or a tuple of them, as JSON. An infinite duration is null, which reads "never"."""
-    return orjson.dumps(_plain(answer))
+    return orjson.dumps(plain(answer))
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """What JSON has: digests and references are texts."""
+    if isinstance(value, Digest | Reference):
+        return str(value)
     if attrs.has(type(value)):
-        return {field.name: _plain(getattr(value, field.name)) for field in attrs.fields(type(value))}
+        return {field.name: plain(getattr(value, field.name)) for field in attrs.fields(type(value))}
     if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

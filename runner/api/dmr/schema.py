@@ -10,8 +10,8 @@ from typing import Any, Final
 import attrs
 
 from runner.api import strict_json
-from runner.errors import FieldFault, InvalidParameter
-from runner.oci.reference import Reference
+from runner.errors import FieldFault, InvalidParameter, InvalidReference
+from runner.oci.reference import ModelName, Reference
 
 TOKEN_LENGTH_MAX: Final = 8192
 CONTEXT_SIZE_MAX: Final = 2**31 - 1  # the field of a config is an int32
@@ -68,6 +68,13 @@ def tag_target(repository: str | None, tag: str | None) -> tuple[str, Reference]
         raise InvalidParameter(FieldFault("repo", "missing repo or tag query parameter"))
     written = f"{repository}:{tag}"
     return written, Reference.parse(written)
+
+
+def place(name: ModelName) -> Reference:
+    """Where a model of this name would be; raises InvalidReference for a digest alone."""
+    if name.reference is None:
+        raise InvalidReference(name.text, "a digest alone does not say where the model is")
+    return name.reference
 
 
 def boolean(text: str | None) -> bool:

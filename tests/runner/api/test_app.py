@@ -14,7 +14,13 @@ pytestmark = pytest.mark.anyio
 
 def whole_app(parts: FakeParts) -> RunnerApp:
     return build_app(
-        AppContext(store=parts.store, puller=parts.puller, scheduler=parts.scheduler, daemon=parts.daemon)
+        AppContext(
+            store=parts.store,
+            puller=parts.puller,
+            scheduler=parts.scheduler,
+            daemon=parts.daemon,
+            remote=parts.remote,
+        )
     )
 
 

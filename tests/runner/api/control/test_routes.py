@@ -211,14 +211,14 @@ async def test_a_part_that_was_never_uploaded_is_not_found() -> None:
 
 
 async def test_what_a_package_may_hold_is_checked_with_the_paths_of_this_api() -> None:
-    layers = [LAYER, {**LAYER, "filename": "../x"}]
+    layers = [{**LAYER, "filename": "a/b"}, {**LAYER, "filename": "../x"}]
     response = await post(
         client_over(FakeParts.make()), f"{API}/package", {"target": "a/b", "layers": layers}
     )
     error = await error_of(response)
     assert response.status_code == 400
     assert "layers[1].filename" in error["message"]
-    assert "exactly one gguf layer" in error["message"]
+    assert "layers[0].filename" in error["message"]
 
 
 @pytest.mark.parametrize(

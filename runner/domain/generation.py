@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 import attrs
 
+from runner.domain.constraints import Constraint
 from runner.domain.sampling import SamplingParams
 
 TEMPLATE_OPTIONS: Mapping[str, type[str] | type[bool]] = MappingProxyType(
@@ -73,7 +74,7 @@ class GenerationRequest:
 
     `request_id` is unique within the daemon. `max_tokens` None means "to the end of the context".
     `stop` holds non-empty strings that end the generation and are not emitted.
-    `ignore_eos` generates until `max_tokens` or the context ends.
+    `ignore_eos` generates until `max_tokens` or the context ends. `constraint` None lets any text follow.
     """
 
     request_id: str
@@ -82,3 +83,4 @@ class GenerationRequest:
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    constraint: Constraint | None = None

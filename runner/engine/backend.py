@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import attrs
 import numpy as np
@@ -19,6 +19,9 @@ import numpy.typing as npt
 from runner.domain.engine import DeviceBuffers, EngineOptions
 from runner.engine.sampler import SamplerPlan
 from runner.errors import LoadingFailed
+
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
 
 ProgressReport = Callable[[float], bool]
 """Told the loaded fraction (0 to 1) during a load; answers False to give the load up."""
@@ -93,8 +96,8 @@ class Backend(Protocol):
 
     Sequence ids are below `max_sequences`, plus `max_retained` where cells can be shared.
 
-    Only `tokenize` and the constants (`facts`, `chat_template`, `bos_text`, `eos_text`, `control_texts`) may
-    be used from another thread, also while a step runs.
+    Only `tokenize`, `new_constraint_tokenizer` and the constants (`facts`, `chat_template`, `bos_text`,
+    `eos_text`, `control_texts`) may be used from another thread, also while a step runs.
     """
 
     @property
@@ -132,6 +135,9 @@ class Backend(Protocol):
         """The bytes a token stands for in the answer: none for control tokens, may be part of a character."""
 
     def is_end_of_generation(self, token_id: int) -> bool: ...
+
+    def new_constraint_tokenizer(self) -> LLTokenizer:
+        """The vocabulary as constraints read it, which takes long; must not outlive the backend in use."""
 
     def new_sampler(self, plan: SamplerPlan) -> Sampler: ...
 

@@ -19,8 +19,10 @@ from runner.domain.events import Failed, Finished, FinishReason, TextDelta
 from runner.engine.backend import Backend, DecodeResult
 from runner.engine.batcher import Chunk, count_planned, may_join, must_preempt, next_chunk, plan_step
 from runner.engine.cells import LEAST_SHARED, CellPool, Miss
+from runner.engine.choosing import Chooser
+from runner.engine.constraints import ConstraintBroken
 from runner.engine.prefix import Match, common_length
-from runner.engine.sampler import UnusableLogits, plan_sampler
+from runner.engine.sampler import SamplerPlan, UnusableLogits, plan_sampler
 from runner.engine.sequence import Sequence, SequenceRequest, SequenceState
 from runner.errors import ContextLengthExceeded, EngineFailed, FieldFault, InvalidParameter
 
@@ -205,8 +207,12 @@ class Engine:
             request,
             order=self._n_submitted,
             n_tokens_max=n_tokens_max,
-            sampler=self._backend.new_sampler(plan),
+            chooser=self._new_chooser(request, plan),
         )
+
+    def _new_chooser(self, request: SequenceRequest, plan: SamplerPlan) -> Chooser:
+        matcher = None if request.constraint is None else request.constraint.start()
+        return Chooser(self._backend.new_sampler(plan), self._backend.logits, matcher)
 
     def _end_the_satisfied(self, step: _Step) -> None:
         """Those who asked for no token at all."""
@@ -413,12 +419,16 @@ class Engine:
     def _sample(self, sequence: Sequence, row: int, now_s: float, step: _Step) -> None:
         """Choose the token that follows `row`, show its text, and end the sequence when it is time to:
 
-        1. the model ended its turn; 2. a stop string was met; 3. `max_tokens` or the context was reached.
+        1. the model ended its turn; 2. a stop string was met; 3. its constraint lets nothing follow;
+        4. `max_tokens` or the context was reached.
         """
         try:
-            token_id = sequence.sampler.sample(row)
+            token_id = sequence.chooser.choose(row)
         except UnusableLogits:
             self._fail(sequence, "the model produced numbers that are not finite", step)
+            return
+        except ConstraintBroken:
+            self._fail(sequence, "the constraint became too complex to follow", step)
             return
         if sequence.n_generated == 0:
             self._note_reuse(sequence)
@@ -431,6 +441,8 @@ class Engine:
             step.events.append((sequence.request.request_id, delta))
         if sequence.met_stop_string:
             self._finish(sequence, FinishReason.STOP, None, step)
+        elif sequence.chooser.is_complete:
+            self._finish(sequence, FinishReason.STOP, sequence.flush(ended_by_model=True), step)
         elif sequence.is_full:
             self._finish(sequence, FinishReason.LENGTH, sequence.flush(ended_by_model=False), step)
 

@@ -2,7 +2,7 @@
 above the engine run on it.
 
 Any file serves as weights. The vocabulary is the 256 bytes and the control tokens of `CONTROL`. Sampling
-parameters change nothing: every choice is greedy.
+parameters change nothing: every choice is greedy; constraints hold.
 
 **Answers.** The question is the text before the last `<|answer|>`, back to the control token before it;
 the built-in chat template ends in `<|answer|>`, and `tokenize(add_special=True)` appends it to plain
@@ -43,7 +43,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 import attrs
 import numpy as np
@@ -53,6 +53,9 @@ from runner.domain.engine import DeviceBuffers, EngineOptions
 from runner.engine.backend import BatchArrays, DecodeResult, LoadedFacts, ProgressReport, Sampler
 from runner.engine.sampler import GreedySampler, SamplerPlan
 from runner.errors import LoadingFailed
+
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
 
 BOS, END, ANSWER = 256, 257, 258
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -291,6 +294,11 @@ class ScriptedBackend:
     def is_end_of_generation(self, token_id: int) -> bool:
         return token_id == END
 
+    def new_constraint_tokenizer(self) -> LLTokenizer:
+        from llguidance import LLTokenizer, TokenizerWrapper
+
+        return LLTokenizer(TokenizerWrapper(_Vocabulary()))
+
     def new_sampler(self, plan: SamplerPlan) -> Sampler:
         return GreedySampler(self.logits, plan.forbidden)
 
@@ -347,6 +355,18 @@ class ScriptedBackend:
         sequence_id = int(self._batch.sequence_ids[row])
         assert 0 <= sequence_id < self._options.max_sequences + self._options.max_retained, sequence_id
         return sequence_id
+
+
+class _Vocabulary:
+    """What llguidance asks of a tokenizer."""
+
+    eos_token_id = END
+    bos_token_id = BOS
+    tokens: ClassVar = [bytes((byte,)) for byte in range(256)] + [text.encode() for text in CONTROL]
+    special_token_ids: ClassVar = list(CONTROL.values())
+
+    def __call__(self, text: bytes) -> list[int]:
+        return list(text)
 
 
 def _next_logits(cells: _Cells, script: Script, n_threads: int) -> npt.NDArray[np.float32]:

@@ -1,8 +1,8 @@
-"""llama.cpp as a backend. Only this module, `llama_loading.py`, `llama_memory.py` and `llama_sampling.py`
-import `llama_cpp`, and only its low-level bindings.
+"""llama.cpp as a backend. Only this module, `llama_loading.py`, `llama_memory.py`, `llama_sampling.py` and
+`llama_vocabulary.py` import `llama_cpp`, and only its low-level bindings.
 
-Owns one model and one context with one pool of cells. Imports numpy,
-`llama_cpp` and the rest of this package. `llama_cpp.Llama` is not used: it serves one request at a time.
+Owns one model and one context with one pool of cells. Imports numpy, `llama_cpp` and the rest of this
+package. `llama_cpp.Llama` is not used: it serves one request at a time.
 
 A fault inside the library (an assertion, a bad file) ends the process; the worker's keeper deals with that.
 
@@ -17,7 +17,7 @@ import ctypes
 import functools
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +39,11 @@ from runner.engine.llama_loading import (
 )
 from runner.engine.llama_loading import engine_version as engine_version
 from runner.engine.llama_sampling import Candidates, ChainSampler
+from runner.engine.llama_vocabulary import new_constraint_tokenizer
 from runner.engine.sampler import GreedySampler, SamplerPlan
+
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
 
 _PIECE_BYTES = 128
 _META_BYTES = 256
@@ -129,6 +133,9 @@ class LlamaBackend:
 
     def is_end_of_generation(self, token_id: int) -> bool:
         return bool(lib.llama_vocab_is_eog(self._vocab, token_id))
+
+    def new_constraint_tokenizer(self) -> LLTokenizer:
+        return new_constraint_tokenizer(self._vocab, self.end_of_generation)
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         data = text.encode("utf-8", "replace")

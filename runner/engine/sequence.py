@@ -14,8 +14,9 @@ import attrs
 
 from runner.domain.events import Finished, FinishReason, TextDelta, Timings, Usage
 from runner.domain.sampling import SamplingParams
-from runner.engine.backend import Sampler
 from runner.engine.cells import Miss
+from runner.engine.choosing import Chooser
+from runner.engine.constraints import CompiledConstraint
 from runner.engine.detokenizer import Detokenizer
 from runner.engine.prefix import Namespace
 from runner.engine.stopping import StopMatcher
@@ -69,6 +70,7 @@ class SequenceRequest:
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    constraint: CompiledConstraint | None = None
     namespace: Namespace | None = attrs.field(factory=Namespace)
     submitted_s: float
 
@@ -76,7 +78,7 @@ class SequenceRequest:
 class Sequence:
     """Holds `tokens` (prompt and answer); the first `n_filled` of them are in cells under the id `slot`.
 
-    `n_filled` and `slot` mean something only while it runs. `sampler` outlives preemption, so that its random
+    `n_filled` and `slot` mean something only while it runs. `chooser` outlives preemption, so that its random
     numbers continue and the text does too.
 
     While it has a `leader`, an older sequence that computes what both begin with, it computes nothing itself:
@@ -86,16 +88,16 @@ class Sequence:
 
     __slots__ = (
         "_admitted_s", "_detokenizer", "_first_token_s", "_last_token_s", "_matcher", "_n_untold",
-        "_was_preempted", "leader", "miss", "n_awaited", "n_cached", "n_filled", "n_prompt", "n_tokens_max",
-        "order", "request", "sampler", "slot", "state", "tokens",
+        "_was_preempted", "chooser", "leader", "miss", "n_awaited", "n_cached", "n_filled", "n_prompt",
+        "n_tokens_max", "order", "request", "slot", "state", "tokens",
     )  # fmt: skip
 
-    def __init__(self, request: SequenceRequest, *, order: int, n_tokens_max: int, sampler: Sampler) -> None:
+    def __init__(self, request: SequenceRequest, *, order: int, n_tokens_max: int, chooser: Chooser) -> None:
         """`n_tokens_max` counts prompt and answer. `order` grows with every submission."""
         self.request = request
         self.order = order
         self.n_tokens_max = n_tokens_max
-        self.sampler = sampler
+        self.chooser = chooser
         self.state = SequenceState.WAITING
         self.tokens = list(request.prompt_tokens)
         self.n_prompt = len(self.tokens)
@@ -169,9 +171,9 @@ class Sequence:
         self.follow(None)
 
     def end(self) -> None:
-        """Also frees the sampler."""
+        """Also frees the sampler's objects."""
         self._become(SequenceState.ENDED)
-        self.sampler.close()
+        self.chooser.close()
 
     def _become(self, state: SequenceState) -> None:
         if state not in TRANSITIONS[self.state]:

@@ -1,4 +1,4 @@
-"""Sampling parameters as fields, and back.
+"""Sampling parameters and constraints as fields, and back.
 
 Imports the domain's values and `checks.py`. Used by `schema.py`.
 """
@@ -7,6 +7,12 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from runner.domain.constraints import (
+    PATH_CHARACTERS_MAX,
+    SOURCE_BYTES_MAX,
+    Constraint,
+    ConstraintKind,
+)
 from runner.domain.sampling import INTEGERS, RANGES, SamplingParams, Stage
 from runner.wire.checks import Fields, Malformed, as_array, as_count, as_integer, as_real, as_text
 
@@ -52,3 +58,21 @@ def _check_number(name: str, value: Any) -> None:
 def _read_bias(fields: Fields) -> tuple[int, float]:
     token_id, bias = fields
     return as_count(token_id), as_real(bias)
+
+
+def constraint_fields(constraint: Constraint | None) -> Fields | None:
+    if constraint is None:
+        return None
+    return constraint.kind.value, constraint.source, constraint.path
+
+
+def read_constraint(value: Any) -> Constraint | None:
+    """Also raises ValueError for kinds that do not exist."""
+    if value is None:
+        return None
+    kind, source, path = as_array(value)
+    return Constraint(
+        kind=ConstraintKind(as_text(kind)),
+        source=as_text(source, SOURCE_BYTES_MAX),
+        path=as_text(path, PATH_CHARACTERS_MAX),
+    )

@@ -62,7 +62,7 @@ from runner.wire.messages import (
     StepEvent,
     ToWorker,
 )
-from runner.wire.sampling_schema import read_sampling, sampling_fields
+from runner.wire.sampling_schema import constraint_fields, read_constraint, read_sampling, sampling_fields
 from runner.wire.sizes import buffers_fields, options_fields, read_buffers, read_options
 
 EVENTS_LIMIT: Final = 4096
@@ -105,6 +105,7 @@ def _encode_generate(message: Generate) -> list[Any]:
         request.max_tokens,
         request.stop,
         request.ignore_eos,
+        constraint_fields(request.constraint),
     ]
 
 
@@ -224,7 +225,7 @@ def _read_pin(fields: Fields) -> DevicePin:
 
 
 def _read_generate(fields: Fields) -> Generate:
-    _, request_id, prompt, sampling, max_tokens, stop, ignore_eos = fields
+    _, request_id, prompt, sampling, max_tokens, stop, ignore_eos, constraint = fields
     return Generate(
         GenerationRequest(
             request_id=as_request_id(request_id),
@@ -233,6 +234,7 @@ def _read_generate(fields: Fields) -> Generate:
             max_tokens=None if max_tokens is None else as_positive(max_tokens),
             stop=tuple(as_nonempty(text) for text in as_array(stop)),
             ignore_eos=as_flag(ignore_eos),
+            constraint=read_constraint(constraint),
         )
     )
 

@@ -1,7 +1,8 @@
 """From a request to token ids, in a thread of its own, so that no step of the engine waits for a template.
 
 `Preparer` does the work for one request: options checked, control texts disarmed, template rendered, text
-tokenised, length checked. `Preparation` is the thread around it with a bounded queue. Imports `runner.chat`
+tokenised, length checked. `Preparation` is the thread around it with a bounded queue; what has a constraint
+goes on to `compiling.py`. Imports `runner.chat`
 (in the thread: importing jinja2 takes 40 ms, in which the model can load), the engine's protocol and values.
 
     reader thread ──submit──> queue ──Preparer──> deliver(Prepared | Refused) ──> step thread
@@ -14,6 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, assert_never
 
@@ -23,8 +25,10 @@ from runner.domain.engine import EngineOptions
 from runner.domain.events import Failed
 from runner.domain.generation import ChatPrompt, GenerationRequest, TextPrompt, TokenPrompt
 from runner.engine.backend import Backend
+from runner.engine.constraints import CompiledConstraint, ConstraintCompiler
 from runner.engine.sequence import SequenceRequest
 from runner.errors import ContextLengthExceeded, FieldFault, InvalidParameter, RunnerError
+from runner.worker.compiling import Compiling
 
 if TYPE_CHECKING:
     from runner.chat.control_text import ControlTexts
@@ -82,8 +86,12 @@ class Preparer:
         self._control_texts = control_texts
         self._leading = self._find_leading()
 
+    def new_compiler(self) -> ConstraintCompiler:
+        return ConstraintCompiler(self._backend.new_constraint_tokenizer)
+
     def prepare(self, request: GenerationRequest, submitted_s: float) -> SequenceRequest:
-        """Raises TemplateFailed, InvalidParameter or ContextLengthExceeded; nothing has happened then."""
+        """All but its constraint, which is compiled elsewhere. Raises TemplateFailed, InvalidParameter or
+        ContextLengthExceeded; nothing has happened then."""
         self._check_biases(request)
         match request.prompt:
             case ChatPrompt():
@@ -186,8 +194,9 @@ class Preparation:
     """The thread. It starts at once, to import what it needs; requests wait until `begin` gives it a
     preparer.
 
-    `deliver` is called from the thread, once for every request that was not discarded before. `on_fault` is
-    called when the thread ends by an error of its own: nothing is prepared any more then.
+    `deliver` is called from the thread, or the one that compiles constraints, once for every request that was
+    not discarded before. `on_fault` is called when the thread ends by an error of its own: nothing is
+    prepared any more then.
     """
 
     def __init__(
@@ -207,6 +216,7 @@ class Preparation:
         self._lock = threading.Lock()
         """Guards `_pending`, and that nothing is delivered once it was discarded."""
         self._is_closing = False
+        self._compiling: Compiling | None = None
         self._thread = threading.Thread(target=self._run, name="preparation", daemon=True)
         self._thread.start()
 
@@ -234,13 +244,14 @@ class Preparation:
             self._pending.discard(request_id)
 
     def close(self, timeout_s: float) -> bool:
-        """End the thread and wait for it; False when it is still busy, with a template or a long text."""
+        """End the threads and wait for them; False when one is still busy, with a template, a long text or a
+        constraint."""
         self._is_closing = True
         self._maker.put(None)
         self._may_import.set()
         self._jobs.put(None)
         self._thread.join(timeout_s)
-        return not self._thread.is_alive()
+        return not self._thread.is_alive() and (self._compiling is None or self._compiling.close(timeout_s))
 
     def _run(self) -> None:
         try:
@@ -255,15 +266,28 @@ class Preparation:
             self._on_fault()
 
     def _work(self, preparer: Preparer) -> None:
+        self._compiling = Compiling(preparer.new_compiler())
         while (job := self._jobs.get()) is not None and not self._is_closing:
-            request_id = job.request.request_id
-            if request_id not in self._pending:
+            if job.request.request_id not in self._pending:
                 continue  # discarded while it waited
             outcome = _outcome(preparer, job)
-            with self._lock:
-                if request_id in self._pending:
-                    self._pending.remove(request_id)
-                    self._deliver(outcome)
+            if isinstance(outcome, Prepared) and job.request.constraint is not None:
+                self._compiling.submit(job.request.constraint, partial(self._finish_constrained, outcome))
+            else:
+                self._finish(job.request.request_id, outcome)
+
+    def _finish_constrained(self, prepared: Prepared, compiled: CompiledConstraint | RunnerError) -> None:
+        request = prepared.request
+        if isinstance(compiled, RunnerError):
+            self._finish(request.request_id, Refused(request.request_id, failure(compiled)))
+        else:
+            self._finish(request.request_id, Prepared(attrs.evolve(request, constraint=compiled)))
+
+    def _finish(self, request_id: str, outcome: Outcome) -> None:
+        with self._lock:
+            if request_id in self._pending:
+                self._pending.remove(request_id)
+                self._deliver(outcome)
 
 
 def _outcome(preparer: Preparer, job: _Job) -> Outcome:

@@ -66,6 +66,7 @@ def generation_request(request: ChatRequest | CompletionRequest, request_id: str
         max_tokens=_max_tokens(request),
         stop=(request.stop,) if isinstance(request.stop, str) else request.stop or (),
         ignore_eos=bool(request.ignore_eos),
+        constraint=next(iter(request.constraints), None),
     )
 
 

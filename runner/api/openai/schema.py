@@ -15,8 +15,10 @@ import attrs
 from runner.api import strict_json
 from runner.api.keep_alive import KeepAlive
 from runner.api.openai import unsupported
+from runner.api.openai.constraint_fields import READERS, reader_of
 from runner.api.openai.sampling_fields import TOKEN_ID_MAX, read_logit_bias, read_samplers
 from runner.api.structure import By, Fault, Faults, Length, Schema, Text, Unsupported, raise_faults
+from runner.domain.constraints import Constraint
 from runner.domain.generation import (
     TEMPLATE_OPTION_CHARACTERS_MAX,
     TEMPLATE_OPTIONS,
@@ -47,7 +49,7 @@ Breaker = Annotated[str, Text(1, BREAKER_BYTES_MAX)]
 StopText = Annotated[str, Text(1, STOP_BYTES_MAX)]
 Message = Annotated[ChatMessage, By(lambda value: read_message(value))]
 MaxTokens = Annotated[int, Range(1, TOKENS_MAX)]
-T = TypeVar("T")
+T = TypeVar("T", bound="GenerationFields")
 
 
 @attrs.frozen(kw_only=True)
@@ -191,12 +193,25 @@ class GenerationFields:
     mirostat_eta: Annotated[float, RANGES["mirostat_eta"]] | None = None
     logit_bias: Annotated[tuple[tuple[int, float], ...], By(read_logit_bias)] | None = None
     samplers: Annotated[tuple[Stage, ...], By(read_samplers)] | None = None
+    response_format: Annotated[Constraint, By(reader_of("response_format"))] | None = None
+    grammar: Annotated[Constraint, By(reader_of("grammar"))] | None = None
+    json_schema: Annotated[Constraint, By(reader_of("json_schema"))] | None = None
+    guided_json: Annotated[Constraint, By(reader_of("guided_json"))] | None = None
+    guided_regex: Annotated[Constraint, By(reader_of("guided_regex"))] | None = None
+    guided_choice: Annotated[Constraint, By(reader_of("guided_choice"))] | None = None
+    guided_grammar: Annotated[Constraint, By(reader_of("guided_grammar"))] | None = None
+    structured_outputs: Annotated[Constraint, By(reader_of("structured_outputs"))] | None = None
     max_tokens: MaxTokens | None = None
     stop: StopText | Annotated[tuple[StopText, ...], Length(0, STOP_MAX)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     ignore_eos: bool | None = None
     keep_alive: KeepAlive | None = None
+
+    @property
+    def constraints(self) -> tuple[Constraint, ...]:
+        """Those that were sent; more than one is a fault."""
+        return tuple(found for name in READERS if (found := getattr(self, name)) is not None)
 
 
 @attrs.frozen(kw_only=True)
@@ -213,6 +228,16 @@ class CompletionRequest(GenerationFields):
     """Body of `/v1/completions`."""
 
     prompt: Annotated[TextPrompt | TokenPrompt, By(read_prompt)]
+
+
+def _constraint_faults(request: GenerationFields) -> list[tuple[str, Fault]]:
+    """An answer has one form."""
+    sent = request.constraints
+    return [
+        (other.path, Fault(f"cannot be together with {first.path}"))
+        for first in sent[:1]
+        for other in sent[1:]
+    ]
 
 
 def _alias_faults(document: dict[str, Any]) -> list[tuple[str, Fault]]:
@@ -233,11 +258,14 @@ def parse_completion(body: bytes) -> CompletionRequest:
 
 def _parse(body: bytes, kind: type[T], table: Mapping[str, unsupported.Known]) -> T:
     document = strict_json.decode(body)
-    request: T
+    request: T | None
     request, faults = _SCHEMA.attempt(document, kind)
     if type(document) is dict:
         faults += _alias_faults(document)
+    if request is not None:
+        faults += _constraint_faults(request)
     if type(document) is dict and not document.keys().isdisjoint(table):
         faults += unsupported.faults(document, table, _SCHEMA)
     raise_faults(faults)
+    assert request is not None, "or there were faults"
     return request

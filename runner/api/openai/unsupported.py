@@ -1,6 +1,6 @@
 """Known fields that would change the result and are not implemented: refused unless they change nothing.
 
-`n: 1`, `grammar: ""` or `tools: []` ask for what happens anyway and pass; everything else is
+`n: 1`, `echo: false` or `tools: []` ask for what happens anyway and pass; everything else is
 refused, since an answer that ignores them would be taken for one that honours them. Types and ranges are
 checked first (N12). Fields that no result depends on (`user`, `metadata`, `service_tier`, `cache_prompt`, …)
 are not listed: they are ignored like unknown ones. What becomes implemented moves to `schema.py`.
@@ -38,10 +38,6 @@ def _empty(value: Any) -> bool:
     return not value
 
 
-def _plain_text(value: Any) -> bool:
-    return bool(value.get("type") == "text")
-
-
 Anything = Annotated[Any, By(lambda value: value)]
 _FLAG_OFF: Final = Known(bool, _only(False))
 _EMPTY_TEXT: Final = Known(str, _empty)
@@ -61,15 +57,6 @@ _BOTH: Final[Mapping[str, Known]] = {
     "n_predict": Known(int, _only(-1), "use max_tokens"),
     "stop_token_ids": _EMPTY_LIST,
     "truncate_prompt_tokens": _NOTHING,
-    # constraints
-    "response_format": Known(dict, _plain_text),
-    "grammar": _EMPTY_TEXT,
-    "json_schema": _EMPTY_OBJECT,
-    "guided_json": _NOTHING,
-    "guided_regex": _NOTHING,
-    "guided_choice": _NOTHING,
-    "guided_grammar": _NOTHING,
-    "structured_outputs": _NOTHING,
     # another model
     "lora": _EMPTY_LIST,
 }

@@ -158,7 +158,7 @@ class Watched:
                 submitted_s=0.0,
             )
         )
-        sampler = self.engine._alive[name].sampler
+        sampler = self.engine._alive[name].chooser._sampler
         sample, seen = sampler.sample, self.logits.setdefault(name, [])
 
         def copying(row: int) -> int:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
 from runner.domain.events import FinishReason, TextDelta, Timings, Usage
+from runner.engine.choosing import Chooser
 from runner.engine.sampler import GreedySampler
 from runner.engine.sequence import (
     TRANSITIONS,
@@ -17,9 +20,18 @@ from runner.engine.sequence import (
 )
 
 
+def no_logits(row: int) -> npt.NDArray[np.float32]:
+    raise AssertionError(f"row {row} was asked for")
+
+
 def sequence(stop: tuple[str, ...] = (), n_tokens_max: int = 100) -> Sequence:
     request = SequenceRequest(request_id="r", prompt_tokens=(1, 2, 3), stop=stop, submitted_s=10.0)
-    return Sequence(request, order=1, n_tokens_max=n_tokens_max, sampler=GreedySampler(lambda _: _, ()))
+    return Sequence(
+        request,
+        order=1,
+        n_tokens_max=n_tokens_max,
+        chooser=Chooser(GreedySampler(no_logits, ()), no_logits),
+    )
 
 
 def in_state(state: SequenceState) -> Sequence:

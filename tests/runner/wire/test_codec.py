@@ -11,6 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from runner.domain.constraints import (
+    PATH_CHARACTERS_MAX,
+    SOURCE_BYTES_MAX,
+    Constraint,
+    ConstraintKind,
+)
 from runner.domain.engine import CacheType, DeviceBuffers, EngineOptions, FlashAttention
 from runner.domain.events import Accepted, Failed, Finished, FinishReason, TextDelta, Timings, Usage
 from runner.domain.generation import (
@@ -168,6 +174,8 @@ requests = st.builds(
     max_tokens=st.none() | positives,
     stop=st.lists(st.text(min_size=1, max_size=9), max_size=3).map(tuple),
     ignore_eos=st.booleans(),
+    constraint=st.none()
+    | st.builds(Constraint, kind=st.sampled_from(ConstraintKind), source=texts, path=texts),
 )
 pins = st.builds(
     DevicePin, st.sampled_from(sorted(DEVICE_VARIABLES)), st.sampled_from(["", "0", "0,1", "GPU-8c2a-11"])
@@ -551,7 +559,8 @@ _NUMBERS = (
     *(0.0, 0.1, 0, 5.0, 0.1),  # XTC and mirostat
 )
 _SAMPLING = (_NUMBERS, ("\n",), ((5, -100.0),), ("top_k", "temperature"))
-_REQUEST = (2, "r1", (1, "hi"), _SAMPLING, 16, (), False)
+_CONSTRAINT = ("json_schema", '{"type":"object"}', "response_format")
+_REQUEST = (2, "r1", (1, "hi"), _SAMPLING, 16, (), False, _CONSTRAINT)
 
 
 def _number_with(index: int, value: Any) -> tuple[Any, ...]:
@@ -595,6 +604,12 @@ def _request_with(index: int, value: Any) -> tuple[Any, ...]:
         _request_with(5, ("",)),
         _request_with(5, (5,)),
         _request_with(6, 0),
+        _request_with(7, 0),
+        _request_with(7, _CONSTRAINT[:-1]),
+        _request_with(7, ("yaml", *_CONSTRAINT[1:])),
+        _request_with(7, (_CONSTRAINT[0], b"{}", "p")),
+        _request_with(7, (_CONSTRAINT[0], "x" * (SOURCE_BYTES_MAX + 1), "p")),
+        _request_with(7, (*_CONSTRAINT[:2], "p" * (PATH_CHARACTERS_MAX + 1))),
         (1, "llama", "/m", (1, 1, 1, 1, 1), None),
         (1, "llama", b"/m", (1, 1, 1, 1), None),
         (1, "llama", b"/m", (1, 1, 1, 1, 0), None),

@@ -12,6 +12,7 @@ from typing import Any
 import attrs
 import pytest
 
+from runner.domain.constraints import Constraint, ConstraintKind
 from runner.domain.events import Accepted, Failed, Finished, FinishReason, GenerationEvent, TextDelta
 from runner.domain.generation import ChatMessage, ChatPrompt, TextPrompt, TokenPrompt
 from runner.engine.fake import N_VOCAB, ScriptedBackend
@@ -420,3 +421,41 @@ def test_deltas_carry_whole_characters(loaded: WorkerThread) -> None:
     events = loaded.outcome("smile")
     assert text_of(events) == "naïve 😀 end"
     assert all("\ufffd" not in event.text for event in events if isinstance(event, TextDelta))
+
+
+# constraints
+
+
+def json_object(path: str = "response_format") -> Constraint:
+    return Constraint(kind=ConstraintKind.JSON_SCHEMA, source='{"type":"object"}', path=path)
+
+
+def test_an_answer_keeps_to_its_constraint(loaded: WorkerThread) -> None:
+    loaded.send(
+        chat("one", '[[say {"a": 1} and more]]', constraint=json_object()),
+        chat("two", "[[say free]]"),
+    )
+    events = loaded.outcomes("one", "two")
+    assert isinstance(events["one"][0], Accepted)
+    assert text_of(events["one"]) == '{"a": 1}'
+    assert text_of(events["two"]) == "free"
+
+
+def test_N15_a_constraint_that_does_not_compile_is_refused_and_generates_nothing(
+    loaded: WorkerThread,
+) -> None:
+    bad = Constraint(kind=ConstraintKind.JSON_SCHEMA, source='{"not": {}}', path="json_schema")
+    loaded.send(chat("one", "[[say hello]]", constraint=bad))
+    [failed] = loaded.outcome("one")
+    assert isinstance(failed, Failed)
+    assert failed.code == "invalid_parameter"
+    assert failed.message.startswith("json_schema: ")
+    assert loaded.steps[-1].step_index == 0
+
+
+def test_a_constrained_request_can_be_cancelled_while_it_is_prepared(loaded: WorkerThread) -> None:
+    loaded.send(
+        chat("gone", "[[forever]]", constraint=json_object()), Cancel("gone"), chat("one", "[[say hello]]")
+    )
+    events = loaded.outcomes("one")
+    assert not has_ended(events.get("gone", []))

@@ -188,9 +188,6 @@ def test_N12_the_number_of_functions_and_logprobs_is_limited() -> None:
         ("tool_choice", ["none", "auto"], ["required", {"type": "function"}]),
         ("functions", [[]], [[{}]]),
         ("function_call", ["none", "auto"], [{"name": "f"}]),
-        ("response_format", [{"type": "text"}], [{"type": "json_object"}, {}]),
-        ("grammar", [""], ["root ::= x"]),
-        ("json_schema", [{}], [{"type": "object"}]),
         ("modalities", [["text"], []], [["text", "audio"]]),
         ("audio", [None], [{"voice": "alloy"}]),
         ("prediction", [None], [{"type": "content", "content": "x"}]),
@@ -200,7 +197,6 @@ def test_N12_the_number_of_functions_and_logprobs_is_limited() -> None:
         ("n_predict", [-1], [5]),
         ("min_tokens", [0], [1]),
         ("stop_token_ids", [[]], [[5]]),
-        ("guided_json", [None], [{}, ""]),
         ("lora", [[]], [[{"id": 0}]]),
         ("chat_template", [None], ["{{ x }}"]),
         ("add_generation_prompt", [True], [False]),
@@ -224,7 +220,6 @@ def test_known_fields_are_refused_only_when_they_would_change_the_result(
         ("echo", [False], [True]),
         ("suffix", [""], ["end"]),
         ("logprobs", [None], [0, 5]),
-        ("grammar", [""], ["root ::= x"]),
     ],
 )
 def test_known_fields_of_text_completions(

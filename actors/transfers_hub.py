@@ -87,10 +87,13 @@ async def pull_from_hub(
 
 
 async def hub_parts(
-    wanted: Collection[Descriptor], request: PullRequest, course: Course, tools: HubTools
+    wanted: Collection[Descriptor], request: PullRequest, commit: str | None, course: Course, tools: HubTools
 ) -> list[Part]:
-    """Where the hub has this content now. Raises RemoteModelNotFound when it has other files by now."""
-    parts = _parts(await _resolve(request, course, tools), tools)
+    """Where the hub has this content, at the commit it came from as far as that is known.
+
+    Raises RemoteModelNotFound when the hub has other files there.
+    """
+    parts = _parts(await _resolve(request, course, tools, commit), tools)
     digests = {each.digest for each in wanted}
     found = [part for part in parts if part.descriptor.digest in digests]
     if len({part.descriptor.digest for part in found}) < len(digests):
@@ -98,9 +101,15 @@ async def hub_parts(
     return found
 
 
-async def _resolve(request: PullRequest, course: Course, tools: HubTools) -> HubSelection:
+async def _resolve(
+    request: PullRequest, course: Course, tools: HubTools, commit: str | None = None
+) -> HubSelection:
     resolve = partial(
-        tools.hub.resolve, request.reference, source_text=request.source_text, given=request.given
+        tools.hub.resolve,
+        request.reference,
+        source_text=request.source_text,
+        commit=commit,
+        given=request.given,
     )
     return await tools.threads.ask(lambda abort: resolve(abort=abort), course.board.note)
 
@@ -152,5 +161,6 @@ def _spec(selection: HubSelection, digests: dict[str, Digest]) -> PackageSpec:
             PackageLayer(kind=file.kind, digest=digests[file.path], filename=file.name)
             for file in selection.files
         ),
-        created_s=selection.created_s or None,
+        labels=selection.annotations(),
+        created_s=selection.created_s,
     )

@@ -16,9 +16,9 @@ from runner.domain.model import Model
 from runner.domain.transfer import PullRequest, RemoteCredentials, TransferPhase, TransferResult
 from runner.errors import FieldFault, InvalidParameter, RegistryError
 from runner.oci.layers import kind_of_layer
-from runner.oci.manifest import Descriptor
+from runner.oci.manifest import Descriptor, Manifest
 from runner.oci.reference import ModelName, Reference
-from runner.registry.huggingface import is_hub
+from runner.registry.huggingface import is_hub, origin_of
 
 
 @attrs.frozen(kw_only=True)
@@ -46,7 +46,9 @@ async def repair(
         report = await store.verify((request.name,))
         wrong = {finding.digest for finding in report.findings}
         damaged = tuple(each for each in manifest.descriptors() if str(each.digest) in wrong)
-        fetched_bytes = await _fetch(damaged, model, request, course, registries, hubs) if damaged else 0
+        fetched_bytes = 0
+        if damaged:
+            fetched_bytes = await _fetch(damaged, manifest, model, request, course, registries, hubs)
     return model, TransferResult(
         model_id=model.id,
         reference=model.name,
@@ -58,6 +60,7 @@ async def repair(
 
 async def _fetch(
     damaged: tuple[Descriptor, ...],
+    manifest: Manifest,
     model: Model,
     request: RepairRequest,
     course: Course,
@@ -71,7 +74,7 @@ async def _fetch(
     async with registries.turns.turn(model.id, course):
         for place in model.tags:
             try:
-                fetching = await _fetching(damaged, place, request, course, registries, hubs)
+                fetching = await _fetching(damaged, manifest, place, request, course, registries, hubs)
                 course.enter(TransferPhase.TRANSFERRING)
                 await fetching.run()
             except RegistryError as failed:
@@ -85,6 +88,7 @@ async def _fetch(
 
 async def _fetching(
     damaged: tuple[Descriptor, ...],
+    manifest: Manifest,
     place: Reference,
     request: RepairRequest,
     course: Course,
@@ -93,8 +97,9 @@ async def _fetching(
 ) -> Fetching:
     """Raises RegistryError when the place does not have, or no longer has, what is needed."""
     if is_hub(place):
-        asked = PullRequest(reference=place, given=request.given)
-        parts = await hub_parts(damaged, asked, course, hubs)
+        typed, commit = origin_of(place, manifest.annotations)
+        asked = PullRequest(reference=place, given=request.given, source_text=typed)
+        parts = await hub_parts(damaged, asked, commit, course, hubs)
     else:
         source = RegistrySource(client=registries.client, reference=place, given=request.given)
         parts = [

@@ -24,7 +24,7 @@ DOCUMENT_BYTES_MAX = 4 << 20  # a page of 1,000 files has 0.4 MB
 PAGES_MAX = 100
 CURSOR_CHARS_MAX = 4096
 
-_REVISION = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")  # of git, with either of its hashes
+_COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")  # of git, with either of its hashes
 _GIT_OID = re.compile(r"[0-9a-f]{40}")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,95})/[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,95})")
@@ -72,7 +72,7 @@ _CONVERTER = make_converter(
 def read_revision(content: bytes) -> Revision:
     """The commit that a revision stands for; raises InvalidManifest."""
     document = read_document(content, _RevisionDocument, _CONVERTER, limit_bytes=DOCUMENT_BYTES_MAX)
-    if _REVISION.fullmatch(document.commit) is None:
+    if not is_commit(document.commit):
         raise InvalidManifest("the hub names no commit for the revision")
     name = document.name if document.name and is_repository_name(document.name) else None
     return Revision(name=name, commit=document.commit, created_s=_seconds(document.last_modified))
@@ -102,6 +102,11 @@ def next_cursor(link: str | None) -> str | None:
     if len(cursors) != 1 or len(cursors[0]) > CURSOR_CHARS_MAX:
         raise InvalidManifest("the listing goes on, and does not say where")
     return cursors[0]
+
+
+def is_commit(text: str) -> bool:
+    """Whether this is a commit rather than a branch or a tag, which move."""
+    return _COMMIT.fullmatch(text) is not None
 
 
 def is_repository_name(text: str) -> bool:

@@ -37,6 +37,7 @@ from runner.registry.hub_documents import (
     PAGES_MAX,
     GitHash,
     Revision,
+    is_commit,
     is_repository_name,
     next_cursor,
     read_page,
@@ -51,6 +52,9 @@ HUB_REGISTRY = "huggingface.co"
 DEFAULT_ENDPOINT = "https://huggingface.co"
 BRANCH = "main"
 """What is resolved: a tag names a quantisation, and never a revision."""
+
+ANNOTATION_SOURCE = "org.opencontainers.image.source"
+ANNOTATION_REVISION = "org.opencontainers.image.revision"
 
 _ERROR_CODE = "X-Error-Code"
 _OVERLOADED = 429
@@ -86,8 +90,8 @@ class HubSelection:
     def annotations(self) -> dict[str, str]:
         """Where the model came from, for its manifest. The same revision gives the same text."""
         return {
-            "org.opencontainers.image.revision": self.revision,
-            "org.opencontainers.image.source": f"https://{HUB_REGISTRY}/{self.repository}",
+            ANNOTATION_REVISION: self.revision,
+            ANNOTATION_SOURCE: f"https://{HUB_REGISTRY}/{self.repository}",
         }
 
 
@@ -114,11 +118,13 @@ class Hub:
         reference: Reference,
         *,
         source_text: str | None = None,
+        commit: str | None = None,
         given: RemoteCredentials | None = None,
         abort: Abort | None = None,
     ) -> HubSelection:
         """Which files of which commit make the model. `source_text` is the reference as somebody typed it.
 
+        Without a `commit` it is the newest one.
         Raises RemoteModelNotFound, RegistryUnauthorized and RegistryDenied with what to do,
         UnsupportedArtifact, AmbiguousModel, InvalidManifest, RegistryUnavailable when another attempt may
         help, TransferAborted.
@@ -127,7 +133,7 @@ class Hub:
             raise InvalidReference(str(reference), "models of a hub have no digest until they are here")
         typed = repository_as_typed(reference, source_text)
         credentials = given if given is not None and given.bearer_token else RemoteCredentials()
-        revision = self._revision(typed, credentials, abort)
+        revision = self._revision(typed, commit or BRANCH, credentials, abort)
         repository = revision.name or typed
         notes: tuple[str, ...] = ()
         if repository.lower() != reference.repository:
@@ -201,9 +207,11 @@ class Hub:
             )
         return bytes(content)
 
-    def _revision(self, repository: str, credentials: RemoteCredentials, abort: Abort | None) -> Revision:
+    def _revision(
+        self, repository: str, named: str, credentials: RemoteCredentials, abort: Abort | None
+    ) -> Revision:
         query = urlencode([("expand", member) for member in ("sha", "lastModified")])
-        path = f"/api/models/{quote(repository)}/revision/{BRANCH}?{query}"
+        path = f"/api/models/{quote(repository)}/revision/{named}?{query}"
         with self._get(path, repository, credentials, abort) as answer:
             return read_revision(answer.read_small(DOCUMENT_BYTES_MAX))
 
@@ -263,6 +271,18 @@ def repository_as_typed(reference: Reference, source_text: str | None) -> str:
     if found < 0 or source_text is None:
         return reference.repository
     return source_text[found + 1 : found + 1 + len(reference.repository)]
+
+
+def origin_of(reference: Reference, annotations: Mapping[str, str]) -> tuple[str | None, str | None]:
+    """Where a stored model of this name came from: what to type for it, and its commit; None for neither.
+
+    The annotations of a manifest are anybody's text: they count when they are of this very repository.
+    """
+    repository = annotations.get(ANNOTATION_SOURCE, "").removeprefix(f"https://{HUB_REGISTRY}/")
+    if not is_repository_name(repository) or repository.lower() != reference.repository:
+        return None, None
+    commit = annotations.get(ANNOTATION_REVISION, "")
+    return f"{HUB_REGISTRY}/{repository}", commit if is_commit(commit) else None
 
 
 def _checked_token(token: str | None) -> str | None:

@@ -21,6 +21,7 @@ from runner.oci.manifest import Descriptor
 from runner.oci.reference import ModelName, Reference
 from runner.registry.abort import Abort
 from runner.registry.huggingface import Hub
+from runner.registry.rules import NetworkRules
 from runner.registry.transfer import RangeRules
 from runner.store.blobs import StoredBlob
 from runner.store.disk import Disk
@@ -222,13 +223,18 @@ async def pulls(
     rules: RangeRules = RULES,
     disk: Disk | None = None,
     hub_url: str = "http://127.0.0.1:1",
+    private: frozenset[str] = frozenset(),
     within_s: float = 60.0,
     **network: int,
 ) -> AsyncIterator[Pulls]:
-    """Store and puller, as the daemon starts them; a block that takes longer fails."""
+    """Store and puller, as the daemon starts them; a block that takes longer fails.
+
+    `private` are hosts that the hub may send us to.
+    """
     published: list[Model] = []
     faults: list[TransferFault] = []
-    with trio.fail_after(within_s), registry_client() as client, open_door() as door:
+    rules_out = NetworkRules(allowed_private=private)
+    with trio.fail_after(within_s), registry_client() as client, open_door(rules_out) as door:
         way = Network(client=client, hub=Hub(door, endpoint=hub_url), rules=rules, **network)
         async with running_store(
             root,

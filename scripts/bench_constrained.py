@@ -1,0 +1,106 @@
+#!/usr/bin/env python3
+"""What a JSON schema costs: tokens/s of the engine with and without one, in turns, at 1 and 8 streams.
+
+    scripts/bench_constrained.py MODEL.gguf [TOKENS [PAIRS [THREADS]]]
+
+Only decoding counts: from the step at which the last prompt is done to the last one in which all streams run.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from runner.domain.constraints import Constraint, ConstraintKind  # noqa: E402
+from runner.domain.engine import EngineOptions  # noqa: E402
+from runner.domain.events import Finished  # noqa: E402
+from runner.domain.sampling import SamplingParams  # noqa: E402
+from runner.engine.backend import Backend, load_backend  # noqa: E402
+from runner.engine.constraints import CompiledConstraint, ConstraintCompiler  # noqa: E402
+from runner.engine.engine import Engine  # noqa: E402
+from runner.engine.sequence import SequenceRequest  # noqa: E402
+
+PEOPLE = """{"type": "array", "minItems": 100, "items": {"type": "object", "properties": {
+"name": {"type": "string", "maxLength": 40}, "age": {"type": "integer", "minimum": 0, "maximum": 120},
+"city": {"type": "string", "maxLength": 40}, "married": {"type": "boolean"},
+"hobbies": {"type": "array", "items": {"type": "string", "maxLength": 30}, "maxItems": 3}},
+"required": ["name", "age", "city", "married", "hobbies"], "additionalProperties": false}}"""
+QUESTION = "<|im_start|>user\nList {} people as JSON.<|im_end|>\n<|im_start|>assistant\n"
+
+
+def main() -> None:
+    n_tokens, n_pairs, n_threads = (
+        int(text) for text in (*sys.argv[2:], *("96", "3", "2")[len(sys.argv) - 2 :])
+    )
+    options = EngineOptions(context_size=2048, n_cells=4096, n_threads=n_threads)
+    backend = load_backend("llama", Path(sys.argv[1]), options, lambda fraction: True)
+    engine = Engine(backend, options)
+    began_s = time.perf_counter()
+    compiler = ConstraintCompiler(backend.new_constraint_tokenizer)
+    compiler.prepare()
+    tokenizer_s = time.perf_counter() - began_s
+    compiled = compiler.compile(
+        Constraint(kind=ConstraintKind.JSON_SCHEMA, source=PEOPLE, path="response_format")
+    )
+    compile_s = time.perf_counter() - began_s - tokenizer_s
+    print(f"tokenizer {tokenizer_s:.2f} s, schema {compile_s * 1000:.1f} ms")
+    for n_streams in (1, 8):
+        pairs = [
+            [
+                rate(engine, _prompts(backend, pair, n_streams), n_tokens, constraint)
+                for constraint in (None, compiled)
+            ]
+            for pair in range(n_pairs)
+        ]
+        free, held = (statistics.median(column) for column in zip(*pairs, strict=True))
+        ratios = [held / free for free, held in pairs]
+        print(
+            f"{n_streams} streams: {free:.1f} tokens/s free, {held:.1f} constrained, ratio "
+            f"{statistics.median(ratios):.2f} ({', '.join(f'{ratio:.2f}' for ratio in ratios)})",
+            flush=True,
+        )
+    engine.close()
+
+
+def _prompts(backend: Backend, pair: int, n_streams: int) -> list[tuple[int, ...]]:
+    texts = (QUESTION.format(3 + 10 * pair + index) for index in range(n_streams))
+    return [tuple(backend.tokenize(text, add_special=True, parse_special=True)) for text in texts]
+
+
+def rate(
+    engine: Engine, prompts: list[tuple[int, ...]], n_tokens: int, constraint: CompiledConstraint | None
+) -> float:
+    """Tokens per second of all streams together."""
+    for index, prompt in enumerate(prompts):
+        engine.submit(
+            SequenceRequest(
+                request_id=str(index),
+                prompt_tokens=prompt,
+                sampling=SamplingParams(seed=index),
+                max_tokens=n_tokens,
+                ignore_eos=True,
+                constraint=constraint,
+                submitted_s=time.monotonic(),
+            )
+        )
+    while engine.step().decode_tokens < len(prompts):
+        pass
+    decoded, began_s = 0, time.perf_counter()
+    while engine.has_work:
+        output = engine.step()
+        decoded += output.decode_tokens
+        if any(isinstance(event, Finished) for _, event in output.events):
+            break
+    elapsed_s = time.perf_counter() - began_s
+    while engine.has_work:
+        engine.step()
+    return decoded / elapsed_s
+
+
+if __name__ == "__main__":
+    main()

@@ -69,6 +69,7 @@ class Row:
             loaded_for_s=now_s - view.since_s if is_ready else None,
             load_s=load.load_s,
             load_progress=load.progress,
+            meters=counters.meters,
         )
 
 

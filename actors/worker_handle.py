@@ -13,10 +13,12 @@ from collections.abc import Callable
 import attrs
 import trio
 
+from actors.meters import StepSums
 from actors.stream import GenerationStream
 from actors.watchdog import WorkWatch
 from runner.domain.events import GenerationEvent
 from runner.domain.generation import GenerationRequest
+from runner.domain.status import EngineMeters
 from runner.errors import RunnerError, Unavailable
 from runner.wire.codec import encode
 from runner.wire.messages import Cancel, Generate, Loaded, SetThreads, Step
@@ -24,7 +26,8 @@ from runner.wire.messages import Cancel, Generate, Loaded, SetThreads, Step
 
 @attrs.frozen(kw_only=True)
 class WorkerCounters:
-    """What a worker last said of itself. `prefill_tokens` and `decode_tokens` count since it was loaded.
+    """What a worker last said of itself. `prefill_tokens` and `decode_tokens` count since it was loaded;
+    `meters` are None before its first step.
 
     `resident_bytes` is asked of the system at the moment of the call, 0 when unknown.
     """
@@ -38,6 +41,7 @@ class WorkerCounters:
     waiting_sequences: int
     cells_used: int
     open_streams: int
+    meters: EngineMeters | None = None
 
 
 class Outbox:
@@ -112,8 +116,7 @@ class WorkerHandle:
         self._last_step = Step(
             step_index=0, prefill_tokens=0, decode_tokens=0, running=0, waiting=0, cells_used=0
         )
-        self._prefill_tokens = 0
-        self._decode_tokens = 0
+        self._sums = StepSums()
         self._used = trio.Event()
         self._n_threads = n_threads
         self._is_active = False
@@ -149,12 +152,13 @@ class WorkerHandle:
             pid=self.pid,
             resident_bytes=0 if self._error is not None else self._resident_bytes(),
             step_index=step.step_index,
-            prefill_tokens=self._prefill_tokens,
-            decode_tokens=self._decode_tokens,
+            prefill_tokens=self._sums.prefill_tokens,
+            decode_tokens=self._sums.decode_tokens,
             running_sequences=step.running,
             waiting_sequences=step.waiting,
             cells_used=step.cells_used,
             open_streams=len(self._streams),
+            meters=self._sums.meters(step, self.loaded.n_cells),
         )
 
     # ---- the keeper's side
@@ -172,8 +176,7 @@ class WorkerHandle:
     def deliver(self, step: Step) -> None:
         """Hand each generation its events of one step. Ids that nobody reads any more are passed over."""
         self._last_step = step
-        self._prefill_tokens += step.prefill_tokens
-        self._decode_tokens += step.decode_tokens
+        self._sums.add(step)
         self.watch.stepped(step, trio.current_time())
         batches: dict[str, list[GenerationEvent]] = {}
         for request_id, event in step.events:

@@ -16,14 +16,16 @@ from runner.cli.connect import (
     short_id,
     usage_error,
 )
+from runner.cli.meters import print_meters
 from runner.cli.output import message, print_json, print_table
 from runner.units import format_bytes, format_duration
 
 
 @click.command()
+@click.option("--verbose", "-v", "is_verbose", is_flag=True, help="Also what each engine does.")
 @json_option
 @host_option
-def ps(as_json: bool, host: str | None) -> None:
+def ps(is_verbose: bool, as_json: bool, host: str | None) -> None:
     """List models that are loaded, loading or stopping."""
     status = connect(host).get("/control/v1/ps")
     if as_json:
@@ -33,6 +35,8 @@ def ps(as_json: bool, host: str | None) -> None:
         ("NAME", "ID", "STATE", "PID", "MEMORY", "CONTEXT", "REQUESTS", "WAITING", "UNTIL"),
         [_row(worker) for worker in status["workers"]],
     )
+    for worker in status["workers"] if is_verbose else ():
+        print_meters(worker)
 
 
 def _row(worker: dict[str, Any]) -> tuple[str, ...]:

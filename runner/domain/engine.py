@@ -31,6 +31,32 @@ class FlashAttention(enum.Enum):
     OFF = "off"
 
 
+class CacheMiss(enum.Enum):
+    """Why nothing of a prompt was in cells when it came."""
+
+    NEW = "new"
+    """Nothing began like it."""
+    GIVEN_UP = "given_up"
+    """Something did, and made room for others since."""
+    WINDOW = "window"
+    """It is there, but the model's sliding window has left it behind."""
+    UNSUPPORTED = "unsupported"
+    """The model keeps a state instead of cells."""
+    DISABLED = "disabled"
+    """The request asked for it."""
+
+
+@attrs.frozen(kw_only=True)
+class EngineCounts:
+    """Since an engine was loaded: sequences that gave way for older ones, prompts of which something was in
+    cells, the tokens of these that were, and prompts of which nothing was, in the order of `CacheMiss`."""
+
+    preemptions: int = 0
+    reuse_hits: int = 0
+    reused_tokens: int = 0
+    misses: tuple[int, ...] = (0,) * len(CacheMiss)
+
+
 _positive = attrs.validators.ge(1)
 
 

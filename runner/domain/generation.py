@@ -75,6 +75,8 @@ class GenerationRequest:
     `request_id` is unique within the daemon. `max_tokens` None means "to the end of the context".
     `stop` holds non-empty strings that end the generation and are not emitted.
     `ignore_eos` generates until `max_tokens` or the context ends. `constraint` None lets any text follow.
+    `cache_prompt` lets it use what is kept of prompts that begin alike, and keep its own for others, within
+    what belongs to `cache_owner`: nobody's response times tell of another owner's prompts.
     """
 
     request_id: str
@@ -84,3 +86,5 @@ class GenerationRequest:
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     constraint: Constraint | None = None
+    cache_prompt: bool = True
+    cache_owner: str = ""

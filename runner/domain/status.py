@@ -9,12 +9,41 @@ import attrs
 
 
 @attrs.frozen(kw_only=True)
+class EngineMeters:
+    """What an engine does, for `ps --verbose`.
+
+    Of its last step: `batch_prefill_tokens` and `batch_decode_tokens`, the rows of its forward pass, how long
+    it took (`step_s`), and how long of that in the engine's own code (`computing_s`). Cells of this moment.
+    Since it was loaded: steps, the tokens of all, the sums of both times; preemptions; prompts of which
+    something was in cells, the tokens of these that were, and by reason the prompts of which nothing was
+    (`runner.domain.engine.CacheMiss`).
+    """
+
+    batch_prefill_tokens: int
+    batch_decode_tokens: int
+    step_s: float
+    computing_s: float
+    cells_used: int
+    cells_retained: int
+    cells_free: int
+    steps: int
+    prefill_tokens: int
+    decode_tokens: int
+    steps_s: float
+    all_computing_s: float
+    preemptions: int
+    reuse_hits: int
+    reused_tokens: int
+    reuse_misses: dict[str, int]
+
+
+@attrs.frozen(kw_only=True)
 class WorkerStatus:
     """One loaded, loading or stopping model, a row of `ps`.
 
     `state` is a state of `runner.scheduling.lifecycle`. `expires_in_s` None: in use, loading, or never
     idles out (`keep_alive_s` None as well). Bytes: `reserved_bytes` is what the budget counts,
-    `resident_bytes` what the process uses, 0 when unknown.
+    `resident_bytes` what the process uses, 0 when unknown. `meters` None: nothing was computed yet.
     """
 
     model: str
@@ -36,6 +65,7 @@ class WorkerStatus:
     loaded_for_s: float | None
     load_s: float | None
     load_progress: float
+    meters: EngineMeters | None = None
 
 
 @attrs.frozen(kw_only=True)

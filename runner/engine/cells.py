@@ -15,7 +15,6 @@ Owns the ids, the tree and the order of use. Imports the tree, the ids and the p
 
 from __future__ import annotations
 
-import enum
 import itertools
 from collections.abc import Hashable, Sequence
 from typing import Final, Protocol
@@ -29,21 +28,6 @@ _TRIM: Final = 64
 """Cells given up at a time, since dropping some passes over the whole pool."""
 _GIVEN_UP_MAX: Final = 1024
 """Beginnings remembered, to tell a prompt that was given up from one that was never there."""
-
-
-class Miss(enum.Enum):
-    """Why nothing of a prompt was in cells."""
-
-    NEW = "new"
-    """Nothing began like it."""
-    GIVEN_UP = "given_up"
-    """Something did, and made room for others since."""
-    WINDOW = "window"
-    """It is there, but the model's sliding window has left it behind."""
-    UNSUPPORTED = "unsupported"
-    """The model keeps a state instead of cells."""
-    DISABLED = "disabled"
-    """The request asked for it."""
 
 
 class CellMemory(Protocol):

@@ -14,16 +14,16 @@ from collections.abc import Callable
 
 import attrs
 
-from runner.domain.engine import EngineOptions
+from runner.domain.engine import EngineCounts, EngineOptions
 from runner.domain.events import Failed, Finished, FinishReason, TextDelta
 from runner.engine.backend import Backend, DecodeResult
 from runner.engine.batcher import Chunk, count_planned, may_join, must_preempt, next_chunk, plan_step
-from runner.engine.cells import LEAST_SHARED, CellPool, Miss
+from runner.engine.cells import CellPool
 from runner.engine.choosing import Chooser
 from runner.engine.constraints import ConstraintBroken
-from runner.engine.prefix import Match, common_length
 from runner.engine.sampler import SamplerPlan, UnusableLogits, plan_sampler
 from runner.engine.sequence import Sequence, SequenceRequest, SequenceState
+from runner.engine.sharing import Sharing
 from runner.errors import ContextLengthExceeded, EngineFailed, FieldFault, InvalidParameter
 
 __all__ = ["Engine", "EngineEvent", "EngineStatistics", "SequenceRequest", "StepOutput"]
@@ -44,9 +44,7 @@ class StepOutput:
 class EngineStatistics:
     """`cells_used` are those of running sequences, `cells_retained` what is kept beside them.
 
-    Counted since the start: preemptions, prompts of which something was in cells (`n_hits`) and how many
-    tokens of them, and the others by the reason (`misses`). `computing_s` is the part of the last step that
-    the backend's forward passes took, `step_s` all of it.
+    Of the last step: `step_s` is all of it, `computing_s` the part that the forward passes took.
     """
 
     running: int
@@ -55,10 +53,7 @@ class EngineStatistics:
     cells_retained: int
     n_cells: int
     step_index: int
-    n_preemptions: int
-    n_hits: int = 0
-    n_reused_tokens: int = 0
-    misses: tuple[tuple[Miss, int], ...] = ()
+    counts: EngineCounts
     step_s: float = 0.0
     computing_s: float = 0.0
 
@@ -97,6 +92,7 @@ class Engine:
             max_running=options.max_sequences,
             max_retained=options.max_retained if backend.facts.shares_cells else 0,
         )
+        self._sharing = Sharing(self._cells)
         self._alive: dict[str, Sequence] = {}
         self._waiting: list[Sequence] = []
         """Oldest first; preempted ones are among them, at the place of their arrival."""
@@ -104,9 +100,6 @@ class Engine:
         """Oldest first."""
         self._n_submitted = 0
         self._n_preemptions = 0
-        self._n_hits = 0
-        self._n_reused_tokens = 0
-        self._misses = dict.fromkeys(Miss, 0)
         self._step_index = 0
         self._step_s = self._computing_s = 0.0
         self._prefill_chunk = options.prefill_chunk
@@ -127,10 +120,12 @@ class Engine:
             cells_retained=self._cells.n_retained,
             n_cells=self._options.n_cells,
             step_index=self._step_index,
-            n_preemptions=self._n_preemptions,
-            n_hits=self._n_hits,
-            n_reused_tokens=self._n_reused_tokens,
-            misses=tuple(self._misses.items()),
+            counts=EngineCounts(
+                preemptions=self._n_preemptions,
+                reuse_hits=self._sharing.n_hits,
+                reused_tokens=self._sharing.n_reused_tokens,
+                misses=tuple(self._sharing.misses.values()),
+            ),
             step_s=self._step_s,
             computing_s=self._computing_s,
         )
@@ -234,12 +229,10 @@ class Engine:
     def _admit(self, now_s: float) -> None:
         while self._waiting and len(self._running) < self._options.max_sequences:
             sequence = self._waiting[0]
-            match = self._cells.find(sequence.tokens, sequence.request.namespace)
-            leader, n_awaited = self._find_leader(sequence, match.count)
-            n_shared = max(n_awaited, self._cells.count_in_use(match))
+            prospect = self._sharing.look_up(sequence, self._running)
             if not may_join(
                 sequence,
-                sequence.n_tokens - n_shared,
+                sequence.n_tokens - prospect.n_shared,
                 self._running,
                 n_planned=self._count_planned(),
                 n_cells=self._options.n_cells,
@@ -247,57 +240,8 @@ class Engine:
             ):
                 return
             del self._waiting[0]
-            self._start(sequence, match, now_s)
-            sequence.follow(leader, n_awaited)
+            self._sharing.begin(sequence, prospect, now_s)
             bisect.insort(self._running, sequence, key=_order)
-
-    def _start(self, sequence: Sequence, match: Match, now_s: float) -> None:
-        request = sequence.request
-        sequence.start(self._cells.open(request.namespace), now_s)
-        self._cells.expect_no_longer(sequence)
-        if match.count:
-            self._attach(sequence, match)
-        elif request.namespace is None:
-            sequence.miss = Miss.DISABLED
-        elif not self._cells.can_share:
-            sequence.miss = Miss.UNSUPPORTED
-        elif self._cells.was_given_up(request.prompt_tokens, request.namespace):
-            sequence.miss = Miss.GIVEN_UP
-
-    def _attach(self, sequence: Sequence, match: Match) -> None:
-        if self._cells.attach(sequence.slot, match):
-            sequence.attach(match.count)
-        else:
-            sequence.attach(0)
-            sequence.miss = Miss.WINDOW
-
-    def _find_leader(self, sequence: Sequence, n_found: int) -> tuple[Sequence | None, int]:
-        """Who is about to compute more of what this one begins with than is in cells, and how much.
-
-        Leaders are older and wait for older ones at most, so that the oldest waits for nobody.
-        """
-        leader, n_best = None, n_found + LEAST_SHARED - 1
-        if sequence.request.namespace is None or not self._cells.can_share:
-            return None, 0
-        for other in self._running:
-            is_ahead = other.order < sequence.order and other.n_filled < other.n_prompt
-            if is_ahead and other.request.namespace == sequence.request.namespace:
-                count = common_length(other.tokens, sequence.tokens[:-1])
-                if count > max(n_best, other.n_filled):
-                    leader, n_best = other, count
-        return leader, n_best if leader is not None else 0
-
-    def _part_from_leaders(self) -> None:
-        """Share what a leader has now, or look for another when it is not going to."""
-        for sequence in self._running:
-            leader = sequence.leader
-            if leader is None or (leader.is_running and leader.n_filled < sequence.n_awaited):
-                continue
-            sequence.follow(None)
-            match = self._cells.find(sequence.tokens, sequence.request.namespace)
-            if match.count > sequence.n_filled:
-                self._attach(sequence, match)
-            sequence.follow(*self._find_leader(sequence, sequence.n_filled))
 
     def _end(self, sequence: Sequence, *, keep: bool = True) -> None:
         """`keep`: what it computed may be used again."""
@@ -338,7 +282,7 @@ class Engine:
             return
 
     def _plan(self) -> list[Chunk[Sequence]]:
-        self._part_from_leaders()
+        self._sharing.part_from_leaders(self._running)
         taking_part = [sequence for sequence in self._running if sequence.leader is None]
         return plan_step(taking_part, self._prefill_chunk, decoded_last=self._decoded_last)
 
@@ -431,7 +375,7 @@ class Engine:
             self._fail(sequence, "the constraint became too complex to follow", step)
             return
         if sequence.n_generated == 0:
-            self._note_reuse(sequence)
+            self._sharing.count(sequence)
         sequence.add_token(token_id, now_s)
         if self._backend.is_end_of_generation(token_id):
             self._finish(sequence, FinishReason.STOP, sequence.flush(ended_by_model=True), step)
@@ -455,13 +399,6 @@ class Engine:
     def _fail(self, sequence: Sequence, message: str, step: _Step) -> None:
         step.events.append((sequence.request.request_id, Failed(code=EngineFailed.code, message=message)))
         self._end(sequence, keep=False)
-
-    def _note_reuse(self, sequence: Sequence) -> None:
-        if sequence.n_cached:
-            self._n_hits += 1
-            self._n_reused_tokens += sequence.n_cached
-        else:
-            self._misses[sequence.miss] += 1
 
 
 def _order(sequence: Sequence) -> int:

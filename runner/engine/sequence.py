@@ -12,9 +12,9 @@ from types import MappingProxyType
 
 import attrs
 
+from runner.domain.engine import CacheMiss
 from runner.domain.events import Finished, FinishReason, TextDelta, Timings, Usage
 from runner.domain.sampling import SamplingParams
-from runner.engine.cells import Miss
 from runner.engine.choosing import Chooser
 from runner.engine.constraints import CompiledConstraint
 from runner.engine.detokenizer import Detokenizer
@@ -105,7 +105,7 @@ class Sequence:
         self.n_awaited = 0
         self.n_cached = 0
         self.leader: Sequence | None = None
-        self.miss = Miss.NEW
+        self.miss = CacheMiss.NEW
         self.slot = -1
         self._detokenizer = Detokenizer()
         self._matcher = StopMatcher(request.stop) if request.stop else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import attrs
 
-from runner.domain.engine import DeviceBuffers, EngineSizes
+from runner.domain.engine import DeviceBuffers, EngineCounts, EngineSizes
 from runner.domain.engine import EngineOptions as EngineOptions
 from runner.domain.events import Accepted, Failed, Finished, TextDelta
 from runner.domain.generation import GenerationRequest
@@ -110,6 +110,8 @@ class Step:
     """One frame per engine step: what happened to every sequence, and counted work for the watchdog.
 
     `events` pairs request ids with events, in order. Also sent without a step when requests were refused.
+    `cells_used` are those of running sequences, `cells_retained` what is kept beside them. `step_s` is what
+    the step took, `computing_s` of it the engine's own forward passes; `counts` go on from step to step.
     """
 
     step_index: int
@@ -119,6 +121,10 @@ class Step:
     waiting: int
     cells_used: int
     events: tuple[tuple[str, StepEvent], ...] = ()
+    cells_retained: int = 0
+    step_s: float = 0.0
+    computing_s: float = 0.0
+    counts: EngineCounts = attrs.field(factory=EngineCounts)
 
 
 FromWorker = Hello | LoadProgress | Loaded | LoadFailed | Step

@@ -15,6 +15,7 @@ from array import array
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from runner.domain.engine import CacheMiss, EngineCounts
 from runner.domain.events import Accepted, Failed, Finished, FinishReason, TextDelta, Timings, Usage
 from runner.domain.generation import (
     ChatMessage,
@@ -106,6 +107,7 @@ def _encode_generate(message: Generate) -> list[Any]:
         request.stop,
         request.ignore_eos,
         constraint_fields(request.constraint),
+        (request.cache_prompt, request.cache_owner),
     ]
 
 
@@ -168,8 +170,22 @@ def _encode_step(message: Step) -> list[Any]:
         message.running,
         message.waiting,
         message.cells_used,
+        _encode_meters(message),
         [_encode_event(request_id, event) for request_id, event in message.events],
     ]
+
+
+def _encode_meters(message: Step) -> Fields:
+    counts = message.counts
+    return (
+        message.cells_retained,
+        float(message.step_s),
+        float(message.computing_s),
+        counts.preemptions,
+        counts.reuse_hits,
+        counts.reused_tokens,
+        *counts.misses,
+    )
 
 
 def _encode_event(request_id: str, event: StepEvent) -> Fields:
@@ -225,7 +241,8 @@ def _read_pin(fields: Fields) -> DevicePin:
 
 
 def _read_generate(fields: Fields) -> Generate:
-    _, request_id, prompt, sampling, max_tokens, stop, ignore_eos, constraint = fields
+    _, request_id, prompt, sampling, max_tokens, stop, ignore_eos, constraint, caching = fields
+    cache_prompt, cache_owner = as_array(caching)
     return Generate(
         GenerationRequest(
             request_id=as_request_id(request_id),
@@ -235,6 +252,8 @@ def _read_generate(fields: Fields) -> Generate:
             stop=tuple(as_nonempty(text) for text in as_array(stop)),
             ignore_eos=as_flag(ignore_eos),
             constraint=read_constraint(constraint),
+            cache_prompt=as_flag(cache_prompt),
+            cache_owner=as_text(cache_owner, NAME_LIMIT),
         )
     )
 
@@ -319,7 +338,8 @@ def read_load_failed(fields: Fields) -> LoadFailed:
 
 
 def _read_step(fields: Fields) -> Step:
-    _, step_index, prefill_tokens, decode_tokens, running, waiting, cells_used, events = fields
+    _, step_index, prefill_tokens, decode_tokens, running, waiting, cells_used, meters, events = fields
+    cells_retained, step_s, computing_s, *counts = as_array(meters)
     return Step(
         step_index=as_count(step_index),
         prefill_tokens=as_count(prefill_tokens),
@@ -328,6 +348,19 @@ def _read_step(fields: Fields) -> Step:
         waiting=as_count(waiting),
         cells_used=as_count(cells_used),
         events=tuple([_read_event(fields) for fields in as_array(events)]),
+        cells_retained=as_count(cells_retained),
+        step_s=as_seconds(step_s),
+        computing_s=as_seconds(computing_s),
+        counts=_read_counts(counts),
+    )
+
+
+def _read_counts(items: list[Any]) -> EngineCounts:
+    preemptions, reuse_hits, reused_tokens, *misses = map(as_count, items)
+    if len(misses) != len(CacheMiss):
+        raise Malformed("not one count for each kind of miss")
+    return EngineCounts(
+        preemptions=preemptions, reuse_hits=reuse_hits, reused_tokens=reused_tokens, misses=tuple(misses)
     )
 
 

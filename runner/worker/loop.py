@@ -295,6 +295,10 @@ class Worker:
                 running=statistics.running,
                 waiting=statistics.waiting,
                 cells_used=statistics.cells_used,
+                cells_retained=statistics.cells_retained,
+                step_s=statistics.step_s,
+                computing_s=statistics.computing_s,
+                counts=statistics.counts,
                 events=tuple(events),
             )
         )

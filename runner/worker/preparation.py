@@ -26,6 +26,7 @@ from runner.domain.events import Failed
 from runner.domain.generation import ChatPrompt, GenerationRequest, TextPrompt, TokenPrompt
 from runner.engine.backend import Backend
 from runner.engine.constraints import CompiledConstraint, ConstraintCompiler
+from runner.engine.prefix import Namespace
 from runner.engine.sequence import SequenceRequest
 from runner.errors import ContextLengthExceeded, FieldFault, InvalidParameter, RunnerError
 from runner.worker.compiling import Compiling
@@ -113,6 +114,7 @@ class Preparer:
             max_tokens=request.max_tokens,
             stop=request.stop,
             ignore_eos=request.ignore_eos,
+            namespace=Namespace(owner=request.cache_owner) if request.cache_prompt else None,
             submitted_s=submitted_s,
         )
 

@@ -67,6 +67,7 @@ def generation_request(request: ChatRequest | CompletionRequest, request_id: str
         stop=(request.stop,) if isinstance(request.stop, str) else request.stop or (),
         ignore_eos=bool(request.ignore_eos),
         constraint=next(iter(request.constraints), None),
+        cache_prompt=request.cache_prompt is not False,
     )
 
 

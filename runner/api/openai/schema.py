@@ -206,6 +206,7 @@ class GenerationFields:
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     ignore_eos: bool | None = None
+    cache_prompt: bool | None = None
     keep_alive: KeepAlive | None = None
 
     @property

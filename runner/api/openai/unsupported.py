@@ -2,7 +2,7 @@
 
 `n: 1`, `echo: false` or `tools: []` ask for what happens anyway and pass; everything else is
 refused, since an answer that ignores them would be taken for one that honours them. Types and ranges are
-checked first (N12). Fields that no result depends on (`user`, `metadata`, `service_tier`, `cache_prompt`, …)
+checked first (N12). Fields that no result depends on (`user`, `metadata`, `service_tier`, …)
 are not listed: they are ignored like unknown ones. What becomes implemented moves to `schema.py`.
 """
 

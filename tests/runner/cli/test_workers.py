@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from runner.domain.status import SchedulerStatus, UnloadReport
+from runner.domain.status import EngineMeters, SchedulerStatus, UnloadReport
 from tests.support.control import ID, Cli, worker_status
 from tests.support.scripted_server import refusal
 
@@ -36,6 +36,47 @@ def test_ps_prints_a_row_for_each_model(cli: Cli) -> None:
         "ai/b                  0123456789ab  loading 42%        768.0 MiB  8192     0         0",
         "ai/c                  0123456789ab  ready        4711  256.0 MiB  8192     0         0        "
         "for ever",
+    ]
+
+
+METERS = EngineMeters(
+    batch_prefill_tokens=64,
+    batch_decode_tokens=0,
+    step_s=0.2513,
+    computing_s=0.2501,
+    cells_used=700,
+    cells_retained=1200,
+    cells_free=14484,
+    steps=310,
+    prefill_tokens=2100,
+    decode_tokens=1900,
+    steps_s=12.0,
+    all_computing_s=11.88,
+    preemptions=1,
+    reuse_hits=7,
+    reused_tokens=2170,
+    reuse_misses={"new": 3, "given_up": 1, "window": 0, "unsupported": 0, "disabled": 0},
+)
+
+
+def test_ps_verbose_tells_what_each_engine_does(cli: Cli) -> None:
+    cli.routes["GET /control/v1/ps"] = SchedulerStatus(
+        workers=(worker_status(meters=METERS), worker_status(model="ai/c"))
+    )
+    assert cli("ctl", "ps", "--verbose").stdout.splitlines()[3:] == [
+        "",
+        "ai/smollm2:135M-Q4_1",
+        "  last batch  64 tokens: 64 of prompts, 0 of answers",
+        "  last step   251.3 ms, 1.2 ms of it outside the engine",
+        "  cells       700 used, 1200 retained, 14484 free",
+        "  steps       310, 12000.0 ms, 120.0 ms of it outside the engine in all",
+        "  tokens      2100 of prompts computed, 1900 of answers",
+        "  reused      2170 tokens in 7 prompts",
+        "  not reused  4 prompts: 3 new, 1 given up",
+        "  preemptions 1",
+        "",
+        "ai/c",
+        "  steps       none yet",
     ]
 
 

@@ -137,7 +137,7 @@ def test_a_preempted_sequence_goes_on_in_its_constraint() -> None:
         bench.submit(name, "[[repeat 40 12]]", compiled(REGEX, "(12)*"), max_tokens=30)
     ended = bench.run()
     assert {text for text, _ in ended.values()} == {"12" * 15}
-    assert bench.engine.statistics().n_preemptions > 0
+    assert bench.engine.statistics().counts.preemptions > 0
 
 
 def test_N15_a_constraint_that_becomes_too_complex_ends_its_sequence_alone_and_nothing_follows() -> None:

@@ -319,7 +319,7 @@ def test_preempted_sequences_resume_with_the_same_text() -> None:
     for name in "abc":
         bench.submit(name, f"{name}[[count 30]]")
     bench.run()
-    assert bench.engine.statistics().n_preemptions > 0
+    assert bench.engine.statistics().counts.preemptions > 0
     expected = " ".join(str(number) for number in range(1, 31))
     for name in "abc":
         assert bench.text(name) == expected
@@ -334,7 +334,7 @@ def test_a_preempted_sequence_can_be_cancelled() -> None:
     bench = Bench(TIGHT)
     for name in "abc":
         bench.submit(name, f"{name}[[count 30]]")
-    while not bench.engine.statistics().n_preemptions:
+    while not bench.engine.statistics().counts.preemptions:
         bench.step()
     bench.engine.cancel("c")
     bench.run()
@@ -349,7 +349,7 @@ def test_memory_that_counts_otherwise_than_we_do_makes_room_by_preemption_and_en
     bench.submit("b", "[[count 12]]")
     bench.run()
     assert bench.text("a") == bench.text("b") == "1 2 3 4 5 6 7 8 9 10 11 12"
-    assert bench.engine.statistics().n_preemptions > 0
+    assert bench.engine.statistics().counts.preemptions > 0
     bench.submit("huge", "[[forever]]")
     bench.run()
     end = bench.end("huge")

@@ -265,7 +265,7 @@ def test_preempted_sequences_give_their_whole_answers(backend: Backend) -> None:
     submit(engine, backend, "0", "One day", max_tokens=40, ignore_eos=True)
     submit(engine, backend, "1", "In winter", max_tokens=40, ignore_eos=True)
     texts, ends = run(engine)
-    assert engine.statistics().n_preemptions > 0
+    assert engine.statistics().counts.preemptions > 0
     assert all(end.usage.completion_tokens == 40 for end in ends.values())
     assert min(map(len, texts.values())) > 40
 

@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.domain.engine import EngineOptions
+from runner.domain.engine import CacheMiss, EngineOptions
 from runner.domain.events import Failed, Finished, TextDelta
 from runner.engine.backend import LoadedFacts
-from runner.engine.cells import Miss
 from runner.engine.engine import Engine, EngineEvent, SequenceRequest
 from runner.engine.fake import ScriptedBackend
 from runner.engine.prefix import Namespace
@@ -71,8 +70,9 @@ class Bench:
         assert isinstance(end, Finished), end
         return end.usage.cached_tokens
 
-    def misses(self) -> dict[Miss, int]:
-        return {reason: count for reason, count in self.engine.statistics().misses if count}
+    def misses(self) -> dict[CacheMiss, int]:
+        misses = self.engine.statistics().counts.misses
+        return {reason: count for reason, count in zip(CacheMiss, misses, strict=True) if count}
 
 
 @pytest.fixture
@@ -97,8 +97,8 @@ def test_a_prompt_that_begins_like_an_earlier_one_computes_only_its_rest(bench: 
     assert bench.cached("b") == 194 + len(">[[say ") - 1 + 1
     assert bench.prefilled - n_first == n_prompt - bench.cached("b")
     told = bench.engine.statistics()
-    assert (told.n_hits, told.n_reused_tokens) == (1, bench.cached("b"))
-    assert bench.misses() == {Miss.NEW: 1}
+    assert (told.counts.reuse_hits, told.counts.reused_tokens) == (1, bench.cached("b"))
+    assert bench.misses() == {CacheMiss.NEW: 1}
 
 
 def test_an_equal_prompt_computes_its_last_token_only(bench: Bench) -> None:
@@ -194,7 +194,7 @@ def test_what_is_asked_to_share_nothing_shares_nothing(bench: Bench) -> None:
     bench.submit("d", prompt, namespace=Namespace(owner="somebody else"))
     bench.run()
     assert [bench.cached(name) for name in "abcd"] == [0] * 4
-    assert bench.misses() == {Miss.NEW: 2, Miss.DISABLED: 2}
+    assert bench.misses() == {CacheMiss.NEW: 2, CacheMiss.DISABLED: 2}
 
 
 def test_why_a_prefix_is_not_there_any_more(bench: Bench) -> None:
@@ -205,7 +205,7 @@ def test_why_a_prefix_is_not_there_any_more(bench: Bench) -> None:
     bench.submit("b", prompt)
     bench.run()
     assert bench.cached("b") == 0
-    assert bench.misses() == {Miss.NEW: 1, Miss.GIVEN_UP: 1}
+    assert bench.misses() == {CacheMiss.NEW: 1, CacheMiss.GIVEN_UP: 1}
 
 
 class HasStates(ScriptedBackend):
@@ -229,7 +229,7 @@ def test_of_states_nothing_is_shared_and_nothing_kept() -> None:
             bench.submit(name, SYSTEM + f"<|user|>[[say {name}]]<|end|>")
         bench.run()
         assert (bench.text("a")[-1], bench.text("b")[-1]) == ("a", "b")
-    assert bench.misses() == {Miss.UNSUPPORTED: 4}
+    assert bench.misses() == {CacheMiss.UNSUPPORTED: 4}
     assert bench.backend.cells_used == 0
 
 
@@ -249,7 +249,7 @@ def test_what_a_window_has_left_behind_is_computed_again() -> None:
     bench.submit("d", SYSTEM + "<|user|>[[say d]]<|end|>")
     bench.run()
     assert [bench.text(name) for name in "abcd"] == list("abcd")
-    assert bench.misses()[Miss.WINDOW] == 3
+    assert bench.misses()[CacheMiss.WINDOW] == 3
 
 
 def test_retained_prefixes_make_room_before_anybody_is_preempted() -> None:
@@ -262,7 +262,7 @@ def test_retained_prefixes_make_room_before_anybody_is_preempted() -> None:
         bench.submit(name, f"<|user|>{name}[[repeat 220 {name}]]<|end|>")
     bench.run()
     assert [len(bench.text(name)) for name in "ab"] == [220, 220]
-    assert bench.engine.statistics().n_preemptions == 0
+    assert bench.engine.statistics().counts.preemptions == 0
 
 
 def test_a_preempted_sequence_finds_what_was_not_needed_of_it() -> None:
@@ -272,7 +272,7 @@ def test_a_preempted_sequence_finds_what_was_not_needed_of_it() -> None:
         bench.submit(name, f"<|user|>{name}" + name * 60 + f"<|end|><|user|>[[repeat 200 {name}]]<|end|>")
     bench.run()
     told = bench.engine.statistics()
-    assert told.n_preemptions == 1
+    assert told.counts.preemptions == 1
     assert [bench.text(name) for name in "ab"] == ["a" * 200, "b" * 200]
     assert bench.cached("b") == 0, "its own tokens do not count"
     n_prompts, n_preempted = 2 * 85, 360 // 2

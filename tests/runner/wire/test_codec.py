@@ -17,7 +17,14 @@ from runner.domain.constraints import (
     Constraint,
     ConstraintKind,
 )
-from runner.domain.engine import CacheType, DeviceBuffers, EngineOptions, FlashAttention
+from runner.domain.engine import (
+    CacheMiss,
+    CacheType,
+    DeviceBuffers,
+    EngineCounts,
+    EngineOptions,
+    FlashAttention,
+)
 from runner.domain.events import Accepted, Failed, Finished, FinishReason, TextDelta, Timings, Usage
 from runner.domain.generation import (
     ChatMessage,
@@ -127,6 +134,16 @@ steps = st.builds(
     waiting=counts,
     cells_used=counts,
     events=st.lists(st.tuples(request_ids, events), max_size=6).map(tuple),
+    cells_retained=counts,
+    step_s=seconds,
+    computing_s=seconds,
+    counts=st.builds(
+        EngineCounts,
+        preemptions=counts,
+        reuse_hits=counts,
+        reused_tokens=counts,
+        misses=st.tuples(*[counts for _ in CacheMiss]),
+    ),
 )
 from_worker = st.one_of(
     hellos,
@@ -176,6 +193,8 @@ requests = st.builds(
     ignore_eos=st.booleans(),
     constraint=st.none()
     | st.builds(Constraint, kind=st.sampled_from(ConstraintKind), source=texts, path=texts),
+    cache_prompt=st.booleans(),
+    cache_owner=texts,
 )
 pins = st.builds(
     DevicePin, st.sampled_from(sorted(DEVICE_VARIABLES)), st.sampled_from(["", "0", "0,1", "GPU-8c2a-11"])
@@ -436,7 +455,8 @@ def test_W07_a_message_with_one_byte_changed_is_a_message_or_a_fault(
     feed_split(FromWorkerDecoder(), bytes(changed), [])
 
 
-_STEP = (20, 7, 0, 1, 1, 0, 9)
+_METERS = (300, 0.25, 0.24, 1, 2, 340, 3, 0, 0, 0, 0)
+_STEP = (20, 7, 0, 1, 1, 0, 9, _METERS)
 _DELTA = ("r1", 1, "text", 1)
 _FINISHED = ("r1", 2, "stop", (1, 2, 0), (0.0, 0.1, 0.2))
 _FAILED = ("r1", 3, "template_failed", "no", None, None)
@@ -519,6 +539,13 @@ def test_W07_a_payload_that_is_no_message_is_refused(
         (*_STEP, "events"),
         _STEP,
         (*_STEP, [], 0),
+        (*_STEP[:-1], _METERS[:-1], []),
+        (*_STEP[:-1], (*_METERS, 0), []),
+        (*_STEP[:-1], _METERS[:2], []),
+        (*_STEP[:-1], (300, 0.25, -0.1, *_METERS[3:]), []),
+        (*_STEP[:-1], (300, 0.25, float("nan"), *_METERS[3:]), []),
+        (*_STEP[:-1], (-1, *_METERS[1:]), []),
+        (*_STEP[:-1], (*_METERS[:-1], None), []),
         (20, -1, 0, 1, 1, 0, 9, []),
         (20, 7, 0, 1, 1, 0, "9", []),
         (*_STEP, [5]),  # its events
@@ -560,7 +587,7 @@ _NUMBERS = (
 )
 _SAMPLING = (_NUMBERS, ("\n",), ((5, -100.0),), ("top_k", "temperature"))
 _CONSTRAINT = ("json_schema", '{"type":"object"}', "response_format")
-_REQUEST = (2, "r1", (1, "hi"), _SAMPLING, 16, (), False, _CONSTRAINT)
+_REQUEST = (2, "r1", (1, "hi"), _SAMPLING, 16, (), False, _CONSTRAINT, (True, ""))
 
 
 def _number_with(index: int, value: Any) -> tuple[Any, ...]:
@@ -610,6 +637,11 @@ def _request_with(index: int, value: Any) -> tuple[Any, ...]:
         _request_with(7, (_CONSTRAINT[0], b"{}", "p")),
         _request_with(7, (_CONSTRAINT[0], "x" * (SOURCE_BYTES_MAX + 1), "p")),
         _request_with(7, (*_CONSTRAINT[:2], "p" * (PATH_CHARACTERS_MAX + 1))),
+        _request_with(8, True),
+        _request_with(8, (True,)),
+        _request_with(8, (1, "")),
+        _request_with(8, (True, None)),
+        _request_with(8, (True, "x" * 257)),
         (1, "llama", "/m", (1, 1, 1, 1, 1), None),
         (1, "llama", b"/m", (1, 1, 1, 1), None),
         (1, "llama", b"/m", (1, 1, 1, 1, 0), None),

@@ -1,0 +1,59 @@
+"""Steps of a worker, added up."""
+
+from __future__ import annotations
+
+from actors.meters import StepSums
+from runner.domain.engine import EngineCounts
+from runner.domain.status import EngineMeters
+from runner.wire.messages import Step
+
+COUNTS = EngineCounts(preemptions=1, reuse_hits=2, reused_tokens=300, misses=(4, 5, 0, 0, 6))
+
+
+def step(index: int, *, prefill: int = 0, decode: int = 0, counts: EngineCounts = COUNTS) -> Step:
+    return Step(
+        step_index=index,
+        prefill_tokens=prefill,
+        decode_tokens=decode,
+        running=1,
+        waiting=0,
+        cells_used=100,
+        cells_retained=50,
+        step_s=0.5,
+        computing_s=0.25,
+        counts=counts,
+    )
+
+
+def test_a_worker_that_has_not_computed_anything_has_no_meters() -> None:
+    sums = StepSums()
+    refused = step(0)
+    sums.add(refused)
+    assert sums.meters(refused, 400) is None
+    assert sums.steps_s == 0
+
+
+def test_rows_and_times_are_the_last_steps_and_the_sums_of_all() -> None:
+    sums = StepSums()
+    sums.add(step(1, prefill=64))
+    sums.add(step(2, decode=8))
+    after = step(2)  # a frame without a step: somebody was refused, or has left
+    sums.add(after)
+    assert sums.meters(after, 400) == EngineMeters(
+        batch_prefill_tokens=0,
+        batch_decode_tokens=8,
+        step_s=0.5,
+        computing_s=0.25,
+        cells_used=100,
+        cells_retained=50,
+        cells_free=250,
+        steps=2,
+        prefill_tokens=64,
+        decode_tokens=8,
+        steps_s=1.0,
+        all_computing_s=0.5,
+        preemptions=1,
+        reuse_hits=2,
+        reused_tokens=300,
+        reuse_misses={"new": 4, "given_up": 5, "window": 0, "unsupported": 0, "disabled": 6},
+    )

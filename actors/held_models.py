@@ -6,8 +6,8 @@ handle; its files are read in threads.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import attrs
@@ -26,21 +26,27 @@ from runner.store.disk import Disk
 
 @attrs.frozen(kw_only=True)
 class HeldModel:
-    """A model with its documents, verified, and where its blobs lie, config and manifest among them."""
+    """A model with its documents, verified, and where its blobs lie, config and manifest among them.
+    They stay until `release`."""
 
     model: Model
     manifest_bytes: bytes
     manifest: Manifest
     config_bytes: bytes
     blobs: Mapping[Digest, StoredBlob]
+    _holding: ExitStack
+
+    def release(self) -> None:
+        """Give the files up; doing so again changes nothing. Does not wait."""
+        self._holding.close()
 
 
-@asynccontextmanager
-async def held_model(store: StoreHandle, name: ModelName) -> AsyncIterator[HeldModel]:
-    """Nothing of the model is removed within the block. Raises like `StoreHandle.resolve`, and StoreDamaged
-    when a part is missing or a document is not what its name says."""
+async def hold_model(store: StoreHandle, name: ModelName) -> HeldModel:
+    """Hold a model until it is released. Raises like `StoreHandle.resolve`, and StoreDamaged when a part is
+    missing or a document is not what its name says."""
     model = await store.resolve(name)
-    with store.holding((model.id,)):
+    with ExitStack() as holding:
+        holding.enter_context(store.holding((model.id,)))
         try:
             (manifest_blob,) = await store.hold_blobs((model.id,))
         except BlobNotFound:  # it has just been removed
@@ -48,19 +54,30 @@ async def held_model(store: StoreHandle, name: ModelName) -> AsyncIterator[HeldM
         manifest_bytes = await _document(manifest_blob, MANIFEST_BYTES_MAX)
         manifest = Manifest.parse(manifest_bytes)
         digests = tuple(dict.fromkeys(part.digest for part in manifest.descriptors()))
-        with store.holding(digests):
-            try:
-                found = await store.hold_blobs(digests)
-            except BlobNotFound as error:
-                raise StoreDamaged(f"{error.digest} of {model.name} is missing from the store") from None
-            blobs = {blob.digest: blob for blob in (*found, manifest_blob)}
-            yield HeldModel(
-                model=model,
-                manifest_bytes=manifest_bytes,
-                manifest=manifest,
-                config_bytes=await _document(blobs[manifest.config.digest], CONFIG_BYTES_MAX),
-                blobs=blobs,
-            )
+        holding.enter_context(store.holding(digests))
+        try:
+            found = await store.hold_blobs(digests)
+        except BlobNotFound as error:
+            raise StoreDamaged(f"{error.digest} of {model.name} is missing from the store") from None
+        blobs = {blob.digest: blob for blob in (*found, manifest_blob)}
+        config_bytes = await _document(blobs[manifest.config.digest], CONFIG_BYTES_MAX)
+        return HeldModel(
+            model=model,
+            manifest_bytes=manifest_bytes,
+            manifest=manifest,
+            config_bytes=config_bytes,
+            blobs=blobs,
+            holding=holding.pop_all(),
+        )
+
+
+@contextmanager
+def releasing(held: HeldModel) -> Iterator[HeldModel]:
+    """Around everything that is done with a held model."""
+    try:
+        yield held
+    finally:
+        held.release()
 
 
 async def _document(blob: StoredBlob, limit_bytes: int) -> bytes:

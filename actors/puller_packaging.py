@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 import trio
 
-from actors.held_models import held_model
+from actors.held_models import hold_model, releasing
 from actors.store_handle import StoreHandle
 from runner.domain.model import Model
 from runner.errors import BlobNotFound, ModelNotFound, RunnerError, StoreDamaged, StoreError
@@ -63,12 +63,12 @@ class Packaging:
     async def _derive(self, spec: PackageSpec, base_name: ModelName) -> Model:
         """A model of the base's layers, with others beside them; not one of the base's bytes is copied."""
         digests = tuple(layer.digest for layer in spec.in_order())
-        async with held_model(self._store, base_name) as held:
-            with self._store.holding(digests):
-                blobs = await self._store.hold_blobs(digests)
-                base = BaseModel.read(held.manifest_bytes, held.config_bytes)
-                make = partial(_make_derived, spec, blobs, base)
-                return await self._publish(await self._in_thread(make), spec.target)
+        held = await hold_model(self._store, base_name)
+        with releasing(held), self._store.holding(digests):
+            blobs = await self._store.hold_blobs(digests)
+            base = BaseModel.read(held.manifest_bytes, held.config_bytes)
+            make = partial(_make_derived, spec, blobs, base)
+            return await self._publish(await self._in_thread(make), spec.target)
 
     async def _in_thread(self, make: Callable[[], BuiltPackage]) -> BuiltPackage:
         return await trio.to_thread.run_sync(make, limiter=self._limiter)

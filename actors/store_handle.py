@@ -133,6 +133,16 @@ class StoreHandle:
             await self._threads.end(writer.abandon)
             raise
 
+    async def begin_upload(self, size_bytes: int, digest: Digest) -> BlobWriter:
+        """A writer for content that arrives among other content; the caller drives it in threads, then has it
+        adopted or abandons it. Raises DiskFull when it cannot fit."""
+        await self.require_room((Descriptor(media_type="", size_bytes=size_bytes, digest=digest),))
+        return await self._address.ask(lambda reply: BeginUpload(size_bytes, digest, reply))
+
+    async def adopt_upload(self, writer: BlobWriter) -> UploadedBlob:
+        """Make the content of a finished writer visible, as `receive_blob` does."""
+        return await self._address.ask(lambda reply: AdoptUpload(writer, reply))
+
     def holding(self, digests: Iterable[Digest]) -> AbstractContextManager[None]:
         """While the block runs nothing removes this content: neither removals nor collections, and whether it
         is there yet or comes meanwhile. For every pull, push and package, around all that it needs."""

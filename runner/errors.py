@@ -8,6 +8,7 @@
     │   ├── InvalidModelFile         400  a GGUF (or other part) that must not reach the engine
     │   ├── UnsupportedModel         422  weights that are kept and cannot be loaded (safetensors, archives)
     │   ├── InvalidManifest          400  a manifest, config or index outside the format or its limits
+    │   ├── InvalidArchive           400  a saved model outside its format, or with members it must not have
     │   ├── ContentMismatch          400  bytes that are not what their digest or length announced
     │   ├── TemplateFailed           400  the chat template could not render this request
     │   ├── ContextLengthExceeded    400  the prompt does not fit, with both numbers
@@ -121,6 +122,12 @@ class InvalidManifest(BadInput):
     """A manifest, config or index outside its format or limits; also one that was already on disk."""
 
     code = "invalid_manifest"
+
+
+class InvalidArchive(BadInput):
+    """An archive that is no saved model, or has members that it must not have; nothing of it was stored."""
+
+    code = "invalid_archive"
 
 
 class ContentMismatch(BadInput):

@@ -113,10 +113,8 @@ def _collect(host: str | None, body: Mapping[str, bool], *, as_json: bool) -> No
     freed = "would be freed" if report["is_dry_run"] else "freed"
     message(f"{format_bytes(report['freed_bytes'])} {freed}")
     if report["kept_leftovers"]:
-        message(
-            f"{format_bytes(report['kept_bytes'])} that no model uses stay for now, in use or younger than a "
-            f"week; `runner ctl prune` takes the young ones too"
-        )
+        why = "they are in use" if body.get("prune") else "they are in use, or younger than a week"
+        message(f"{format_bytes(report['kept_bytes'])} that no model uses stay, since {why}")
 
 
 @click.command()

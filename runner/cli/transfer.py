@@ -22,7 +22,7 @@ from runner.cli.connect import (
     usage_error,
 )
 from runner.cli.output import message, print_json, print_line, print_table
-from runner.cli.transfer_display import amount, display
+from runner.cli.transfer_display import amount, display, shown_name
 from runner.client import ApiError, Client
 from runner.errors import InvalidReference
 from runner.units import format_bytes, format_duration
@@ -31,8 +31,8 @@ _HUB = "huggingface.co"
 _DONE = {"pull": "pulled", "push": "pushed", "repair": "repaired"}
 
 _NOTHING_TO_DO = {
-    "pull": "is in the store already",
-    "push": "is in the registry already",
+    "pull": "is in the store; nothing had to be fetched",
+    "push": "is in the registry; nothing had to be sent",
     "repair": "is sound",
 }
 
@@ -165,7 +165,10 @@ def follow(
     latest: dict[str, Any] | None = None
     _check_secrecy(client, body)
     try:
-        with display(verb, name, is_silent=is_silent) as shown, closing(client.lines(path, body)) as lines:
+        with (
+            display(verb, shown_name(name), is_silent=is_silent) as shown,
+            closing(client.lines(path, body)) as lines,
+        ):
             for line in lines:
                 if as_json:
                     print_line(line)
@@ -183,7 +186,7 @@ def follow(
             _tell_kept("not finished", verb, name, latest)
         raise
     if not is_silent:
-        message(_told(verb, name, result, time.monotonic() - started_s))
+        message(_told(verb, shown_name(name), result, time.monotonic() - started_s))
     return result
 
 
@@ -211,8 +214,8 @@ def _told(verb: str, name: str, result: Mapping[str, Any], elapsed_s: float) -> 
     size = format_bytes(result["size_bytes"])
     digest = short_id(result["model_id"])
     if result["was_cached"]:
-        return f"{name} {_NOTHING_TO_DO[verb]} ({digest}, {size})"
+        return f"{name} ({digest}, {size}) {_NOTHING_TO_DO[verb]}"
     moved = result["transferred_bytes"]
     rate = f", {format_bytes(int(moved / elapsed_s))}/s" if elapsed_s >= 1 else ""
-    amount_moved = f"{format_bytes(moved)} of " if moved < result["size_bytes"] else ""
+    amount_moved = f"{format_bytes(moved)} of " if format_bytes(moved) != size else ""
     return f"{_DONE[verb]} {name} ({digest}, {amount_moved}{size} in {format_duration(elapsed_s)}{rate})"

@@ -93,8 +93,11 @@ class Bars:
         if key not in self._tasks:
             self._tasks[key] = self._progress.add_task(text, total=total, completed=done, visible=is_visible)
         task = self._tasks[key]
-        if done < total and self._progress.tasks[task].finished:  # a part that has to start again
-            self._progress.reset(task, total=total)
+        shown = self._progress.tasks[task]
+        if (done < total and shown.finished) or not shown.completed:
+            # A part that has to start again; or one that begins, maybe with what was fetched earlier: that
+            # was not fetched at the rate of today.
+            self._progress.reset(task, total=total, completed=done)
         self._progress.update(task, total=total, completed=done, visible=is_visible)
 
     def drawn(self) -> RenderableType:

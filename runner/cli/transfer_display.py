@@ -7,6 +7,7 @@ they are shown (K06). rich is imported for bars only.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ SPACING_S: Final = 2.0  # between lines where bars cannot be shown
 SILENCE_S: Final = 30.0  # after which a line is due, however little has changed
 _BARS_MAX: Final = 8
 _WORDS: Final = {"pull": ("pulling", "from"), "push": ("pushing", "to"), "repair": ("repairing", "from")}
+_DIGEST: Final = re.compile(r"@sha256:([0-9a-f]{12})[0-9a-f]{52}\Z")
 _SHORT_DIGEST: Final = slice(len("sha256:"), len("sha256:") + 12)
 
 Moment = Mapping[str, Any]
@@ -68,6 +70,11 @@ def _others(position: int) -> str:
     return "another transfer to end" if position == 1 else f"{position} other transfers to end"
 
 
+def shown_name(name: str) -> str:
+    """A reference for people: of a digest only the beginning."""
+    return _DIGEST.sub(r"@sha256:\1…", name)
+
+
 def amount(progress: Moment) -> str:
     """`12.0 MiB of 258.1 MiB`."""
     return f"{format_bytes(progress['done_bytes'])} of {format_bytes(progress['total_bytes'])}"
@@ -100,7 +107,7 @@ class Lines:
         self._stage = ""
         self._tenths = 0
         self._said_s = now_s()
-        self._began: tuple[float, int] | None = None
+        self._began: tuple[float, int] | None = None  # when the first bytes were told, with those of earlier
         self._notes = Notes()
 
     def show(self, progress: Moment) -> None:
@@ -108,7 +115,7 @@ class Lines:
         for note in self._notes.fresh(progress):
             message(note)
         stage_now = stage(self._verb, self._name, progress)
-        if progress["phase"] == "transferring" and self._began is None:
+        if self._began is None and progress["phase"] == "transferring" and progress["done_bytes"]:
             self._began = (now_s, progress["done_bytes"])
         tenths = 10 * progress["done_bytes"] // max(1, progress["total_bytes"])
         is_further = tenths > self._tenths and now_s - self._said_s >= SPACING_S

@@ -104,7 +104,7 @@ def _add_changing_routes(routes: Blueprint, context: AppContext) -> None:
     @routes.delete("/purge")
     async def purge() -> TrioResponse:
         await _purge(context)
-        return TrioResponse(b"", status=200)
+        return TrioResponse(b"", content_type="text/plain")
 
 
 def _add_unknown_routes(routes: Blueprint) -> None:

@@ -68,7 +68,7 @@ def test_gc_tells_what_went_and_what_stays(cli: Cli) -> None:
     assert ended.stdout.splitlines() == [f"removed content {DIGEST}", f"removed download {ID}"]
     first, second = ended.stderr.splitlines()
     assert first == "1.0 MiB freed"
-    assert second.startswith("3.0 MiB that no model uses stay for now")
+    assert second == "3.0 MiB that no model uses stay, since they are in use, or younger than a week"
     assert cli.sent(GC) == [{"dry_run": False}]
 
 
@@ -144,4 +144,4 @@ def test_S24_repair_is_followed_like_a_pull(cli: Cli) -> None:
     assert ended.stderr.splitlines()[-1].startswith("repaired m (")
     assert cli.sent(REPAIR) == [{"model": "m"}]
     cli.routes[REPAIR] = lambda _: told(success(was_cached=True))
-    assert cli("ctl", "repair", "m").stderr == f"m is sound ({SHORT_ID}, 100.0 MiB)\n"
+    assert cli("ctl", "repair", "m").stderr == f"m ({SHORT_ID}, 100.0 MiB) is sound\n"

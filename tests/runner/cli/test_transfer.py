@@ -54,9 +54,13 @@ def test_a_pull_tells_its_stages_and_its_end(cli: Cli) -> None:
 
 def test_what_is_there_already_is_said_so(cli: Cli) -> None:
     cli.routes[PULL] = lambda _: told(success(was_cached=True, transferred_bytes=0))
-    assert cli("ctl", "pull", "m").stderr == f"m is in the store already ({SHORT_ID}, 100.0 MiB)\n"
+    assert cli("ctl", "pull", "m").stderr == (
+        f"m ({SHORT_ID}, 100.0 MiB) is in the store; nothing had to be fetched\n"
+    )
     cli.routes[PUSH] = lambda _: told(success(was_cached=True, transferred_bytes=0))
-    assert cli("ctl", "push", "m").stderr == f"m is in the registry already ({SHORT_ID}, 100.0 MiB)\n"
+    assert cli("ctl", "push", "m").stderr == (
+        f"m ({SHORT_ID}, 100.0 MiB) is in the registry; nothing had to be sent\n"
+    )
 
 
 def test_a_pull_that_went_on_says_how_much_was_fetched(cli: Cli) -> None:
@@ -140,7 +144,9 @@ def test_N19_a_name_outside_the_grammar_is_not_sent(cli: Cli, name: str) -> None
 def test_a_name_with_a_digest_is_pulled(cli: Cli) -> None:
     name = f"registry.example/team/m@{ID}"
     cli.routes[PULL] = lambda _: told(success())
-    assert cli("ctl", "pull", name).status == 0
+    ended = cli("ctl", "pull", name)
+    assert ended.status == 0
+    assert ended.stderr.startswith("pulled registry.example/team/m@sha256:0123456789ab… (")
     assert cli.sent(PULL) == [{"reference": name}]
 
 

@@ -40,12 +40,15 @@ def test_tenths_are_told_when_they_are_some_time_apart(
 ) -> None:
     lines.show(progress(layer(0)))
     assert said(capsys) == ["pulling m: 0%, 0 B of 100.0 MiB"]
-    clock.now_s += SPACING_S - 0.01
-    lines.show(progress(layer(30 * MIB)))
+    clock.now_s += SPACING_S - 1
+    lines.show(progress(layer(30 * MIB)))  # which was there: no rate of today
+    assert said(capsys) == []
+    clock.now_s += 0.99
+    lines.show(progress(layer(35 * MIB)))
     assert said(capsys) == []
     clock.now_s += 0.01
     lines.show(progress(layer(40 * MIB)))
-    assert said(capsys) == ["pulling m: 40%, 40.0 MiB of 100.0 MiB, 20.0 MiB/s, 3.00s left"]
+    assert said(capsys) == ["pulling m: 40%, 40.0 MiB of 100.0 MiB, 10.0 MiB/s, 6.00s left"]
     clock.now_s += SPACING_S
     lines.show(progress(layer(49 * MIB)))
     assert said(capsys) == []
@@ -168,6 +171,17 @@ def test_many_parts_on_a_low_terminal_leave_room_for_the_rest() -> None:
     lines = drawn(progress(*many), height=9).splitlines()
     assert len(lines) <= 9
     assert lines[-1].strip() == "and 45 more"
+
+
+def test_what_was_fetched_earlier_counts_for_no_rate() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=100, height=24, color_system=None)
+    bars = Bars("pull", "m", rows=8, console=console)
+    for done_bytes in (0, 60 * MIB, 60 * MIB):
+        bars.show(progress(layer(done_bytes)))
+    with console.capture() as capture:
+        console.print(bars.drawn())
+    assert "60.0/100.0 MiB" in capture.get()
+    assert "MiB/s" not in capture.get()
 
 
 def test_a_part_that_starts_again_is_not_done() -> None:

@@ -110,11 +110,7 @@ class Call:
            host and the registry itself lies at an address of that sort.
         """
         if self.is_secret and self.target.scheme == "http" and not _are_loopback(places):
-            raise AddressRefused(
-                self.origin.registry,
-                f"credentials are not sent over plain http to {self.target.netloc}; "
-                "it needs TLS, for which a CA file can be configured",
-            )
+            raise self._in_the_clear()
         if self.is_named_by_user:
             return
         kinds = [kind for kind in (refusal_of(place.address) for place in places) if kind is not None]
@@ -131,10 +127,19 @@ class Call:
         What this machine can resolve is checked as always. Behind many a proxy it cannot: a name from an
         answer must then at least not look like one of an internal network.
         """
+        if self.is_secret and self.target.scheme == "http":
+            raise self._in_the_clear()
         try:
             self.places()
         except OSError:
             self._check_unresolved()
+
+    def _in_the_clear(self) -> AddressRefused:
+        return AddressRefused(
+            self.origin.registry,
+            f"credentials are not sent over plain http to {self.target.netloc}; "
+            "it needs TLS, for which a CA file can be configured",
+        )
 
     def _check_unresolved(self) -> None:
         host = self.target.host
@@ -225,20 +230,24 @@ class PacedAnswer(http.client.HTTPResponse):
 
     def read_some(self, buffer: memoryview) -> int:
         """At least one byte into the buffer; 0 at the end, whether that is the announced one or not."""
-        if self.fp is None or not len(buffer):
+        if self.isclosed() or not len(buffer):
             return 0
         if self.chunked or self.length is None:
             return self.readinto(buffer) if self.chunked else self._read_until_close(buffer)
         size_bytes = self.fp.readinto1(buffer[: self.length])
         self.length -= size_bytes
         if not size_bytes or not self.length:
-            self._close_conn()
+            self._finish()
         return size_bytes
+
+    def _finish(self) -> None:
+        """The body is over, so that the connection may serve the next request."""
+        cast(Any, self)._close_conn()
 
     def _read_until_close(self, buffer: memoryview) -> int:
         size_bytes = self.fp.readinto1(buffer)
         if not size_bytes:
-            self._close_conn()
+            self._finish()
         return size_bytes
 
 
@@ -246,7 +255,7 @@ class _Guard:
     """What both kinds of connection add: only checked addresses, and a socket that the abort can wake."""
 
     _places: tuple[Place, ...] = ()
-    response_class = PacedAnswer
+    response_class: Any = PacedAnswer
 
     def _new_conn(self: Any) -> socket.socket:
         call = _current.get()
@@ -278,7 +287,7 @@ class _Guard:
             call.watch(self.sock)
         super().request(*args, **kwargs)  # type: ignore[misc]  # the connection that this is mixed into
 
-    def getresponse(self: Any) -> HTTPResponse:
+    def getresponse(self: Any) -> Any:
         response: HTTPResponse = super().getresponse()  # type: ignore[misc]
         response.paced = response._original_response  # type: ignore[attr-defined]
         return response
@@ -298,6 +307,11 @@ class _Pool(HTTPConnectionPool):
 
 class _TlsPool(HTTPSConnectionPool):
     ConnectionCls = GuardedTlsConnection
+
+    def _validate_conn(self, conn: Any) -> None:
+        """Connect, without the library's warning about what the user asked for and the log tells."""
+        if conn.is_closed:
+            conn.connect()
 
 
 POOLS: Final = {"http": _Pool, "https": _TlsPool}

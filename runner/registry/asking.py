@@ -60,7 +60,11 @@ class RegistryRequests:
         answer = send(used)
         if answer.status != 401 or answer.authority != endpoint.authority:
             return answer
-        better = self._authenticator.answer_to(answer, endpoint, scopes, identity, used=used, abort=abort)
+        try:
+            better = self._authenticator.answer_to(answer, endpoint, scopes, identity, used=used, abort=abort)
+        except BaseException:
+            answer.close()
+            raise
         if better is None:
             return answer
         answer.discard()

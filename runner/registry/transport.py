@@ -78,11 +78,12 @@ class Answer:
 
     @property
     def content_length(self) -> int | None:
-        """The announced length; None when there is none. Raises RegistryError for one that is no length."""
+        """The announced length; None when there is none. Raises RegistryError for what is no length."""
         text = self.headers.get("Content-Length")
         if text is None or self.headers.get("Transfer-Encoding"):
             return None
         if not (text.isascii() and text.isdigit()) or len(text) > 18:
+            self._give_up()
             raise RegistryError(self.registry, "it announced a length that is no number")
         return int(text)
 

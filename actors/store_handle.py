@@ -197,7 +197,7 @@ class StoreHandle:
         return await self._address.ask(lambda reply: AdoptDownload(download, reply))
 
     async def hold_blobs(self, digests: tuple[Digest, ...]) -> tuple[StoredBlob, ...]:
-        """Where this content lies. It stays there until it is published, or until the store restarts.
+        """Where this content lies; it stays there for as long as the caller is `holding` it.
         Raises BlobNotFound for the first one that is missing."""
         return await self._address.ask(lambda reply: HoldBlobs(digests, reply))
 

@@ -117,7 +117,7 @@ class AdoptUpload:
 
 @attrs.frozen
 class HoldBlobs:
-    """Answer where uploaded content lies, and keep it until it is published."""
+    """Answer where content lies; whoever asks holds it meanwhile."""
 
     digests: tuple[Digest, ...]
     reply: Reply[tuple[StoredBlob, ...]]

@@ -291,7 +291,7 @@ class StoreRun:
                 return Work(reply=reply, in_thread=report, settle=_as_it_is)
             case HoldBlobs():
                 hold = partial(self._directory.blobs.hold, change.digests)
-                return Work(reply=change.reply, in_thread=hold, settle=self._settle_held)
+                return Work(reply=change.reply, in_thread=hold, settle=_as_it_is)
             case PublishModel(config, media_type, layers, tag, reply):
                 planned = plan_publish(catalog, config, layers, tag, config_media_type=media_type)
                 return self._index_work(reply, planned, self._settle_published)
@@ -374,11 +374,6 @@ class StoreRun:
     def _settle_adopted(self, adopted: tuple[StoredBlob, Catalog]) -> StoredBlob:
         blob, self._catalog = adopted
         return blob
-
-    def _settle_held(self, held: tuple[StoredBlob, ...]) -> tuple[StoredBlob, ...]:
-        for blob in held:
-            self._kept.add(blob.digest)
-        return held
 
 
 def _as_it_is(result: T) -> T:

@@ -71,6 +71,14 @@ async def test_what_was_pushed_is_pulled_with_the_same_digest(tmp_path, server):
         assert (await into.pull(server.reference("ai/tiny:1"))).model_id == model_id
 
 
+async def test_what_was_pushed_leaves_nothing_behind_when_it_is_removed(tmp_path, server):
+    async with pulls(tmp_path / "store") as into:
+        await package(into)
+        await into.push("tiny:1", f"{server.netloc}/ai/tiny:1")
+        await into.store.remove(ModelName.parse("tiny:1"))
+        assert into.files() == set()
+
+
 async def test_a_model_is_pushed_under_the_name_it_is_asked_for_by(tmp_path, server):
     async with pulls(tmp_path / "store") as into:
         await package(into, f"{server.netloc}/ai/tiny:1")

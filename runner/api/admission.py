@@ -15,8 +15,8 @@ from runner.api.head import RequestHead
 METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 _OWN_SITES = frozenset({"none", "same-origin"})
 
-CONTROL_PREFIX = "/control/"
-UPLOAD_PATH = "/control/v1/blobs"
+CONTROL_PREFIXES = ("/control/", "/models/")
+UPLOAD_PATHS = frozenset({"/control/v1/blobs", "/control/v1/load", "/models/load"})
 
 
 @attrs.frozen(kw_only=True)
@@ -57,9 +57,9 @@ def admit(head: RequestHead, policy: AdmissionPolicy) -> Refusal | None:
 def body_limit_bytes(head: RequestHead, policy: AdmissionPolicy) -> int | None:
     """How large the body may be; None: as large as the disk takes, because the route streams it there."""
     path = head.path
-    if path == UPLOAD_PATH and head.method == "POST":
+    if path in UPLOAD_PATHS and head.method == "POST":
         return None
-    return policy.control_body_bytes if path.startswith(CONTROL_PREFIX) else policy.inference_body_bytes
+    return policy.control_body_bytes if path.startswith(CONTROL_PREFIXES) else policy.inference_body_bytes
 
 
 def too_large(limit_bytes: int) -> Refusal:

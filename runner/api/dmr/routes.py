@@ -13,6 +13,8 @@ from quart import Blueprint, request
 from quart_trio.wrappers import TrioResponse
 from werkzeug.exceptions import HTTPException
 
+from actors.archives import SavedArchive, load_archive
+from runner.api.archives import ArchiveSource
 from runner.api.bodies import parsed_body
 from runner.api.dmr import convert, errors, schema
 from runner.api.progress import answer_with, following, is_transferring
@@ -22,6 +24,7 @@ from runner.domain.status import ModelReport, Removal
 from runner.domain.transfer import PullRequest, PushRequest, RemoteCredentials, TransferDirection
 from runner.errors import AmbiguousModel, ModelInUse, ModelNotFound, NotFound, StoreDamaged
 from runner.oci.reference import ModelName
+from runner.store.package import PackageSpec
 
 if TYPE_CHECKING:
     from runner.api.context import AppContext
@@ -68,6 +71,15 @@ def _add_reading_routes(routes: Blueprint, context: AppContext) -> None:
         model = await _found(context, meant)
         return _json(convert.model_object(await context.store.inspect(ModelName.of(model.id))))
 
+    @routes.get("/<path:name>/export")
+    async def export(name: str) -> EventStream:
+        archive = await SavedArchive.open(context.store, ModelName.parse(name))
+        return EventStream(
+            ArchiveSource(archive),
+            "application/x-tar",
+            headers={"Content-Disposition": f'attachment; filename="{name}.tar"'},
+        )
+
 
 def _add_transfer_routes(routes: Blueprint, context: AppContext) -> None:
     @routes.post("/create")
@@ -95,11 +107,28 @@ def _add_changing_routes(routes: Blueprint, context: AppContext) -> None:
         message = f'Model tagged successfully with "{written}"'
         return _json({"message": message, "target": written}, status=201)
 
+    @routes.post("/<path:name>/repackage")
+    async def repackage(name: str) -> TrioResponse:
+        asked = await parsed_body(schema.parse_repackage)
+        source = await context.store.resolve(ModelName.parse(name))
+        await context.puller.package(
+            PackageSpec(target=asked.target, base=ModelName.of(source.id), context_size=asked.context_size)
+        )
+        message = f'Model repackaged successfully as "{asked.written}"'
+        return _json({"message": message, "source": name, "target": asked.written}, status=201)
+
     @routes.delete("/<path:name>")
     async def remove(name: str) -> TrioResponse:
         force = schema.boolean(request.args.get("force"))
         removals = await _removed(context, ModelName.parse(name), force=force)
         return _json([convert.removal_object(removal) for removal in removals])
+
+    @routes.post("/load")
+    async def load() -> TrioResponse:
+        """Models of an archive keep the names they have there; those that docker writes have none."""
+        await load_archive(context.store, request.body)
+        line = convert.line("success", "Model loaded successfully", TransferDirection.PULL, is_json=True)
+        return TrioResponse(line, content_type=errors.TEXT)
 
     @routes.delete("/purge")
     async def purge() -> TrioResponse:

@@ -175,6 +175,8 @@ MIB = 1024 * 1024
         ("/control/v1/start", MIB),
         ("/%63ontrol/v1/start?x", MIB),
         ("/control/v1/blobs/", MIB),
+        ("/models/create", MIB),
+        ("/models/ai/smollm2/push", MIB),
         ("/v1/chat/completions", 32 * MIB),
         ("/engines/llama.cpp/v1/completions", 32 * MIB),
     ],
@@ -186,9 +188,11 @@ def test_N09_an_announced_body_above_the_limit_of_its_route_is_refused(target: s
     assert [verdict(limit_bytes + more) for more in (-1, 0, 1)] == [None, None, 413]
 
 
-def test_N09_only_an_upload_is_unlimited() -> None:
-    assert status(head("Content-Length: 9000000000000", method="POST", target="/control/v1/blobs?x")) is None
-    assert status(head("Content-Length: 9000000000000", method="PUT", target="/control/v1/blobs")) == 413
+@pytest.mark.parametrize("target", ["/control/v1/blobs", "/control/v1/load", "/models/load"])
+def test_N09_only_an_upload_is_unlimited(target: str) -> None:
+    assert status(head("Content-Length: 9000000000000", method="POST", target=f"{target}?x")) is None
+    assert status(head("Content-Length: 9000000000000", method="PUT", target=target)) == 413
+    assert status(head("Content-Length: 9000000000000", method="POST", target=f"{target}/x")) == 413
 
 
 @pytest.mark.parametrize(

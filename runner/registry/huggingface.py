@@ -257,6 +257,15 @@ class Hub:
         if answer.status == 200 or (answer.status in (206, 416) and not is_small):
             return answer
         with answer:
+            if answer.authority != authority:
+                # Addresses of content are signed for a while: the hub gives a new one to whoever asks again.
+                pause_s = retry_after_s(answer.headers.get("Retry-After"), datetime.now(UTC))
+                where = answer.authority.netloc
+                raise RegistryUnavailable(
+                    HUB_REGISTRY,
+                    f"it sent us to {where}, which answered {answer.status}",
+                    retry_after_s=pause_s,
+                )
             raise _refusal(answer, repository, has_token=token is not None)
 
 

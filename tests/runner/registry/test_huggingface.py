@@ -409,13 +409,15 @@ def test_S06_an_overloaded_hub_is_worth_another_attempt_when_it_says(
     assert not isinstance(final.value, RegistryUnavailable)
 
 
-def test_S06_a_fault_of_the_content_host_is_worth_another_attempt(
-    hub: ScriptedHub, client: Hub, tiny: ScriptedRepository
+@pytest.mark.parametrize("status", [403, 404, 429, 500])
+def test_S06_what_the_content_host_refuses_is_worth_another_attempt_with_a_new_signature(
+    hub: ScriptedHub, client: Hub, tiny: ScriptedRepository, status: int
 ) -> None:
     selection = resolve(client)
-    hub.content_failures.append((500, {}))
-    with pytest.raises(RegistryUnavailable) as caught:
+    hub.content_failures.append((status, {"Retry-After": "3"}))
+    with pytest.raises(RegistryUnavailable, match=rf"127\.0\.0\.1:\d+, which answered {status}") as caught:
         content(client, selection, selection.files[0])
+    assert caught.value.retry_after_s == 3
     assert SIGNATURE not in str(caught.value)
     assert content(client, selection, selection.files[0]) == WEIGHTS
 

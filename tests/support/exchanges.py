@@ -2,7 +2,9 @@
 
 A file of `tests/conformance/<dialect>/` is JSON: `request` (method, path, body), `worker` (events in order; a
 string is a delta of one token), `refusal` (instead: what the scheduler says), `dies` (the worker, after its
-words), `response` (status, headers that matter, body as lines). Ids and times are replaced by fixed ones.
+words), `transfer` (what the puller tells: moments, then a result or an error), `store` and `remote` (what
+they have or refuse), `response` (status, headers that matter, body as lines). Ids and times are replaced by
+fixed ones.
 `python scripts/record_exchange.py FILE…` records anew what the application answers.
 """
 
@@ -19,9 +21,12 @@ import orjson
 
 from runner import errors
 from runner.domain.events import Accepted, Failed, FinishReason, GenerationEvent, TextDelta
+from runner.domain.transfer import LayerProgress, TransferDirection, TransferPhase, TransferProgress
 from runner.errors import WorkerCrashed
+from runner.oci.digest import Digest
 from tests.support.api import client_over
-from tests.support.fake_handles import FakeParts, finished
+from tests.support.fake_handles import FakeParts, fake_model, finished
+from tests.support.fake_transfers import ended
 
 CONFORMANCE = Path(__file__).parent.parent / "conformance"
 _HEADERS = ("Content-Type", "Retry-After")
@@ -49,20 +54,69 @@ async def answer(exchange: dict[str, Any]) -> dict[str, Any]:
     request = exchange["request"]
     parts = FakeParts.make(lambda _: [_event(told) for told in exchange.get("worker", ())])
     if "refusal" in exchange:
-        kind = getattr(errors, exchange["refusal"]["class"])
-        parts.scheduler.refusal = kind(**exchange["refusal"].get("fields", {}))
+        parts.scheduler.refusal = _error(exchange["refusal"])
+    _prepare_transfers(parts, exchange.get("transfer", {}))
+    _prepare_models(parts, exchange)
     with _dying_worker(parts, exchange):
         response = await client_over(parts).open(
             request["path"],
             method=request["method"],
             data=orjson.dumps(request["body"]) if "body" in request else None,
-            headers={"Content-Type": "application/json"},
+            headers={"Content-Type": "application/json", **request.get("headers", {})},
         )
         content = (await response.get_data(as_text=False)).decode()
     for pattern, fixed in _CHANGING:
         content = pattern.sub(fixed, content)
     headers = {name: response.headers[name] for name in _HEADERS if name in response.headers}
     return {"status": response.status_code, "headers": headers, "body": content.split("\n")}
+
+
+def _error(told: dict[str, Any]) -> Any:
+    kind = getattr(errors, told["class"])
+    return kind(*told.get("arguments", ()), **told.get("fields", {}))
+
+
+def _prepare_transfers(parts: FakeParts, told: dict[str, Any]) -> None:
+    """`layers` of a moment are names of content, sizes and what is done, in bytes."""
+    parts.puller.moments = [_moment(one) for one in told.get("moments", ())]
+    if "error" in told:
+        parts.puller.outcome = _error(told["error"])
+    else:
+        parts.puller.outcome = ended(**told.get("result", {}))
+
+
+def _moment(told: dict[str, Any]) -> TransferProgress:
+    layers = tuple(
+        LayerProgress(
+            digest=str(Digest.of(name.encode())),
+            kind="gguf",
+            title=name,
+            size_bytes=size_bytes,
+            done_bytes=done_bytes,
+        )
+        for name, size_bytes, done_bytes in told.get("layers", ())
+    )
+    return TransferProgress(
+        direction=TransferDirection.PULL,
+        phase=TransferPhase(told.get("phase", "transferring")),
+        layers=layers,
+        total_bytes=sum(layer.size_bytes for layer in layers),
+        done_bytes=sum(layer.done_bytes for layer in layers),
+        notes=tuple(told.get("notes", ())),
+    )
+
+
+def _prepare_models(parts: FakeParts, exchange: dict[str, Any]) -> None:
+    store, remote = exchange.get("store", {}), exchange.get("remote", {})
+    if "models" in store:
+        parts.store.models = [
+            fake_model(name, digest_of=f"manifest {index}".encode())
+            for index, name in enumerate(store["models"])
+        ]
+    if "refusal" in store:
+        parts.store.refusal = _error(store["refusal"])
+    if "refusal" in remote:
+        parts.remote.refusal = _error(remote["refusal"])
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from runner.places import config_file, default_socket
 
 DEFAULT_PORT = 12434
 _CONNECT_TIMEOUT_S = 5.0
+_DOWNLOAD_BYTES = 1 << 20
 _PROBE_TIMEOUT_S = 5.0
 _JSON = {"Content-Type": "application/json"}
 _LOCAL_HOSTS = frozenset({"localhost", "::1"})
@@ -165,11 +166,28 @@ class Client:
             return False
         return True
 
-    def upload(self, path: str, chunks: Iterable[bytes], size_bytes: int) -> Any:
-        """POST content as it is read. Raises ValueError when `chunks` do not hold just `size_bytes`."""
-        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size_bytes)}
+    def upload(self, path: str, chunks: Iterable[bytes], size_bytes: int | None) -> Any:
+        """POST content as it is read; None for content of unknown length. Raises ValueError when `chunks` do
+        not hold just `size_bytes`."""
+        headers = {"Content-Type": "application/octet-stream"}
+        if size_bytes is not None:
+            headers["Content-Length"] = str(size_bytes)
+            chunks = _exactly(chunks, size_bytes)
         with closing(self._connect()) as connection:
-            return _decoded(self._exchange(connection, "POST", path, _exactly(chunks, size_bytes), headers))
+            return _decoded(self._exchange(connection, "POST", path, iter(chunks), headers))
+
+    def download(self, path: str) -> Generator[bytes, None, None]:
+        """GET content as it arrives, in pieces of up to a MiB. Raises `ApiError` when the answer is an error,
+        and when it breaks off. Closing the generator closes the connection."""
+        with closing(self._connect()) as connection:
+            response = self._exchange(connection, "GET", path, None, {})
+            if response.status != 200:
+                raise _error_of(response, _content(response))
+            try:
+                while content := response.read(_DOWNLOAD_BYTES):
+                    yield content
+            except (http.client.HTTPException, OSError, ValueError) as error:
+                raise _broken_off(str(error) or type(error).__name__) from error
 
     def stream(self, path: str, body: Any) -> Generator[dict[str, Any], None, None]:
         """POST, then the chunks of the answer as they arrive.

@@ -29,7 +29,14 @@ def package_spec(request: PackageRequest) -> PackageSpec:
         PackageLayer(kind=layer.kind, digest=layer.digest, filename=layer.filename)
         for layer in request.layers
     )
-    return PackageSpec(target=request.target, layers=layers, context_size=request.context_size)
+    return PackageSpec(
+        target=request.target,
+        layers=layers,
+        base=request.base,
+        context_size=request.context_size,
+        labels=request.labels or {},
+        format=request.format,
+    )
 
 
 def model_summary(model: Model, quarantined: Iterable[FailedLoads] = ()) -> ModelSummary:

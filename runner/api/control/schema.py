@@ -22,7 +22,7 @@ from runner.errors import FieldFault, InvalidParameter
 from runner.oci.digest import Digest
 from runner.oci.reference import ModelName, Reference
 
-LAYERS_MAX: Final = 64
+LAYERS_MAX: Final = 1024
 MODELS_MAX: Final = 256
 CONTEXT_SIZE_MAX: Final = 2**31 - 1
 MEMORY_BYTES_MAX: Final = 2**60
@@ -46,16 +46,29 @@ class UntagRequest:
 class LayerFields:
     """One uploaded part; `filename` is data and names nothing on any disk."""
 
-    kind: Literal["gguf", "license", "chat_template"]
+    kind: Literal["gguf", "license", "chat_template", "mmproj"]
     digest: Digest
     filename: Annotated[str, Text(1, 255)]
 
 
+def _read_labels(value: Any) -> dict[str, str]:
+    if type(value) is not dict:
+        raise Fault("must be an object")
+    if not all(type(text) is str for text in value.values()):
+        raise Fault("must hold strings only")
+    return value
+
+
 @attrs.frozen(kw_only=True)
 class PackageRequest:
+    """Either `layers` with weights, or a `base` of the store, to which `layers` are added."""
+
     target: Reference
-    layers: Annotated[tuple[LayerFields, ...], Length(1, LAYERS_MAX)]
+    layers: Annotated[tuple[LayerFields, ...], Length(0, LAYERS_MAX)] = ()
+    base: ModelName | None = None
     context_size: Annotated[int, Range(1, CONTEXT_SIZE_MAX)] | None = None
+    labels: Annotated[dict[str, str], By(_read_labels)] | None = None
+    format: Literal["docker", "cncf"] | None = None
 
 
 @attrs.frozen(kw_only=True)

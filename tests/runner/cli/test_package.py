@@ -73,6 +73,90 @@ def test_licences_template_and_context_size_go_with_it(daemon: Cli, file: Path, 
     assert body["layers"][3]["digest"] == digest_of(b"chat.jinja")
 
 
+def layers_of(body: dict[str, object]) -> list[tuple[str, str]]:
+    layers = body["layers"]
+    assert isinstance(layers, list)
+    return [(layer["kind"], layer["filename"]) for layer in layers]
+
+
+@pytest.mark.parametrize("named", ["big-00001-of-00003.gguf", "big-00003-of-00003.gguf"])
+def test_all_parts_of_a_split_file_go_in_their_order(daemon: Cli, tmp_path: Path, named: str) -> None:
+    names = [f"big-0000{n}-of-00003.gguf" for n in (1, 2, 3)]
+    for name in names:
+        (tmp_path / name).write_bytes(GGUF + name.encode())
+    for arguments in ((str(tmp_path / named), "m"), ("m", "--gguf", str(tmp_path / named))):
+        assert daemon("ctl", "package", *arguments).status == 0
+        assert layers_of(daemon.sent("POST /control/v1/package")[-1]) == [("gguf", name) for name in names]
+    (tmp_path / names[1]).unlink()
+    daemon.server.requests.clear()
+    ended = daemon("ctl", "package", str(tmp_path / named), "m")
+    assert ended.status == 2
+    assert f"one part of 3; {names[1]} is not beside it" in ended.stderr
+    assert daemon.server.requests == []
+
+
+def test_a_projector_labels_and_a_format_go_with_it(daemon: Cli, file: Path, tmp_path: Path) -> None:
+    (tmp_path / "mmproj.gguf").write_bytes(b"GGUF, eyes")
+    daemon(
+        "ctl", "package", str(file), "m", "--mmproj", str(tmp_path / "mmproj.gguf"), "--label", "a=b=c",
+        "--label", "org.example.team=", "--format", "cncf",
+    )  # fmt: skip
+    (body,) = daemon.sent("POST /control/v1/package")
+    assert layers_of(body) == [("gguf", "tiny.gguf"), ("mmproj", "mmproj.gguf")]
+    assert body["labels"] == {"a": "b=c", "org.example.team": ""}
+    assert body["format"] == "cncf"
+
+
+def test_a_model_of_the_store_is_a_base_and_only_what_is_added_is_sent(daemon: Cli, tmp_path: Path) -> None:
+    (tmp_path / "NOTICE").write_text("?")
+    daemon("ctl", "package", "--from", "a:1", "b:1", "--context-size", "512")
+    daemon("ctl", "package", "--from", "a:1", "b:1", "--license", str(tmp_path / "NOTICE"))
+    first, second = daemon.sent("POST /control/v1/package")
+    assert first == {"target": "b:1", "base": "a:1", "context_size": 512, "layers": []}
+    assert layers_of(second) == [("license", "NOTICE")]
+
+
+def test_a_model_is_pushed_once_it_is_packaged(daemon: Cli, file: Path) -> None:
+    result = {"model_id": ID, "reference": "r.example/m:1", "size_bytes": 5, "transferred_bytes": 5,
+              "was_cached": False}  # fmt: skip
+    daemon.routes["POST /control/v1/push"] = lambda _: answer({"type": "success", **result})
+    ended = daemon("ctl", "package", str(file), "r.example/m:1", "--push")
+    assert ended.status == 0
+    assert "pushed r.example/m:1" in ended.stderr
+    assert daemon.sent("POST /control/v1/push") == [{"reference": "r.example/m:1"}]
+    pushed = json.loads(daemon("ctl", "package", str(file), "r.example/m:1", "--push", "--json").stdout)
+    assert pushed["type"] == "success"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("m",), "no weights"),
+        ((), "expected FILE.gguf and NAME"),
+        (("{file}", "m", "x"), "expected FILE.gguf and NAME"),
+        (("{file}", "m", "--from", "a"), "FILE.gguf and --from exclude each other"),
+        (("m", "--gguf", "{file}", "--from", "a"), "--gguf and --from exclude each other"),
+        (("{file}", "m", "--label", "a"), "--label needs KEY=VALUE"),
+        (("{file}", "m", "--label", "=a"), "--label needs KEY=VALUE"),
+        (("{file}", "m", "--format", "oci"), "--format"),
+        (("{file}", "m", "--format", "cncf", "--context-size", "5"), "no place in a ModelPack"),
+        (("{file}", "m", "--mmproj", "{text}"), "is not a GGUF file"),
+        (("{file}", "m", "--license", "{text}", "--license", "{other}"), "has text.txt twice"),
+    ],
+)
+def test_what_cannot_be_meant_is_told_before_anything_is_sent(
+    daemon: Cli, file: Path, tmp_path: Path, arguments: tuple[str, ...], told: str
+) -> None:
+    text, other = tmp_path / "text.txt", tmp_path / "more" / "text.txt"
+    other.parent.mkdir()
+    text.write_text("text")
+    other.write_text("text")
+    ended = daemon("ctl", "package", *(one.format(file=file, text=text, other=other) for one in arguments))
+    assert ended.status == 2
+    assert told in ended.stderr
+    assert daemon.server.requests == []
+
+
 def test_what_is_no_gguf_file_is_told_before_it_is_sent(daemon: Cli, tmp_path: Path) -> None:
     (tmp_path / "other").write_bytes(b"PK\x03\x04")
     (tmp_path / "empty").touch()

@@ -65,6 +65,13 @@ def test_a_package_request_becomes_a_spec() -> None:
     )
 
 
+def test_a_request_with_a_base_becomes_a_spec() -> None:
+    document = {"target": "b:1", "base": "a:1", "labels": {"k": "v"}, "format": "cncf"}
+    assert convert.package_spec(schema.parse_package(orjson.dumps(document))) == PackageSpec(
+        target=Reference.parse("b:1"), base=ModelName.parse("a:1"), labels={"k": "v"}, format="cncf"
+    )
+
+
 @pytest.mark.parametrize(
     ("parse", "document", "paths"),
     [
@@ -80,7 +87,10 @@ def test_a_package_request_becomes_a_spec() -> None:
         (schema.parse_unload, {"all": False}, ["models"]),
         (schema.parse_unload, {"all": True, "models": ["ai/x"]}, ["models"]),
         (schema.parse_unload, {"all": "yes"}, ["all"]),
-        (schema.parse_package, {"layers": []}, ["target", "layers"]),
+        (schema.parse_package, {"layers": []}, ["target"]),
+        (schema.parse_package, {**PACKAGE, "labels": {"a": 1}}, ["labels"]),
+        (schema.parse_package, {**PACKAGE, "labels": ["a"]}, ["labels"]),
+        (schema.parse_package, {**PACKAGE, "format": "oci", "base": ".."}, ["base", "format"]),
         (schema.parse_package, {**PACKAGE, "layers": [{}]}, [f"layers[0].{n}" for n in LAYER]),
         (schema.parse_package, {**PACKAGE, "layers": [{**LAYER, "kind": "tar"}]}, ["layers[0].kind"]),
         (schema.parse_package, {**PACKAGE, "layers": [{**LAYER, "digest": "md5:0"}]}, ["layers[0].digest"]),
@@ -100,7 +110,7 @@ def test_every_fault_is_named_and_unknown_keys_are_faults(
     ("field", "good", "bad"),
     [
         ("context_size", [1, 2**31 - 1], [0, -1, 2**31, 1.0, "8192"]),
-        ("layers", [[LAYER], [LAYER] * 64], [[], [LAYER] * 65]),
+        ("layers", [[], [LAYER], [LAYER] * 1024], [[LAYER] * 1025]),
     ],
 )
 def test_limits_of_a_package_hold_at_below_and_above(field: str, good: list[Any], bad: list[Any]) -> None:

@@ -7,9 +7,10 @@ threads that need one token, one fetches it.
 from __future__ import annotations
 
 import base64
+import contextlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final, Protocol, TypeAlias
 from urllib.parse import urlencode
 
@@ -29,6 +30,7 @@ _TOKEN_LENGTH_MAX: Final = 32 << 10
 _LIFETIME_MIN_S: Final = 60  # the token specification's default, and the least it lets servers mean
 _LIFETIME_MAX_S: Final = 24 * 3600
 _LIFETIME_SHARE: Final = 0.9  # used so long, since the server's clock began before ours
+_LOOK_AROUND_S: Final = 0.1  # who waits for a token of another thread may be given up meanwhile
 _CLIENT_ID: Final = "runner"
 
 Scopes: TypeAlias = tuple[str, ...]
@@ -106,7 +108,7 @@ class Authenticator:
         if identity is not None and identity.bearer_token is not None:
             return None
         key = _Key(endpoint.authority, scopes, identity)
-        with self._fetch_lock(endpoint.authority):
+        with self._fetching_alone(endpoint.authority, abort):
             newer = self.known(endpoint, scopes, identity)
             if newer is not None and newer != used:
                 return newer
@@ -123,11 +125,18 @@ class Authenticator:
             self._keep(key, grant)
         return grant.authorization
 
-    def _fetch_lock(self, authority: Authority) -> threading.Lock:
+    @contextlib.contextmanager
+    def _fetching_alone(self, authority: Authority, abort: Abort) -> Iterator[None]:
         with self._lock:
             if len(self._fetching) > GRANTS_MAX:
                 self._fetching = {each: lock for each, lock in self._fetching.items() if lock.locked()}
-            return self._fetching.setdefault(authority, threading.Lock())
+            lock = self._fetching.setdefault(authority, threading.Lock())
+        while not lock.acquire(timeout=_LOOK_AROUND_S):
+            abort.raise_if_aborted()
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _keep(self, key: _Key, grant: _Grant) -> None:
         with self._lock:

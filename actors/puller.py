@@ -197,6 +197,7 @@ class PullerActor:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled."""
+        self._ledger.clear()
         with self._address.open() as mailbox:
             async with trio.open_nursery() as nursery:
                 work = self._work(nursery) if self._network is not None else None

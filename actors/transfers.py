@@ -116,6 +116,10 @@ class TransferLedger:
     def drop(self, transfer_id: int) -> None:
         self._boards.pop(transfer_id, None)
 
+    def clear(self) -> None:
+        """A new puller begins with none."""
+        self._boards.clear()
+
     def status(self, now_s: float) -> tuple[TransferStatus, ...]:
         """Those that go on, in the order in which they were asked for."""
         return tuple(board.status(now_s) for board in self._boards.values() if not board.has_ended)

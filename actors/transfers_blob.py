@@ -227,7 +227,7 @@ class _BlobTransfer:
                 with trio.move_on_after(self._patience_s()):
                     event = await self._heard.receive()
                 self._handle(event or Look(self._positions()))
-                self._hash_along()
+                self._work_along()
             nursery.cancel_scope.cancel()
         self._count()
         if self._end is not None:
@@ -332,25 +332,31 @@ class _BlobTransfer:
             self._tell.send_nowait(RangeOpened(attempt_id))
 
     def _checkpoint(self, size_bytes: int) -> None:
-        """In a thread: now and then. Two threads may both find that it is time; the second finds nothing."""
+        """In a thread: whenever much has come. Two may find so at once; the second finds nothing to do."""
         self._unsynced_bytes += size_bytes
-        now_s = time.monotonic()
-        if self._unsynced_bytes >= CHECKPOINT_BYTES or now_s - self._synced_s >= CHECKPOINT_S:
-            self._unsynced_bytes, self._synced_s = 0, now_s
+        if self._unsynced_bytes >= CHECKPOINT_BYTES:
+            self._unsynced_bytes, self._synced_s = 0, time.monotonic()
             self._part.checkpoint()
 
-    # hashing
+    # beside the ranges
 
-    def _hash_along(self) -> None:
-        """Hash what lies without a gap from the beginning, while more is coming."""
+    def _work_along(self) -> None:
+        """While more is coming: hash what lies without a gap from the beginning, and checkpoint in time."""
         if not self._is_hashing and not self._has_ended:
             self._is_hashing = True
             self._nursery.start_soon(self._hash_forward)
+        if self._unsynced_bytes and time.monotonic() - self._synced_s >= CHECKPOINT_S:
+            self._unsynced_bytes, self._synced_s = 0, time.monotonic()
+            self._nursery.start_soon(self._in_disk_thread, self._part.checkpoint)
 
     async def _hash_forward(self) -> None:
         try:
-            await trio.to_thread.run_sync(self._part.hash_forward, limiter=self._tools.disk)
-        except StoreError as error:
-            self._end = self._end or error
+            await self._in_disk_thread(self._part.hash_forward)
         finally:
             self._is_hashing = False
+
+    async def _in_disk_thread(self, action: Callable[[], object]) -> None:
+        try:
+            await trio.to_thread.run_sync(action, limiter=self._tools.disk)
+        except StoreError as error:
+            self._end = self._end or error

@@ -30,9 +30,9 @@ from runner.engine.llama_loading import (
     Context,
     Model,
     engine_log,
-    has_window,
     ids_of,
     load_model,
+    needs_guards,
     new_context,
     rows_of,
     shares_cells,
@@ -59,14 +59,14 @@ class LlamaBackend:
         facts: LoadedFacts,
         batch: BatchArrays,
         control_texts: frozenset[str],
-        n_ids: int,
+        guard_offset: int,
     ) -> None:
         self.control_texts = control_texts
         self._model = model
         self._context = context
         self._cells = LlamaCells(
             context,
-            guard_offset=n_ids if has_window(model) else 0,
+            guard_offset=guard_offset,
             window=lib.llama_model_n_swa(model),
         )
         self._vocab = lib.llama_model_get_vocab(model)
@@ -98,7 +98,8 @@ class LlamaBackend:
             raise
         facts = _facts(model, log.buffers.devices())
         batch = BatchArrays.empty(rows_of(options))
-        return cls(model, context, facts, batch, control_texts.found, ids_of(model, options))
+        guard_offset = ids_of(model, options) if needs_guards(model, options) else 0
+        return cls(model, context, facts, batch, control_texts.found, guard_offset)
 
     def __repr__(self) -> str:
         return f"<LlamaBackend: {self._facts.architecture}, {'closed' if self._is_closed else 'open'}>"

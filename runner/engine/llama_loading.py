@@ -94,14 +94,13 @@ def shares_cells(model: Model) -> bool:
     return not (lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model))
 
 
-def has_window(model: Model) -> bool:
-    """Some layers see the last tokens only, and sequences can share cells."""
-    return shares_cells(model) and lib.llama_model_n_swa(model) > 0
+def needs_guards(model: Model, options: EngineOptions) -> bool:
+    """Some layers see the last tokens only, and more may be wanted again: see `llama_cells.py`."""
+    return shares_cells(model) and options.max_retained > 0 and lib.llama_model_n_swa(model) > 0
 
 
 def ids_of(model: Model, options: EngineOptions) -> int:
-    """Sequence ids that the engine uses. Where layers have a window, the library is told of twice as many:
-    see `llama_cells.py`."""
+    """Sequence ids that the engine uses. Where they need guards, the library is told of twice as many."""
     return options.max_sequences + (options.max_retained if shares_cells(model) else 0)
 
 
@@ -113,7 +112,8 @@ def new_context(model: Model, options: EngineOptions) -> Context:
     n_rows = rows_of(options)
     params.n_ctx = max(options.n_cells, n_rows)  # the library silently cuts n_batch down to n_ctx
     params.n_batch = params.n_ubatch = n_rows
-    params.n_seq_max = params.n_outputs_max = ids_of(model, options) * (2 if has_window(model) else 1)
+    n_ids = ids_of(model, options) * (2 if needs_guards(model, options) else 1)
+    params.n_seq_max = params.n_outputs_max = n_ids  # with fewer outputs the library ends the process
     params.n_threads = params.n_threads_batch = options.n_threads
     params.type_k = _CACHE_TYPES[options.key_type]
     params.type_v = _CACHE_TYPES[options.value_type]

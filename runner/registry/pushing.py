@@ -94,12 +94,14 @@ class RegistryPusher:
         upload = self._begin()
         try:
             if chunk_bytes is None:
-                self._send_whole(upload, descriptor, open_source, on_progress)
+                body = StreamedBody(descriptor.size_bytes, lambda: open_source(0), on_progress)
+                self._commit(upload, descriptor, body if descriptor.size_bytes else None)
             else:
-                upload = self._send_pieces(upload, descriptor, open_source, on_progress, chunk_bytes)
+                pieces = _Pieces(open_source, on_progress, max(chunk_bytes, upload.least_bytes))
+                self._send_pieces(upload, descriptor.size_bytes, pieces)
                 self._commit(upload, descriptor, None)
         except BaseException:
-            self._cancel(upload)
+            self._cancel(upload.url)
             raise
 
     def put_manifest(self, content: bytes, media_type: str) -> Digest:
@@ -122,32 +124,26 @@ class RegistryPusher:
         return digest
 
     def _begin(self) -> _Upload:
+        base_url = self._endpoint.url("/v2/")
         with self._ask("POST", self._blobs("uploads/"), body=b"") as answer:
             if answer.status != 202:
                 raise self._error(answer, f"an upload to {self._reference.repository}")
             least_bytes = answer.headers.get("OCI-Chunk-Min-Length", "")
-            upload = self._upload_of(answer, self._endpoint.url("/v2/"))
+            upload = _Upload(
+                self._location(answer, base_url),
+                least_bytes=int(least_bytes) if _is_number(least_bytes) else 0,
+            )
             answer.discard()
-        return attrs.evolve(upload, least_bytes=int(least_bytes) if _is_number(least_bytes) else 0)
+        return upload
 
-    def _upload_of(self, answer: Answer, base_url: str) -> _Upload:
+    def _location(self, answer: Answer, base_url: str) -> str:
         location = answer.headers.get("Location")
         if location is None:
             raise RegistryError(self._reference.registry, "it did not say where to upload to")
         try:
-            return _Upload(urljoin(base_url, location))
+            return urljoin(base_url, location)
         except ValueError:
             raise RegistryError(self._reference.registry, "it named a location that cannot be read") from None
-
-    def _send_whole(
-        self,
-        upload: _Upload,
-        descriptor: Descriptor,
-        open_source: OpenSource,
-        on_progress: Callable[[int], None] | None,
-    ) -> None:
-        body = StreamedBody(descriptor.size_bytes, lambda: open_source(0), on_progress)
-        self._commit(upload, descriptor, body if descriptor.size_bytes else None)
 
     def _commit(self, upload: _Upload, descriptor: Descriptor, body: StreamedBody | None) -> None:
         with self._ask(
@@ -166,20 +162,11 @@ class RegistryPusher:
                 raise self._error(answer, f"the content {descriptor.digest}")
             answer.discard()
 
-    def _send_pieces(
-        self,
-        upload: _Upload,
-        descriptor: Descriptor,
-        open_source: OpenSource,
-        on_progress: Callable[[int], None] | None,
-        chunk_bytes: int,
-    ) -> _Upload:
-        chunk_bytes = max(chunk_bytes, upload.least_bytes)
+    def _send_pieces(self, upload: _Upload, size_bytes: int, pieces: _Pieces) -> None:
         attempt = 1
-        while upload.received_bytes < descriptor.size_bytes:
-            end = min(upload.received_bytes + chunk_bytes, descriptor.size_bytes)
+        while upload.received_bytes < size_bytes:
             try:
-                upload = self._send_piece(upload, end, open_source, on_progress)
+                self._send_piece(upload, size_bytes, pieces)
                 attempt = 1
             except RegistryUnavailable as error:
                 attempt += 1
@@ -188,51 +175,38 @@ class RegistryPusher:
                 if pause_s is None:
                     raise
                 self._abort.wait(pause_s)
-                upload = self._asked(upload, descriptor.size_bytes)
-        return upload
+                self._ask_how_much(upload, size_bytes)
 
-    def _send_piece(
-        self,
-        upload: _Upload,
-        end: int,
-        open_source: OpenSource,
-        on_progress: Callable[[int], None] | None,
-    ) -> _Upload:
+    def _send_piece(self, upload: _Upload, size_bytes: int, pieces: _Pieces) -> None:
         start = upload.received_bytes
-        body = StreamedBody(
-            end - start,
-            lambda: open_source(start),
-            None if on_progress is None else lambda sent_bytes: on_progress(start + sent_bytes),
-        )
+        end = min(start + pieces.size_bytes, size_bytes)
         headers = {"Content-Type": "application/octet-stream", "Content-Range": f"{start}-{end - 1}"}
-        with self._ask("PATCH", upload.url, body=body, headers=headers) as answer:
+        with self._ask("PATCH", upload.url, body=pieces.body(start, end), headers=headers) as answer:
             if answer.status == 416:
+                answer.discard()
                 raise RegistryUnavailable(
-                    self._reference.registry, "it has another part of the upload than we sent"
+                    self._reference.registry, "it has another part of the upload than was sent"
                 )
             if answer.status not in (202, 204):
                 raise self._error(answer, f"an upload to {self._reference.repository}")
-            following = self._upload_of(answer, upload.url)
-            received_bytes = _received_bytes(answer, end)
+            upload.url = self._location(answer, upload.url)
+            upload.received_bytes = _received_bytes(answer, end)
             answer.discard()
-        return attrs.evolve(following, received_bytes=received_bytes, least_bytes=upload.least_bytes)
 
-    def _asked(self, upload: _Upload, size_bytes: int) -> _Upload:
-        """The upload as the registry has it now: how much of it is there, and where it goes on."""
+    def _ask_how_much(self, upload: _Upload, size_bytes: int) -> None:
+        """How much of the upload the registry has, and where it goes on, after a piece that failed."""
         with self._ask("GET", upload.url) as answer:
             if answer.status not in (200, 204):
                 raise self._error(answer, "the state of an upload")
-            received_bytes = _received_bytes(answer, 0)
-            is_moved = answer.headers.get("Location") is not None
-            following = self._upload_of(answer, upload.url) if is_moved else upload
+            if answer.headers.get("Location") is not None:
+                upload.url = self._location(answer, upload.url)
+            upload.received_bytes = _received_bytes(answer, 0)
             answer.discard()
-        if received_bytes > size_bytes:
+        if upload.received_bytes > size_bytes:
             raise RegistryError(self._reference.registry, "it has more of the upload than was sent")
-        return attrs.evolve(following, received_bytes=received_bytes, least_bytes=upload.least_bytes)
 
-    def _cancel(self, upload: _Upload | str) -> None:
+    def _cancel(self, url: str) -> None:
         """Let the registry forget a begun upload; it forgets by itself in the end, so nothing is raised."""
-        url = upload if isinstance(upload, str) else upload.url
         with contextlib.suppress(RunnerError), self._ask("DELETE", url, abort=Abort()) as answer:
             answer.discard()
 
@@ -266,7 +240,7 @@ class RegistryPusher:
         return error_of(answer, what, login_name=self._reference.registry)
 
 
-@attrs.frozen
+@attrs.define
 class _Upload:
     """An upload that the registry has begun: where it goes on, and how much of it is there."""
 
@@ -274,6 +248,22 @@ class _Upload:
     received_bytes: int = 0
     least_bytes: int = 0
     """What the registry wants a piece, but the last, to have at least."""
+
+
+@attrs.frozen
+class _Pieces:
+    """How content is cut: `size_bytes` a piece, but the last."""
+
+    open_source: OpenSource
+    on_progress: Callable[[int], None] | None
+    size_bytes: int
+
+    def body(self, start: int, end: int) -> StreamedBody:
+        return StreamedBody(end - start, lambda: self.open_source(start), self._telling_from(start))
+
+    def _telling_from(self, start: int) -> Callable[[int], None] | None:
+        on_progress = self.on_progress
+        return None if on_progress is None else lambda sent_bytes: on_progress(start + sent_bytes)
 
 
 def _with_query(url: str, **added: str) -> str:

@@ -215,9 +215,9 @@ class RegistryServer(ScriptedServer):
     def _commit(self, request: Request, number: str, upload: _Upload) -> Reply:
         upload.content += request.body
         digest = f"sha256:{hashlib.sha256(upload.content).hexdigest()}"
+        del self._uploads[number]
         if digest != request.query["digest"]:
             return error_reply(400, "DIGEST_INVALID")
-        del self._uploads[number]
         self.blobs[digest] = bytes(upload.content)
         self.linked.add((upload.repository, digest))
         return Reply(201, b"", (("Docker-Content-Digest", digest),))

@@ -154,7 +154,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return True
 
     def _do(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        size_bytes = int(self.headers.get("Content-Length", 0))
+        body = self.rfile.read(size_bytes)
+        if len(body) < size_bytes:
+            self.close_connection = True
+            return
         headers = {name.lower(): value for name, value in self.headers.items()}
         request = Request(self.command, self.path, headers, body)
         self.server.requests.append(request)

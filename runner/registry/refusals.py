@@ -55,7 +55,11 @@ def error_of(answer: Answer, what: str, *, login_name: str) -> RegistryError:
             )
     if status >= 500:
         return RegistryUnavailable(registry, f"it failed ({reason})", retry_after_s=_retry_after_s(answer))
-    return RegistryError(registry, f"it refused {what} ({reason})")
+    is_plain = status == 400 and answer.authority.scheme == "http"
+    hint = (
+        "; if it speaks TLS, name its CA in registry_ca_files" if is_plain else ""
+    )  # as Go's servers answer
+    return RegistryError(registry, f"it refused {what} ({reason}){hint}")
 
 
 def _retry_after_s(answer: Answer) -> float | None:

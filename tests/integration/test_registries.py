@@ -268,6 +268,16 @@ def test_a_registry_of_an_unknown_authority_is_not_talked_to(setting: Setting, t
     assert host in done.stderr
 
 
+def test_a_registry_on_this_machine_that_speaks_tls_says_what_to_set(
+    setting: Setting, tmp_path: Path
+) -> None:
+    host = setting.registries["tls"].host
+    with running_daemon(tmp_path) as plain:
+        done = plain.runner("ctl", "pull", f"{host}/ours/from-tls:v1", check=False)
+    assert done.returncode != 0
+    assert "registry_ca_files" in done.stderr
+
+
 def _layers(daemon: RunningDaemon, name: str) -> list[Any]:
     found: list[Any] = json.loads(daemon.runner("ctl", "inspect", name, "--json").stdout)["layers"]
     return found

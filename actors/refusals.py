@@ -28,6 +28,7 @@ from runner.errors import (
     StoreError,
     TemplateFailed,
     Unavailable,
+    UnsupportedModel,
 )
 from runner.scheduling.effects import (
     CannotLoad,
@@ -50,6 +51,7 @@ _FAILURES: Mapping[str, Callable[[str], RunnerError]] = MappingProxyType(
             StoreError,
             TemplateFailed,
             Unavailable,
+            UnsupportedModel,
         )
     }
 )

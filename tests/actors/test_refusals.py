@@ -22,6 +22,7 @@ from runner.errors import (
     StoreDamaged,
     TemplateFailed,
     Unavailable,
+    UnsupportedModel,
 )
 from runner.scheduling.effects import CannotLoad, ContextTooLarge, LineFull, NoNewWork, NoRoom
 from runner.scheduling.events import Failure
@@ -79,7 +80,16 @@ def test_a_drain_is_told() -> None:
 
 @pytest.mark.parametrize(
     "kind",
-    [DiskFull, InvalidModelFile, LoadTimeout, LoadingFailed, StoreDamaged, TemplateFailed, Unavailable],
+    [
+        DiskFull,
+        InvalidModelFile,
+        LoadTimeout,
+        LoadingFailed,
+        StoreDamaged,
+        TemplateFailed,
+        Unavailable,
+        UnsupportedModel,
+    ],
 )
 def test_a_failure_keeps_its_kind_and_its_sentence(kind: type[RunnerError]) -> None:
     error = error_of(CannotLoad(model="m", failure=Failure(kind.code, "why")))

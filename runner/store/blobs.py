@@ -6,6 +6,7 @@ belongs in a thread.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import hashlib
 import secrets
@@ -279,6 +280,11 @@ class BlobStore:
         if facts is None:
             raise BlobNotFound(str(digest))
         return StoredBlob(digest=digest, path=self.path(digest), size_bytes=facts.size_bytes)
+
+    def age(self, digest: Digest) -> None:
+        """Make it look old, so that it is a leftover as soon as nothing needs it."""
+        with contextlib.suppress(StoreError):  # then it is one in 7 days
+            self._disk.age(self.path(digest))
 
     def remove(self, digests: tuple[Digest, ...]) -> None:
         """Remove blobs in this order; those that are not there count as removed."""

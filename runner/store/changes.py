@@ -185,6 +185,7 @@ def carry_out(change: Change, directory: StoreDirectory) -> None:
         directory.blobs.put(document)
     if change.is_new:  # a removal that failed half-way may have left the settings of an earlier one
         directory.settings.drop(change.model_id)
+    directory.condemn(change.unneeded)
     directory.commit(change.catalog.index, may_use_reserve=bool(change.removals))
     if change.settings is not None:
         directory.settings.write(change.model_id, change.settings)

@@ -154,6 +154,14 @@ class StoreDirectory:
         except StoreError:
             self._unlink_if_possible(path)
 
+    def condemn(self, digests: tuple[Digest, ...]) -> None:
+        """Say that these are about to go: what is left of them after a kill goes when the store is opened.
+
+        As long as the index leads to one it stays, and is read once more before it is loaded.
+        """
+        for digest in digests:
+            self.blobs.age(digest)
+
     def drop(self, digests: tuple[Digest, ...]) -> None:
         """Remove blobs that the committed index does not lead to."""
         self.blobs.remove(digests)

@@ -122,6 +122,11 @@ class Disk:
         with translated("removing a file"):
             path.unlink(missing_ok=True)
 
+    def age(self, path: Path) -> None:
+        """Make it look as old as can be."""
+        with translated("changing the time of a file"):
+            os.utime(path, (0, 0), follow_symlinks=False)
+
     def make_directory(self, path: Path) -> None:
         """Create it unless something is there, which `check_directory` then judges."""
         with translated("creating a directory"):

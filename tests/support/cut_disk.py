@@ -132,6 +132,10 @@ class CountingDisk(Disk):
         self._before("unlink")
         super().unlink(path)
 
+    def age(self, path: Path) -> None:
+        self._before("age")
+        super().age(path)
+
     def make_directory(self, path: Path) -> None:
         self._before("make directory")
         super().make_directory(path)

@@ -5,7 +5,8 @@ No text in here is read as markup: all of it is `Text`, or comes through columns
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final
 
 from rich.console import Console, Group, RenderableType
@@ -59,16 +60,23 @@ class Bars:
         self._spinner = Spinner("line", Text(stage(verb, name, None)))
         self._notes = Notes()
         self._hidden = 0
+        self._is_over = False
 
-    def live(self) -> Live:
-        """Draws while it is entered, and leaves the last picture behind."""
-        return Live(
+    @contextmanager
+    def live(self) -> Iterator[None]:
+        """Draws while it is entered, and leaves the bars behind."""
+        drawing = Live(
             get_renderable=self.drawn,
             console=self._console,
             refresh_per_second=8,
             redirect_stdout=False,
             redirect_stderr=False,
         )
+        with drawing:
+            try:
+                yield
+            finally:
+                self._is_over = True  # of the stage, a line that comes next tells the end
 
     def show(self, progress: Mapping[str, Any]) -> None:
         for note in self._notes.fresh(progress):
@@ -102,7 +110,8 @@ class Bars:
 
     def drawn(self) -> RenderableType:
         """What stands on the terminal now."""
-        lines: list[RenderableType] = [self._spinner, self._progress.get_renderable()]
+        lines: list[RenderableType] = [] if self._is_over else [self._spinner]
+        lines.append(self._progress.get_renderable())
         if self._hidden:
             lines.append(Text(f"and {self._hidden} more"))
         return Group(*lines)

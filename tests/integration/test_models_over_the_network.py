@@ -1,4 +1,4 @@
-"""Commands and native endpoints against a real daemon and a registry in memory: pull, run, push, rm, repair."""
+"""Commands and native endpoints against a real daemon and a registry in memory: pull, run, push, repair."""
 
 from __future__ import annotations
 

@@ -7,12 +7,15 @@ passwords, and with tokens of a server beside the registry.
 from __future__ import annotations
 
 import base64
+import io
 import json
+import random
 import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import attrs
 import oras.layout
@@ -20,6 +23,8 @@ import oras.provider
 import pytest
 import trustme
 
+from runner.oci.manifest import Descriptor
+from runner.oci.reference import Reference
 from tests.support.daemon import RunningDaemon, running_daemon
 from tests.support.docker_registry import (
     PASSWORD,
@@ -29,8 +34,9 @@ from tests.support.docker_registry import (
     docker_registry,
     token_server,
 )
+from tests.support.registry_client import read_all, registry_client
 
-KINDS = ("plain", "tls", "password", "token")
+KINDS = ("plain", "tls", "password", "token", "tls-token")
 NAME = "docker.io/ai/one:latest"
 
 
@@ -53,12 +59,10 @@ class Setting:
 
     def access(self, kind: str, prefix: str = "") -> list[str]:
         """Options of skopeo for a registry of this kind; `prefix` is `src-` or `dest-` for a copy."""
-        if kind == "tls":
-            return [f"--{prefix}cert-dir", str(self.certificates)]
-        plain = [f"--{prefix}tls-verify=false"]
-        if kind == "plain":
-            return plain
-        return [*plain, f"--{prefix}creds", f"{USERNAME}:{PASSWORD}"]
+        is_tls = kind.startswith("tls")
+        trust = [f"--{prefix}cert-dir", str(self.certificates)] if is_tls else [f"--{prefix}tls-verify=false"]
+        has_login = kind in ("password", "token", "tls-token")
+        return [*trust, f"--{prefix}creds", f"{USERNAME}:{PASSWORD}"] if has_login else trust
 
     def raw(self, kind: str, name: str) -> bytes:
         """The manifest as a registry has it."""
@@ -80,20 +84,26 @@ def setting(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Itera
     certificates.mkdir()
     ca_file = certificates / "ca.crt"
     ca_file.write_bytes(authority.cert_pem.bytes())
+    certificate = authority.issue_cert("127.0.0.1")
     with (
         token_server() as tokens,
+        token_server(certificate) as tls_tokens,
         docker_registry(root / "plain") as plain,
-        docker_registry(root / "tls", certificate=authority.issue_cert("127.0.0.1")) as tls,
+        docker_registry(root / "tls", certificate=certificate) as tls,
         docker_registry(root / "password", needs_password=True) as password,
         docker_registry(root / "token", tokens=tokens) as token,
+        docker_registry(root / "tls-token", certificate=certificate, tokens=tls_tokens) as tls_token,
     ):
-        registries = dict(zip(KINDS, (plain, tls, password, token), strict=True))
+        registries = dict(zip(KINDS, (plain, tls, password, token, tls_token), strict=True))
+        token_hosts = [urlsplit(each.url).netloc for each in (tokens, tls_tokens)]
         settings = {
             "DOCKER_CONFIG": str(root / "docker"),
-            "RUNNER_REGISTRY_CA_FILES": f"{tls.host}={ca_file}",
-            "RUNNER_PRIVATE_REGISTRIES": tokens.url.removeprefix("http://"),
+            "RUNNER_REGISTRY_CA_FILES": ",".join(
+                f"{host}={ca_file}" for host in (tls.host, tls_token.host, token_hosts[1])
+            ),
+            "RUNNER_PRIVATE_REGISTRIES": ",".join(token_hosts),
         }
-        _log_in(root / "docker", password.host, token.host)
+        _log_in(root / "docker", password.host, token.host, tls_token.host)
         (root / "full").mkdir()
         (root / "empty").mkdir()
         with (
@@ -276,6 +286,27 @@ def test_a_registry_on_this_machine_that_speaks_tls_says_what_to_set(
         done = plain.runner("ctl", "pull", f"{host}/ours/from-tls:v1", check=False)
     assert done.returncode != 0
     assert "registry_ca_files" in done.stderr
+
+
+def test_a_real_registry_takes_an_upload_in_pieces_and_gives_ranges_of_it(setting: Setting) -> None:
+    content = random.Random(1).randbytes(3_000_001)
+    layer = Descriptor.of(content, "application/octet-stream")
+    reference = Reference.parse(f"{setting.registries['plain'].host}/in/pieces:v1")
+    sent: list[int] = []
+
+    def source(offset: int) -> io.BytesIO:
+        file = io.BytesIO(content)
+        file.seek(offset)
+        return file
+
+    with registry_client() as client:
+        client.upload_blob(reference, layer, source, on_progress=sent.append, chunk_bytes=1 << 20)
+        assert client.has_blob(reference, layer)
+        assert read_all(client, reference, layer.digest, len(content)) == content
+        middle = read_all(client, reference, layer.digest, len(content), start=999_999, end=2_000_001)
+    assert middle == content[999_999:2_000_001]
+    assert sent == sorted(sent)
+    assert sent[-1] == len(content)
 
 
 def _layers(daemon: RunningDaemon, name: str) -> list[Any]:

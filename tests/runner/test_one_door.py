@@ -76,10 +76,7 @@ ALLOWED = {
     },  # names of exceptions
     "runner/client.py": {"http.client", "socket", "connect"},  # commands to the daemon of the user
     "runner/api/connection.py": {"socket"},  # connections that come in
-    "runner/api/listeners.py": {
-        "socket",
-        "open_unix_socket",
-    },  # listens, and asks whether another daemon does
+    "runner/api/listeners.py": {"socket", "connect"},  # listens, and asks whether another daemon does
     "runner/api/server.py": {"socket", "trio.socket"},  # connections that come in
     "actors/process.py": {"socket", "trio.socket"},  # the socket pair of a worker
     "runner/worker/channel.py": {"socket"},  # its other end

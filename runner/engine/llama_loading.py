@@ -78,10 +78,13 @@ def load_model(
 
 def _load(paths: tuple[Path, ...], params: lib.llama_model_params) -> int | None:
     """For one path the usual call: the other one holds that the file be a part of several."""
+    model: int | None
     if len(paths) == 1:
-        return lib.llama_model_load_from_file(os.fsencode(paths[0]), params)
-    names = (ctypes.c_char_p * len(paths))(*map(os.fsencode, paths))
-    return lib.llama_model_load_from_splits(names, len(paths), params)
+        model = lib.llama_model_load_from_file(os.fsencode(paths[0]), params)
+    else:
+        names = (ctypes.c_char_p * len(paths))(*map(os.fsencode, paths))
+        model = lib.llama_model_load_from_splits(names, len(paths), params)
+    return model
 
 
 def rows_of(options: EngineOptions) -> int:

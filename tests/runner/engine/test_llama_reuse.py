@@ -2,8 +2,8 @@
 
 Exact where the reused cells came from a prefill in an otherwise empty cache that was cut at the same places;
 where they lie beside foreign cells, or were cut elsewhere, sums are added up in another order, and the
-distributions are compared. Runs on every model of the test cache; Gemma 3, with its sliding window, where it
-is there.
+distributions are compared. Runs on SmolLM2, on a tiny model of random weights that has a sliding window, and
+on Gemma 3, which has one too, where the test cache has it.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
+import attrs
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from runner.domain.engine import EngineOptions
+from runner.domain.engine import CacheMiss, EngineOptions
 from runner.domain.events import Finished
 from runner.domain.sampling import SamplingParams
 from runner.engine.backend import Backend, DecodeResult, load_backend
@@ -24,22 +25,40 @@ from runner.engine.engine import Engine, SequenceRequest
 from runner.engine.llama import LlamaBackend
 from runner.engine.prefix import Namespace
 from tests.support.model_files import models_called
+from tests.support.tiny_kinds import write_hybrid, write_recurrent, write_windowed
 
 pytestmark = pytest.mark.real_model
 
 OPTIONS = EngineOptions(context_size=1536, n_cells=2048, max_sequences=4, max_retained=4, n_threads=1)
 CHUNK = OPTIONS.prefill_chunk
 KL_BOUND = 1e-2
-MODELS = ["SmolLM2-135M-Instruct.Q4_1.gguf", *models_called("gemma-3*.gguf")]
+TINY = "tiny windowed"
+MODELS = ["SmolLM2-135M-Instruct.Q4_1.gguf", TINY, *models_called("gemma-3*.gguf")]
 TEXT = " ".join(f"{number} green bottles hang on the wall, and {number * 7} do not." for number in range(99))
 
 
 @pytest.fixture(scope="module", params=MODELS)
-def backend(request: pytest.FixtureRequest, default_model_file: Path) -> Iterator[Backend]:
-    path = default_model_file.parent / request.param
-    backend = load_backend("llama", path, OPTIONS, lambda _: True)
+def backend(
+    request: pytest.FixtureRequest, default_model_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Backend]:
+    backend = load(request.param, default_model_file.parent, tmp_path_factory.mktemp("model"))
     yield backend
     backend.close()
+
+
+@pytest.fixture(scope="module", params=MODELS[1:])
+def windowed(
+    request: pytest.FixtureRequest, default_model_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LlamaBackend]:
+    backend = load(request.param, default_model_file.parent, tmp_path_factory.mktemp("model"))
+    assert isinstance(backend, LlamaBackend)
+    yield backend
+    backend.close()
+
+
+def load(name: str, directory: Path, scratch: Path) -> Backend:
+    path = write_windowed(scratch / "tiny.gguf") if name == TINY else directory / name
+    return load_backend("llama", path, OPTIONS, lambda _: True)
 
 
 def tokens_of(backend: Backend, count: int, text: str = TEXT) -> list[int]:
@@ -98,40 +117,40 @@ def test_shared_cells_outlive_the_sequence_that_computed_them(backend: Backend) 
     backend.drop_cells(2)
 
 
-def test_a_branch_goes_on_from_the_middle_of_a_long_sequence(backend: Backend) -> None:
+def test_a_branch_goes_on_from_the_middle_of_a_long_sequence(windowed: LlamaBackend) -> None:
     """Beyond the window of layers that have one: what is behind it must still be there."""
-    long = tokens_of(backend, 13 * CHUNK)
+    long = tokens_of(windowed, 13 * CHUNK)
     branch = [*long[: 4 * CHUNK], *long[40 : 40 + CHUNK]]
-    alone = prefill(backend, 0, branch)
-    backend.drop_cells(0)
-    prefill(backend, 1, long)
-    assert backend.copy_cells(1, 2, 4 * CHUNK)
-    assert kl_divergence(alone, prefill(backend, 2, branch, 4 * CHUNK)) < KL_BOUND
-    backend.drop_cells(1)
-    backend.drop_cells(2)
+    alone = prefill(windowed, 0, branch)
+    windowed.drop_cells(0)
+    prefill(windowed, 1, long)
+    assert windowed.copy_cells(1, 2, 4 * CHUNK)
+    assert kl_divergence(alone, prefill(windowed, 2, branch, 4 * CHUNK)) < KL_BOUND
+    windowed.drop_cells(1)
+    windowed.drop_cells(2)
 
 
 @pytest.mark.parametrize("is_guarded", [True, False])
 def test_what_a_window_has_left_behind_is_kept_by_a_guard_and_refused_without(
-    backend: Backend, is_guarded: bool, monkeypatch: pytest.MonkeyPatch
+    windowed: LlamaBackend, is_guarded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The library overwrites such cells while others are empty; here they are wanted again."""
-    assert isinstance(backend, LlamaBackend)
+    assert isinstance(windowed, LlamaBackend)
     if not is_guarded:
-        monkeypatch.setattr(backend._cells, "guard", lambda batch, n_rows: None)
-    long = tokens_of(backend, 13 * CHUNK)
-    prefill(backend, 0, tokens_of(backend, 4 * CHUNK, TEXT[200:]))
-    prefill(backend, 1, long)
-    backend.drop_cells(0)  # so that the search for cells begins at the front again
-    prefill(backend, 2, tokens_of(backend, 7 * CHUNK, TEXT[500:]))
+        monkeypatch.setattr(windowed._cells, "guard", lambda batch, n_rows: None)
+    long = tokens_of(windowed, 13 * CHUNK)
+    prefill(windowed, 0, tokens_of(windowed, 4 * CHUNK, TEXT[200:]))
+    prefill(windowed, 1, long)
+    windowed.drop_cells(0)  # so that the search for cells begins at the front again
+    prefill(windowed, 2, tokens_of(windowed, 7 * CHUNK, TEXT[500:]))
     branch = [*long[: 4 * CHUNK], *long[40 : 40 + CHUNK]]
-    is_kept = backend.copy_cells(1, 3, 4 * CHUNK)
-    assert is_kept == (is_guarded or backend._cells.window == 0)
-    shared = prefill(backend, 3, branch, 4 * CHUNK if is_kept else 0)
+    is_kept = windowed.copy_cells(1, 3, 4 * CHUNK)
+    assert is_kept == is_guarded
+    shared = prefill(windowed, 3, branch, 4 * CHUNK if is_kept else 0)
     for slot in (1, 2, 3):
-        backend.drop_cells(slot)
-    assert kl_divergence(prefill(backend, 0, branch), shared) < KL_BOUND
-    backend.drop_cells(0)
+        windowed.drop_cells(slot)
+    assert kl_divergence(prefill(windowed, 0, branch), shared) < KL_BOUND
+    windowed.drop_cells(0)
 
 
 # the engine
@@ -140,9 +159,9 @@ def test_what_a_window_has_left_behind_is_kept_by_a_guard_and_refused_without(
 class Watched:
     """An engine that takes down the logits that every token was chosen from, by request."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, options: EngineOptions = OPTIONS) -> None:
         self.backend = backend
-        self.engine = Engine(backend, OPTIONS, stopwatch=lambda: 0.0)
+        self.engine = Engine(backend, options, stopwatch=lambda: 0.0)
         self.logits: dict[str, list[npt.NDArray[np.float32]]] = {}
         self.ends: dict[str, Finished] = {}
 
@@ -230,3 +249,50 @@ def test_a_conversation_finds_nearly_all_of_its_last_turn(backend: Backend, watc
         n_before = len(tokens) + 19  # the last token of an answer is never put into a cell
         answer = [int(row.argmax()) for row in watched.logits[str(turn)]]
         tokens = [*tokens, *answer, *tokens_of(backend, 30, TEXT[words:])[1:]]
+
+
+# states instead of cells
+
+
+@pytest.fixture(scope="module", params=[write_recurrent, write_hybrid])
+def stateful(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
+    path = request.param(tmp_path_factory.mktemp("stateful") / "tiny.gguf")
+    backend = load_backend("llama", path, OPTIONS, lambda _: True)
+    yield backend
+    backend.close()
+
+
+def test_of_states_nothing_is_shared_and_each_sequence_has_its_own(stateful: Backend) -> None:
+    """More requests than run at once, of equal beginnings: beside others they answer as alone."""
+    assert not stateful.facts.shares_cells
+    watched = Watched(stateful)
+    prompts = [tokens_of(stateful, 3 * CHUNK + 5 + index) for index in range(6)]
+    for index, prompt in enumerate(prompts):
+        watched.submit(f"alone {index}", prompt)
+        watched.run()
+    for index, prompt in enumerate(prompts):
+        watched.submit(f"beside {index}", prompt)
+    watched.engine.step()
+    watched.engine.cancel("beside 1")
+    watched.run()
+    counts = watched.engine.statistics().counts
+    assert counts.reuse_hits == 0
+    assert counts.misses[list(CacheMiss).index(CacheMiss.UNSUPPORTED)] == 11
+    assert watched.engine.statistics().cells_retained == 0
+    for index in (0, 2, 3, 4, 5):
+        for alone, beside in zip(
+            watched.logits[f"alone {index}"], watched.logits[f"beside {index}"], strict=True
+        ):
+            assert kl_divergence(alone, beside) < KL_BOUND
+
+
+def test_a_preempted_state_is_computed_anew(stateful: Backend) -> None:
+    options = attrs.evolve(OPTIONS, context_size=200, n_cells=320)
+    watched = Watched(stateful, options)
+    prompt = tokens_of(stateful, 120)
+    for name in "ab":
+        watched.submit(name, prompt, max_tokens=70)
+    watched.run()
+    assert watched.engine.statistics().counts.preemptions > 0
+    for first, second in zip(watched.logits["a"], watched.logits["b"], strict=True):
+        assert kl_divergence(first, second) < KL_BOUND

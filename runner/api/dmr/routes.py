@@ -202,6 +202,7 @@ async def _purge(context: AppContext) -> None:
         raise ModelInUse(report.in_use[0])
     for model in await context.store.list():
         await context.store.remove(ModelName.of(model.id), force=True)
+    await context.store.gc(prune_untagged=True)
 
 
 def _given(token: str | None) -> RemoteCredentials | None:

@@ -201,7 +201,7 @@ def test_a_refused_upload_is_told_with_a_hint(daemon: Cli, file: Path) -> None:
     assert ended.status == 1
     assert ended.stderr.splitlines() == [
         "error: no space is left",
-        "hint: `runner ctl rm` removes models; `runner ctl status` names the directory of the store",
+        "hint: `runner ctl df` tells what takes how much; `runner ctl rm` and `prune` make room",
     ]
     assert daemon.sent("POST /control/v1/package") == []
 

@@ -313,7 +313,7 @@ async def test_purging_removes_everything_or_nothing() -> None:
     parts = FakeParts.make()
     response = await client_over(parts).delete("/models/purge")
     assert (response.status_code, await response.get_data(as_text=False)) == (200, b"")
-    assert parts.store.changes == [("remove", ID, True)]
+    assert parts.store.changes == [("remove", ID, True), ("gc", True, False)]
     assert parts.scheduler.calls == [("unload", None)]
     parts = FakeParts.make()
     parts.scheduler.unload_report = UnloadReport(unloaded=(), in_use=(MODEL,))

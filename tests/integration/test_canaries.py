@@ -55,11 +55,11 @@ class Surroundings:
     said: list[str]
     commands_seen: set[str]
 
-    def runner(self, *arguments: str, **variables: str) -> str:
+    def runner(self, *arguments: str, stdin: str | None = None, **variables: str) -> str:
         """What a command says, whatever comes of it; `variables` are added to its environment."""
         environment = {**self.daemon.environment, **variables}
         asked = attrs.evolve(self.daemon, environment=environment)
-        done = asked.runner(*arguments, check=False)
+        done = asked.runner(*arguments, stdin=stdin, check=False)
         self.said.extend((done.stdout, done.stderr))
         return f"{done.stdout}{done.stderr}"
 
@@ -180,6 +180,9 @@ def _fail(around: Surroundings) -> None:
     assert "not there" in around.runner("ctl", "pull", f"{around.password.host}/no/such:v1")
     around.proxy.routes.clear()
     assert "502" in around.runner("ctl", "pull", "registry.example/no/such:v1")
+    login = ("ctl", "login", around.password.host, "--username", USERNAME, "--password-stdin")
+    assert "login" in around.runner(*login, stdin=f"{WRONG_PASSWORD}\n")
+    assert "logged in" in around.runner(*login, stdin=f"{PASSWORD}\n")
     body = {"reference": f"{around.token.host}/team/one:v1", "bearer_token": GIVEN_TOKEN}
     around.said.append(_posted(around, "/control/v1/pull", body))
     wrong = {"reference": f"{around.password.host}/a/b:v1", "username": "u", "password": WRONG_PASSWORD}

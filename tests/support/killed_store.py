@@ -332,7 +332,7 @@ def _use_one_thread() -> None:
         jobs.put((job, deliver))
 
     threading.Thread(target=work, daemon=True).start()
-    trio._threads.start_thread_soon = start_thread_soon  # type: ignore[assignment]  # of looser types
+    vars(trio._threads)["start_thread_soon"] = start_thread_soon
 
 
 def play_errors(directory: Path, command: Command, call: str, code: str, when: str) -> list[str]:

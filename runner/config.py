@@ -41,7 +41,8 @@ class Settings:
     reserve. `threads` are cores that all workers share, 0 means all usable ones. `idle_exit_s` ends the
     daemon that long after its last client, `inf` never. Registries are named as in references to models:
     `insecure_registries` are spoken to without encryption, `unverified_registries` without a look at their
-    certificates; `registry_ca_files` and `registry_mirrors` are pairs of a registry and a file or host.
+    certificates; `registry_ca_files`, `registry_mirrors` and `registry_realms` are pairs of a registry and a
+    file or host.
     """
 
     host: str
@@ -69,6 +70,7 @@ class Settings:
     unverified_registries: tuple[str, ...]
     registry_ca_files: tuple[tuple[str, Path], ...]
     registry_mirrors: tuple[tuple[str, str], ...]
+    registry_realms: tuple[tuple[str, str], ...]
     private_registries: tuple[str, ...]
     hub_endpoint: str
     transfers_at_once: int

@@ -6,7 +6,7 @@ settings and `runner.registry`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Final
@@ -25,18 +25,24 @@ HUB_TOKEN: Final = "HF_TOKEN"  # noqa: S105  # the name of a variable
 
 def network_rules(settings: Settings, environment: Mapping[str, str]) -> NetworkRules:
     """What the user allows; proxies come from the environment alone."""
-    mirrors: dict[str, tuple[str, ...]] = {}
-    for registry, mirror in settings.registry_mirrors:
-        mirrors[registry] = (*mirrors.get(registry, ()), mirror)
     return NetworkRules(
         insecure=frozenset(settings.insecure_registries),
         unverified=frozenset(settings.unverified_registries),
         ca_files=dict(settings.registry_ca_files),
         allowed_private=frozenset(settings.private_registries),
-        mirrors=mirrors,
+        mirrors=_grouped(settings.registry_mirrors),
+        realms=_grouped(settings.registry_realms),
         proxies=Proxies.from_environment(environment),
         user_agent=f"runner/{package_version('runner')}",
     )
+
+
+def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
+    """All hosts of each registry, in order."""
+    grouped: dict[str, tuple[str, ...]] = {}
+    for registry, host in pairs:
+        grouped[registry] = (*grouped.get(registry, ()), host)
+    return grouped
 
 
 def credential_source(environment: Mapping[str, str]) -> CredentialSource:

@@ -341,6 +341,14 @@ OPTIONS: tuple[Option, ...] = (
         (str, list, dict),
     ),
     Option(
+        "registry_realms",
+        _pairs(_registry),
+        lambda: (),
+        "REGISTRY=HOST: hosts its tokens may come from besides its own",
+        "RUNNER_REGISTRY_REALMS",
+        (str, list, dict),
+    ),
+    Option(
         "private_registries",
         _list(_registry),
         lambda: (),

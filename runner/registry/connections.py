@@ -118,7 +118,7 @@ class Call:
             raise AddressRefused(
                 self.origin.registry,
                 f"it sends us to {self.target.netloc}, which is at a {kinds[0]} address; "
-                "if that is meant, allow this host in the settings of the network",
+                "`private_registries` allows it if that is meant",
             )
 
     def check_before_proxy(self) -> None:
@@ -138,7 +138,7 @@ class Call:
         return AddressRefused(
             self.origin.registry,
             f"credentials are not sent over plain http to {self.target.netloc}; "
-            "it needs TLS, for which a CA file can be configured",
+            "it needs TLS, for which `registry_ca_files` can name its CA",
         )
 
     def _check_unresolved(self) -> None:

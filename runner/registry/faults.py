@@ -48,21 +48,19 @@ def translated(error: Exception, call: Call) -> Exception:
 
 
 def _unavailable(causes: tuple[BaseException, ...], call: Call) -> str:
-    where = call.target.netloc
+    where = "the server" if call.is_named_by_user else call.target.netloc
     for cause in causes:
         match cause:
             case requests.exceptions.ProxyError() | urllib3.exceptions.ProxyError():
-                return f"the proxy gave no way to {where}"
+                return f"the proxy gave no way to {call.target.netloc}"
             case socket.gaierror() | urllib3.exceptions.NameResolutionError():
                 return f"the name {call.target.host} cannot be resolved"
             case TimeoutError() | requests.exceptions.Timeout() | urllib3.exceptions.TimeoutError():
                 return f"{where} did not answer in time"
             case http.client.RemoteDisconnected():
                 return f"{where} closed the connection without an answer"
-            case ConnectionError() if not isinstance(cause, requests.exceptions.RequestException):
-                return f"{where}: {os.strerror(cause.errno) if cause.errno else 'the connection broke'}"
             case OSError() if cause.errno and not isinstance(cause, requests.exceptions.RequestException):
-                return f"{where}: {os.strerror(cause.errno)}"
+                return f"no connection to {where}: {os.strerror(cause.errno)}"
     return f"the connection to {where} broke, or brought no HTTP"
 
 

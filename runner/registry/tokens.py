@@ -182,7 +182,7 @@ class Authenticator:
             raise RegistryError(
                 endpoint.registry,
                 f"{endpoint.authority} names {authority} as its token server, not known to belong to it; "
-                "if it does, allow this realm in the settings of the network",
+                "if it does, `registry_realms` in the settings allows it",
             )
         return authority
 

@@ -272,6 +272,7 @@ def test_a_registry_may_have_several_mirrors(file: Path) -> None:
         ("registry_ca_files", "=/a.pem"),
         ("registry_mirrors", "docker.io=ftp://a.example"),
         ("registry_mirrors", "docker.io=https://user:secret@a.example"),
+        ("registry_realms", "reg.example=https://auth.example/token"),
         ("hub_endpoint", "huggingface.co"),
         ("hub_endpoint", "https://user:secret@hub.example"),
         ("transfers_at_once", "0"),

@@ -10,7 +10,7 @@ import random
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol, assert_never
+from typing import Protocol, TypeVar, assert_never
 
 import attrs
 import trio
@@ -45,6 +45,8 @@ from runner.registry.transfer import (
 )
 from runner.store.blobs import StoredBlob
 from runner.store.partials import PartialBlob
+
+T = TypeVar("T")
 
 BUFFER_BYTES = 1 << 20  # each connection has one; larger ones gain nothing
 CHECKPOINT_BYTES = 16 << 20
@@ -351,12 +353,15 @@ class _BlobTransfer:
 
     async def _hash_forward(self) -> None:
         try:
-            await self._in_disk_thread(self._part.hash_forward)
+            hashed_bytes: int | None = 1
+            while hashed_bytes and not self._has_ended:
+                hashed_bytes = await self._in_disk_thread(self._part.hash_forward)
         finally:
             self._is_hashing = False
 
-    async def _in_disk_thread(self, action: Callable[[], object]) -> None:
+    async def _in_disk_thread(self, action: Callable[[], T]) -> T | None:
         try:
-            await trio.to_thread.run_sync(action, limiter=self._tools.disk)
+            return await trio.to_thread.run_sync(action, limiter=self._tools.disk)
         except StoreError as error:
             self._end = self._end or error
+            return None

@@ -10,7 +10,7 @@ import attrs
 import trio
 
 from actors.transfers_blob import BlobMeter, BlobSource, BlobTools, DownloadStore, transfer_blob
-from runner.errors import RunnerError, Unavailable
+from runner.errors import Unavailable
 from runner.oci.digest import Digest
 from runner.oci.manifest import Descriptor
 from runner.store.blobs import StoredBlob
@@ -119,7 +119,7 @@ class BlobTransfers:
                     flight.meter,
                     is_repair=flight.is_repair,
                 )
-        except RunnerError as error:
+        except Exception as error:  # a fault of ours is for those who wait, too
             flight.error = error
         except BaseException:
             flight.error = Unavailable("the transfer was interrupted")

@@ -23,6 +23,9 @@ from runner.oci.manifest import Descriptor
 from runner.registry.transfer_queue import TransferQueue
 from runner.store.blobs import StoredBlob
 
+PARTS_AT_ONCE = 8
+"""Of one model; each has two open files, and the connections are the same in any case."""
+
 
 @attrs.frozen(kw_only=True)
 class Part:
@@ -125,10 +128,11 @@ class Fetching:
 
     async def run(self) -> dict[Digest, StoredBlob]:
         """Every part, in the store. Raises what the first one raises that fails."""
-        blobs = await run_all(
+        fetches = [
             partial(self._blobs.fetch, self._tickets[digest], part.source)
             for digest, part in self._parts.items()
-        )
+        ]
+        blobs = await run_all(fetches, at_once=PARTS_AT_ONCE)
         return {blob.digest: blob for blob in blobs}
 
 

@@ -15,7 +15,7 @@ import attrs
 import trio
 
 from actors.store_handle import StoreHandle
-from actors.transfers_fetching import Course, TransferTurns
+from actors.transfers_fetching import PARTS_AT_ONCE, Course, TransferTurns
 from actors.transfers_threads import RemoteThreads, run_all
 from runner.domain.model import Model
 from runner.domain.transfer import PushRequest, RemoteCredentials, TransferPhase, TransferResult
@@ -91,7 +91,8 @@ async def push(request: PushRequest, course: Course, tools: PushTools) -> tuple[
             )
             async with tools.turns.turn((target.registry, target.repository, model.id), course):
                 course.enter(TransferPhase.TRANSFERRING)
-                await run_all(partial(errand.deliver, upload) for upload in uploads)
+                deliveries = [partial(errand.deliver, upload) for upload in uploads]
+                await run_all(deliveries, at_once=PARTS_AT_ONCE)
                 course.enter(TransferPhase.PUBLISHING)
                 await errand.publish(content, manifest.media_type)
     return model, _result(model, target, uploads)
@@ -103,7 +104,7 @@ def _target(request: PushRequest, model: Model) -> Reference:
     1. A digest as the target must be the model's.
     2. A hub takes no models this way.
     """
-    target = request.target or request.name.reference
+    target = request.target or _place(request.name, model)
     if target is None:
         raise InvalidParameter(
             FieldFault("target", "is needed, since an id says nothing about where to push")
@@ -115,6 +116,13 @@ def _target(request: PushRequest, model: Model) -> Reference:
     if is_hub(target):
         raise InvalidParameter(FieldFault("target", "is a hub, which takes no models from here"))  # 2
     return target
+
+
+def _place(name: ModelName, model: Model) -> Reference | None:
+    """What the model was asked for by, unless that was an id: digits may be both, and a name wins."""
+    if name.short_id is not None and name.reference not in model.tags:
+        return None
+    return name.reference
 
 
 async def read_manifest(model_id: Digest, store: StoreHandle) -> tuple[bytes, Manifest]:

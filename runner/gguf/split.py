@@ -8,7 +8,7 @@ file would give are never looked at. Checked here is what the engine would stop 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from typing import BinaryIO, Final
 
 import attrs
@@ -55,13 +55,18 @@ def read_parts(
 ) -> GgufMetadata:
     """What the `n_parts` files of one model say together; one file is a model that was not split.
 
-    `sources` give each file, open for reading, and its size in bytes; one is looked at after the other.
+    `sources` give each file, open for reading, and its size in bytes; one is looked at after the other. A
+    generator is closed whatever comes of it, and with it the file that it holds open.
     Raises InvalidModelFile, and OSError when a file cannot be read.
     """
     if n_parts > PARTS_MAX:
         raise InvalidModelFile(f"the model has {n_parts} parts; the limit is {PARTS_MAX}")
     headers = (read_header(file, size_bytes, limits) for file, size_bytes in sources)
-    return GgufMetadata.from_header(join(headers, n_parts, limits))
+    try:
+        return GgufMetadata.from_header(join(headers, n_parts, limits))
+    finally:
+        if isinstance(sources, Generator):
+            sources.close()
 
 
 def join(headers: Iterable[GgufHeader], n_parts: int, limits: HeaderLimits = LIMITS) -> GgufHeader:

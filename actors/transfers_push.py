@@ -23,7 +23,7 @@ from runner.errors import BlobNotFound, FieldFault, InvalidParameter, RegistryUn
 from runner.oci.digest import Digest
 from runner.oci.layers import kind_of_layer
 from runner.oci.manifest import MANIFEST_BYTES_MAX, Descriptor, Manifest
-from runner.oci.reference import Reference
+from runner.oci.reference import ModelName, Reference
 from runner.registry.abort import Abort
 from runner.registry.client import RegistryClient
 from runner.registry.huggingface import is_hub

@@ -125,6 +125,10 @@ def test_digests_work_wherever_names_do(daemon: RunningDaemon, registry: Registr
     daemon.runner("ctl", "unload", short)
     daemon.runner("ctl", "tag", short, "ai/named")
     daemon.runner("ctl", "untag", "ai/named")
+    for name in (short, model_id):
+        refused = daemon.runner("ctl", "push", name, check=False)
+        assert refused.returncode == 1
+        assert "an id says nothing about where to push" in refused.stderr
     target = f"{registry.netloc}/other/tiny:v2"
     daemon.runner("ctl", "push", short, target)
     assert ("other/tiny", "v2") in registry.manifests

@@ -11,7 +11,6 @@ import attrs
 from actors.transfers_fetching import Course, Fetching, Part
 from actors.transfers_hub import HubTools, hub_parts
 from actors.transfers_pull import PullTools, RegistrySource
-from actors.transfers_push import read_manifest
 from runner.domain.model import Model
 from runner.domain.transfer import PullRequest, RemoteCredentials, TransferPhase, TransferResult
 from runner.errors import FieldFault, InvalidParameter, RegistryError
@@ -19,6 +18,7 @@ from runner.oci.layers import kind_of_layer
 from runner.oci.manifest import Descriptor, Manifest
 from runner.oci.reference import ModelName, Reference
 from runner.registry.huggingface import is_hub, origin_of
+from runner.store.documents import ModelDocuments
 
 
 @attrs.frozen(kw_only=True)
@@ -38,17 +38,18 @@ async def repair(
     InvalidParameter when the model has no name that tells where it is; else what the last place raises.
     """
     store = registries.store
-    model = await store.resolve(request.name)
-    course.board.model_id = str(model.id)
-    _, manifest = await read_manifest(model.id, store)
-    with store.holding((model.id, *(descriptor.digest for descriptor in manifest.descriptors()))):
+    found = await store.documents(request.name)
+    course.board.model_id = str(found.model_id)
+    manifest = found.manifest
+    with store.holding((found.model_id, *(descriptor.digest for descriptor in manifest.descriptors()))):
         course.enter(TransferPhase.VERIFYING)
         report = await store.verify((request.name,))
         wrong = {finding.digest for finding in report.findings}
         damaged = tuple(each for each in manifest.descriptors() if str(each.digest) in wrong)
         fetched_bytes = 0
         if damaged:
-            fetched_bytes = await _fetch(damaged, manifest, model, request, course, registries, hubs)
+            fetched_bytes = await _fetch(damaged, found, request, course, registries, hubs)
+    model = await store.resolve(ModelName.of(found.model_id))  # it may not have been usable before
     return model, TransferResult(
         model_id=model.id,
         reference=model.name,
@@ -60,21 +61,20 @@ async def repair(
 
 async def _fetch(
     damaged: tuple[Descriptor, ...],
-    manifest: Manifest,
-    model: Model,
+    found: ModelDocuments,
     request: RepairRequest,
     course: Course,
     registries: PullTools,
     hubs: HubTools,
 ) -> int:
     """How many bytes came."""
-    if not model.tags:
+    if not found.tags:
         raise InvalidParameter(FieldFault("model", "has no name that tells where it came from"))
     error: RegistryError | None = None
-    async with registries.turns.turn(model.id, course):
-        for place in model.tags:
+    async with registries.turns.turn(found.model_id, course):
+        for place in found.tags:
             try:
-                fetching = await _fetching(damaged, manifest, place, request, course, registries, hubs)
+                fetching = await _fetching(damaged, found.manifest, place, request, course, registries, hubs)
                 course.enter(TransferPhase.TRANSFERRING)
                 await fetching.run()
             except RegistryError as failed:

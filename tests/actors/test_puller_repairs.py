@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.errors import InvalidParameter, ModelNotFound, RemoteModelNotFound
+from runner.errors import InvalidParameter, ModelNotFound, RemoteModelNotFound, StoreDamaged
 from runner.oci.digest import Digest
 from runner.oci.reference import ModelName, Reference
 from runner.registry.transfer import RangeRules
@@ -74,6 +74,18 @@ async def test_S24_a_missing_file_is_fetched_whole(tmp_path, server):
         file_of(into, SMALL).unlink()
         assert (await into.repair(name)).transferred_bytes == len(SMALL)
         assert file_of(into, SMALL).read_bytes() == SMALL
+
+
+async def test_S24_a_model_that_could_not_be_used_for_want_of_a_file_is_repaired(tmp_path, server):
+    async with pulls(tmp_path / "store") as into:
+        name = await pushed(into, server, SMALL)
+        file_of(into, SMALL).unlink()
+    async with pulls(tmp_path / "store") as into:
+        with pytest.raises(StoreDamaged):
+            await into.store.resolve(ModelName.parse(name))
+        await into.repair(name)
+        await into.store.resolve(ModelName.parse(name))
+        assert await is_sound(into, name)
 
 
 async def test_S24_a_repeated_pull_heals_what_was_found_damaged(tmp_path, server):

@@ -130,13 +130,18 @@ async def test_progress_counts_layers_and_config(tmp_path, server):
 
 @pytest.mark.parametrize(
     ("name", "target"),
-    [("{id}", None), ("tiny:1", "hf.co/org/repo:Q4_0"), ("tiny:1", "r.example/tiny@sha256:" + "0" * 64)],
+    [
+        ("{id}", None),
+        ("{short}", None),
+        ("tiny:1", "hf.co/org/repo:Q4_0"),
+        ("tiny:1", "r.example/tiny@sha256:" + "0" * 64),
+    ],
 )
 async def test_a_push_to_nowhere_is_refused(tmp_path, name, target):
     async with pulls(tmp_path / "store") as into:
         model_id = await package(into)
         with pytest.raises(InvalidParameter, match="target"):
-            await into.push(name.format(id=model_id), target)
+            await into.push(name.format(id=model_id, short=model_id.short()), target)
 
 
 async def test_a_model_that_is_not_in_the_store_is_told(tmp_path, server):

@@ -22,6 +22,7 @@ from runner.registry.hub_selection import ListedFile
 
 DOCUMENT_BYTES_MAX = 4 << 20  # a page of 1,000 files has 0.4 MB
 PAGES_MAX = 100
+FILES_MAX = 100_000  # of one repository, as the hub itself recommends at most
 CURSOR_CHARS_MAX = 4096
 
 _COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")  # of git, with either of its hashes

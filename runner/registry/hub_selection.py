@@ -17,7 +17,7 @@ import attrs
 
 from runner.errors import AmbiguousModel, InvalidManifest, RemoteModelNotFound, UnsupportedArtifact
 from runner.oci.digest import Digest
-from runner.oci.filename import relative_path_fault
+from runner.oci.filename import PATH_BYTES_MAX, relative_path_fault
 from runner.oci.manifest import LAYERS_MAX
 
 FileKind = Literal["gguf", "mmproj", "chat_template", "license"]
@@ -28,7 +28,7 @@ PREFERRED_PROJECTORS = ("F16", "BF16", "F32")
 TEXT_FILE_BYTES_MAX = 1 << 20  # a template or licence; packages accept no larger ones
 LICENSES_MAX = 16
 PLAIN_FILE_BYTES_MAX = 16 << 20  # outside large storage, which the hub demands above 10 MB; read into memory
-NAMED_MAX = 40  # quantisations listed in one message
+NAMED_MAX = 40  # quantisations or stems listed in one message
 
 _QUANTIZATION = (
     r"I?Q[1-9]_(?:K(?:_(?:XXL|XL|[SML]))?|[01](?:_[48]_[48])?|XXS|XS|XL|NL|[SML])"
@@ -36,9 +36,8 @@ _QUANTIZATION = (
 )
 _LABEL = re.compile(rf"(?<![a-z0-9])((?:UD[-_])?(?:{_QUANTIZATION}))(?![a-z0-9_])", re.IGNORECASE)
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<index>[0-9]{5})-of-(?P<count>[0-9]{5})")
-_LICENSE = re.compile(
-    r"(?:[a-z0-9_-]+[-_])?(?:licen[cs]e|copying|notice)(?:[-_][a-z0-9_-]+)?(?:\.(?:txt|md))?", re.IGNORECASE
-)
+_TEXT_NAME = re.compile(r"[a-z0-9_-]+(?:\.(?:txt|md))?")
+_LICENSE = re.compile(r"(?:^|[-_])(?:licen[cs]e|copying|notice)(?:[-_.]|$)")
 _GGUF = ".gguf"
 _OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".onnx", ".dduf")
 _TAGGABLE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")  # a stem that a reference can name
@@ -149,6 +148,8 @@ def _kind(file: ListedFile) -> FileKind | None:
     Templates and licences count at the top of a repository only: below, they belong to something else.
     """
     name = file.name.lower()
+    if len(file.path) > PATH_BYTES_MAX:
+        return None
     if name.endswith(_GGUF):
         if "mmproj" in name:
             return "mmproj"
@@ -158,7 +159,7 @@ def _kind(file: ListedFile) -> FileKind | None:
         return None
     if name.endswith(".jinja"):
         return "chat_template"
-    return "license" if _LICENSE.fullmatch(name) else None
+    return "license" if _TEXT_NAME.fullmatch(name) and _LICENSE.search(name) else None
 
 
 # weights
@@ -220,7 +221,9 @@ def _shortest(candidates: list[_Weights], repository: str) -> _Weights | None:
     ranked = sorted(candidates, key=lambda weights: (len(weights.stem), weights.stem, len(weights.files)))
     rivals = {weights.stem for weights in ranked if len(weights.stem) == len(ranked[0].stem)}
     if len(rivals) > 1:
-        raise AmbiguousModel(repository, tuple(_meant(repository, stem) for stem in sorted(rivals)))
+        raise AmbiguousModel(
+            repository, tuple(_meant(repository, stem) for stem in sorted(rivals)[:NAMED_MAX])
+        )
     return ranked[0]
 
 

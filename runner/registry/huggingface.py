@@ -34,6 +34,7 @@ from runner.registry.abort import Abort
 from runner.registry.blob_body import BlobBody, checked_range, checked_whole
 from runner.registry.hub_documents import (
     DOCUMENT_BYTES_MAX,
+    FILES_MAX,
     PAGES_MAX,
     GitHash,
     Revision,
@@ -227,10 +228,12 @@ class Hub:
             with self._get(path, repository, credentials, abort) as answer:
                 cursor = next_cursor(answer.headers.get("Link"))
                 files.extend(read_page(answer.read_small(DOCUMENT_BYTES_MAX)))
+            if len(files) > FILES_MAX:
+                raise InvalidManifest(f"{repository} lists more than {FILES_MAX} files")
             if cursor is None:
                 return files
             cursors = [("cursor", cursor)]
-        raise InvalidManifest(f"{repository} lists more files than {PAGES_MAX} pages hold")
+        raise InvalidManifest(f"{repository} lists its files on more than {PAGES_MAX} pages")
 
     def _get(
         self,

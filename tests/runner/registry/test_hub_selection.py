@@ -13,8 +13,10 @@ from runner.errors import (
     RunnerError,
     UnsupportedArtifact,
 )
+from runner.oci.filename import PATH_BYTES_MAX
 from runner.registry.hub_selection import (
     LICENSES_MAX,
+    NAMED_MAX,
     TEXT_FILE_BYTES_MAX,
     ListedFile,
     Selection,
@@ -113,6 +115,15 @@ def test_stems_of_one_length_are_not_guessed_between() -> None:
         choose("Q4_0", "a-8b-Q4_0.gguf", "a-4b-Q4_0.gguf")
 
 
+def test_what_is_listed_in_a_message_is_bounded() -> None:
+    many = [f"a-{index:05}-Q4_0.gguf" for index in range(1000)]
+    with pytest.raises(AmbiguousModel) as ambiguous:
+        choose("Q4_0", *many)
+    assert len(ambiguous.value.candidates) == NAMED_MAX
+    with pytest.raises(RemoteModelNotFound, match="and 960 more"):
+        choose("Q8_0", *(f"{index:05}.gguf" for index in range(1000)))
+
+
 def test_the_parts_of_a_split_model_come_in_order_and_alone() -> None:
     paths = [f"a-Q4_0-{index:05}-of-00003.gguf" for index in (3, 1, 2)]
     chosen = choose("Q4_0", *paths, "a-Q8_0-00001-of-00002.gguf", "a-Q8_0-00002-of-00002.gguf")
@@ -162,10 +173,17 @@ def test_calibration_data_is_not_a_model() -> None:
 
 
 def test_S15_only_weights_templates_and_licences_are_chosen() -> None:
-    wanted = ["a-Q4_0.gguf", "LICENSE", "NOTICE.txt", "llama-license.md", "chat_template.jinja"]
+    wanted = [
+        "a-Q4_0.gguf",
+        "LICENSE",
+        "NOTICE.txt",
+        "llama-license.md",
+        "x_licence-2.txt",
+        "chat_template.jinja",
+    ]
     unwanted = ["README.md", "config.json", "tokenizer_config.json", "chat_template.json", ".gitattributes"]
     unwanted += ["modeling_evil.py", "license.py", "setup.sh", "LICENSE.html", "pytorch_model.bin"]
-    unwanted += ["other/LICENSE", "other/x.jinja"]
+    unwanted += ["other/LICENSE", "other/x.jinja", "unlicensed.txt", "license notes.txt", "license.md.py"]
     chosen = choose(None, *unwanted, *reversed(wanted))
     assert [file.path for file in chosen.files] == wanted
 
@@ -205,6 +223,13 @@ def test_S13_a_chosen_file_with_a_surprising_name_is_refused_not_repaired(path: 
     with pytest.raises(InvalidManifest) as caught:
         choose(None, path)
     assert "\x1b" not in str(caught.value)
+
+
+def test_S13_a_path_beyond_the_limit_is_passed_over() -> None:
+    folder = "d" * (PATH_BYTES_MAX - len("/a.gguf"))
+    assert weights(choose(None, "b.gguf", ("d" + folder + "/a.gguf", 1))) == ["b.gguf"]
+    with pytest.raises(UnsupportedArtifact, match="no model weights"):
+        choose(None, "d" + folder + "/a.gguf", "-" * 4_000_000 + "license-" * 10)
 
 
 def test_S13_names_that_no_tag_can_hold_are_not_printed() -> None:

@@ -31,7 +31,7 @@ from runner.oci.digest import Digest
 from runner.oci.reference import Reference
 from runner.registry.abort import Abort
 from runner.registry.addresses import Place
-from runner.registry.hub_documents import PAGES_MAX
+from runner.registry.hub_documents import FILES_MAX, PAGES_MAX
 from runner.registry.hub_selection import PLAIN_FILE_BYTES_MAX, HubFile
 from runner.registry.huggingface import DEFAULT_ENDPOINT, Hub, HubSelection, is_hub, repository_as_typed
 from runner.registry.rules import BadUrl, NetworkRules
@@ -225,9 +225,20 @@ def test_S07_the_next_page_is_asked_of_the_users_own_endpoint_wherever_the_link_
 def test_a_listing_without_end_is_given_up(hub: ScriptedHub, client: Hub, tiny: ScriptedRepository) -> None:
     hub.page_size = 1
     hub.next_link = f"{hub.url}/x?cursor=0"
-    with pytest.raises(InvalidManifest, match="more files than"):
+    with pytest.raises(InvalidManifest, match="more than 100 pages"):
         resolve(client)
     assert len(hub.requests) == 1 + PAGES_MAX
+
+
+def test_S03_a_listing_of_too_many_files_is_given_up(hub: ScriptedHub, client: Hub) -> None:
+    weights = [{"type": "file", "path": "a.gguf", "size": 1, "oid": "0" * 40}]
+    many = [{"type": "file", "path": f"{index:05}"} for index in range(FILES_MAX - 1)]
+    tiny = hub.add(ScriptedRepository(name=NAME, files={}, listed=[*many, *weights]))
+    hub.page_size = 50_000
+    assert [file.path for file in resolve(client, "hf.co/Org/Tiny-GGUF").files] == ["a.gguf"]
+    tiny.listed = [*many, *weights, *weights]
+    with pytest.raises(InvalidManifest, match=f"more than {FILES_MAX} files"):
+        resolve(client, "hf.co/Org/Tiny-GGUF")
 
 
 # content

@@ -10,6 +10,7 @@ import errno
 import http.client
 import json
 import os
+import re
 import socket
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing, suppress
@@ -26,7 +27,7 @@ _CONNECT_TIMEOUT_S = 5.0
 _DOWNLOAD_BYTES = 1 << 20
 _PROBE_TIMEOUT_S = 5.0
 _JSON = {"Content-Type": "application/json"}
-_LOCAL_HOSTS = frozenset({"localhost", "::1"})
+_LOCAL_HOST = re.compile(r"localhost|::1|127(?:\.[0-9]{1,3}){3}")
 _ABSENT = frozenset({errno.ECONNREFUSED, errno.ENOENT})
 
 
@@ -65,7 +66,7 @@ class Target:
     @property
     def is_local(self) -> bool:
         """What is sent there does not leave this machine; connections are not encrypted."""
-        return self.socket_path is not None or self.host in _LOCAL_HOSTS or self.host.startswith("127.")
+        return self.socket_path is not None or _LOCAL_HOST.fullmatch(self.host) is not None
 
     def __str__(self) -> str:
         if self.socket_path is not None:

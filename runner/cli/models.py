@@ -115,9 +115,11 @@ def inspect(model: str, remote: bool, as_json: bool, host: str | None) -> None:
 
 
 def _remote(host: str | None, model: str) -> Any:
-    from runner.cli.transfer import pull_body
+    from runner.cli.transfer import pull_body, without_secrets
 
-    return connect_or_start(host).post("/control/v1/remote", pull_body(model))
+    body = pull_body(model)
+    client = connect_or_start(host)
+    return client.post("/control/v1/remote", without_secrets(client, body))
 
 
 def _context(summary: dict[str, Any]) -> str:

@@ -28,6 +28,8 @@ from runner.errors import InvalidReference
 from runner.units import format_bytes, format_duration
 
 _HUB = "huggingface.co"
+_SECRETS = ("HF_TOKEN", "RUNNER_REGISTRY_PASSWORD", "DOCKER_PASSWORD", "DOCKER_HUB_PASSWORD")
+_SECRET_FIELDS = ("username", "password", "bearer_token")
 _DONE = {"pull": "pulled", "push": "pushed", "repair": "repaired"}
 
 _NOTHING_TO_DO = {
@@ -128,17 +130,29 @@ def pull_body(reference: str) -> dict[str, Any]:
 
 
 def given_for(name: str) -> dict[str, str]:
-    """Credentials of this environment that belong to the registry of this name, and to no other."""
+    """Credentials of this environment that belong to the registry of this name, and to no other.
+
+    The daemon has an environment of its own, which may be another, and reads login files itself.
+    """
+    if not any(os.environ.get(variable) for variable in _SECRETS):
+        return {}
     from runner.oci.reference import ModelName
 
-    token = os.environ.get("HF_TOKEN", "")
-    if not token:
-        return {}
     try:
         reference = ModelName.parse(name).reference
     except InvalidReference:  # the daemon tells what is wrong with it
         return {}
-    return {"bearer_token": token} if reference is not None and reference.registry == _HUB else {}
+    if reference is None:
+        return {}
+    if reference.registry == _HUB:
+        token = os.environ.get("HF_TOKEN", "")
+        return {"bearer_token": token} if token else {}
+    from runner.registry.credentials import CredentialSource
+
+    found = CredentialSource(os.environ, None).find(reference.registry)
+    if found is None or found.username is None or found.password is None:
+        return {}
+    return {"username": found.username, "password": found.password}
 
 
 def pulled(client: Client, body: Mapping[str, Any], *, is_silent: bool, as_json: bool) -> dict[str, Any]:
@@ -163,7 +177,7 @@ def follow(
     """
     started_s = time.monotonic()
     latest: dict[str, Any] | None = None
-    _check_secrecy(client, body)
+    body = without_secrets(client, body)
     try:
         with (
             display(verb, shown_name(name), is_silent=is_silent) as shown,
@@ -190,13 +204,12 @@ def follow(
     return result
 
 
-def _check_secrecy(client: Client, body: Mapping[str, Any]) -> None:
-    """K08: the connection to a daemon is not encrypted."""
-    if not client.target.is_local and body.keys() & {"password", "bearer_token"}:
-        raise click.ClickException(
-            f"credentials are not sent unencrypted to {client.target}; unset HF_TOKEN, or let that daemon's "
-            f"own user log in"
-        )
+def without_secrets(client: Client, body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """K08: a connection to a daemon is not encrypted, so that secrets are for one of this machine only."""
+    if client.target.is_local or not body.keys() & set(_SECRET_FIELDS):
+        return body
+    message(f"credentials of this environment are not sent unencrypted to {client.target}")
+    return {name: value for name, value in body.items() if name not in _SECRET_FIELDS}
 
 
 def _tell_kept(how: str, verb: str, name: str, latest: Mapping[str, Any] | None) -> None:

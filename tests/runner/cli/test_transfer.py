@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-import click
 import pytest
 
 from runner.cli import transfer
@@ -26,7 +25,8 @@ PULL, PUSH = "POST /control/v1/pull", "POST /control/v1/push"
 
 @pytest.fixture(autouse=True)
 def no_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("HF_TOKEN", raising=False)
+    for name in ("HF_TOKEN", "DOCKER_USERNAME", "DOCKER_PASSWORD", "DOCKER_HUB_USER", "DOCKER_HUB_PASSWORD"):
+        monkeypatch.delenv(name, raising=False)
 
 
 def test_a_pull_tells_its_stages_and_its_end(cli: Cli) -> None:
@@ -169,10 +169,36 @@ def test_the_token_of_hugging_face_goes_to_hugging_face_only(
     assert tokens == ["hf_canary", "hf_canary", None, None, None, None]
 
 
-def test_K08_a_token_is_not_sent_to_a_daemon_elsewhere() -> None:
-    client = Client(Target(None, "box.example"))
-    with pytest.raises(click.ClickException, match=r"not sent unencrypted to http://box\.example:12434"):
-        transfer.pulled(client, {"reference": "m", "bearer_token": "t"}, is_silent=True, as_json=False)
+def test_logins_of_the_environment_go_to_the_registry_they_name_only(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {
+        "RUNNER_REGISTRY": "r.example:5000",
+        "RUNNER_REGISTRY_USERNAME": "u",
+        "RUNNER_REGISTRY_PASSWORD": "p",
+        "DOCKER_USERNAME": "hub-user",
+        "DOCKER_PASSWORD": "hub-pass",
+    }.items():
+        monkeypatch.setenv(name, value)
+    cli.routes[PULL] = lambda _: told(success())
+    for name in ("r.example:5000/m", "m", "r.example/m", "hf.co/a/b"):
+        cli("ctl", "pull", name)
+    logins = [(body.get("username"), body.get("password")) for body in cli.sent(PULL)]
+    assert logins == [("u", "p"), ("hub-user", "hub-pass"), (None, None), (None, None)]
+
+
+def test_K08_secrets_are_not_sent_to_a_daemon_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
+    body = {"reference": "m", "bearer_token": "t", "username": "u", "password": "p"}
+    elsewhere = Client(Target(None, "box.example"))
+    assert transfer.without_secrets(Client(Target(None, "127.0.0.1.evil.example")), body) == {
+        "reference": "m"
+    }
+    assert transfer.without_secrets(elsewhere, body) == {"reference": "m"}
+    assert "not sent unencrypted to http://box.example:12434" in capsys.readouterr().err
+    assert transfer.without_secrets(elsewhere, {"reference": "m"}) == {"reference": "m"}
+    for here in (Target(None), Target(None, "::1"), Target(None, "127.1.2.3"), Target(Path("/r.sock"))):
+        assert transfer.without_secrets(Client(here), body) == body
+    assert capsys.readouterr().err == ""
 
 
 def test_a_push_may_have_a_target(cli: Cli) -> None:

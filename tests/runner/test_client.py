@@ -35,6 +35,7 @@ from tests.support.scripted_server import (
     scripted_server,
     stream,
 )
+from tests.support.transfer_lines import failure, told
 
 # where the daemon is
 
@@ -417,3 +418,66 @@ def test_names_in_paths_are_escaped() -> None:
     assert model_path("docker.io/ai/smollm2:135M-Q4_1") == "docker.io/ai/smollm2:135M-Q4_1"
     assert model_path("a b?c#d%e") == "a%20b%3Fc%23d%25e"
     assert model_path(os.fsdecode(b"\xff")) == "%FF"
+
+
+# lines of long work
+
+
+def test_lines_come_as_they_are_sent_and_end_with_success() -> None:
+    lines = [{"type": "progress", "done": 1}, {"type": "progress", "done": 2}, {"type": "success"}]
+    with scripted_server(lambda _: told(*lines, {"type": "progress"})) as server:
+        assert list(Client(server.target).lines("/work", {"a": 1})) == lines
+    assert server.requests[0].json() == {"a": 1}
+
+
+@pytest.mark.parametrize("is_later", [False, True])
+def test_a_line_that_is_an_error_is_raised(is_later: bool) -> None:
+    lines = [{"type": "progress"}] * is_later + [failure("disk_full", "no room")]
+    with (
+        scripted_server(lambda _: told(*lines)) as server,
+        pytest.raises(ApiError, match="no room") as caught,
+    ):
+        list(Client(server.target).lines("/work", {}))
+    assert caught.value.error_code == "disk_full"
+
+
+@pytest.mark.parametrize("content", [b"", b'{"type": "progress"}\n', b"nonsense\n", b"[1]\n", b"\xff\n"])
+def test_lines_without_success_are_half_an_answer(content: bytes) -> None:
+    def respond(_: Request) -> Iterator[bytes]:
+        yield STREAM_HEAD
+        if content:
+            yield chunk(content)
+        yield STREAM_END
+
+    with (
+        scripted_server(respond) as server,
+        pytest.raises(ApiError, match="broke off") as caught,
+    ):
+        list(Client(server.target).lines("/work", {}))
+    assert caught.value.error_code == "incomplete"
+
+
+def test_a_refusal_before_the_first_line_keeps_its_status() -> None:
+    with (
+        scripted_server(lambda _: refusal(404, "remote_model_not_found", "not there")) as server,
+        pytest.raises(ApiError, match="not there") as caught,
+    ):
+        list(Client(server.target).lines("/work", {}))
+    assert caught.value.status == 404
+
+
+@pytest.mark.parametrize(
+    ("target", "is_local"),
+    [
+        (Target(None), True),
+        (Target(None, "localhost"), True),
+        (Target(None, "::1"), True),
+        (Target(None, "127.9.9.9"), True),
+        (Target(Path("/run/r.sock")), True),
+        (Target(None, "127.0.0.1.evil.example"), False),
+        (Target(None, "box"), False),
+        (Target(None, "192.168.1.1"), False),
+    ],
+)
+def test_K08_what_stays_on_this_machine(target: Target, is_local: bool) -> None:
+    assert target.is_local is is_local

@@ -435,7 +435,7 @@ class RemoteModelNotFound(RegistryError):
 class RegistryUnavailable(RegistryError):
     """The registry could not be reached, was too slow, broke off or is overloaded: worth another attempt.
 
-    `retry_after_s` is what the registry asked for, None when it did not; more than a minute is not waited for.
+    `retry_after_s` is what the registry asked for, None when it did not; nobody waits for more than a minute.
     """
 
     code = "registry_unavailable"

@@ -19,6 +19,7 @@ from runner.errors import (
     ContentMismatch,
     InvalidManifest,
     RegistryError,
+    RegistryUnauthorized,
     RegistryUnavailable,
     UnsupportedArtifact,
 )
@@ -175,8 +176,10 @@ class RegistryClient:
         with self._requests.ask(
             endpoint, "GET", endpoint.url("/v2/"), (), given=credentials, abort=abort
         ) as answer:
+            if answer.status == 401:
+                raise RegistryUnauthorized(registry, "it does not accept the credentials")
             if answer.status != 200:
-                raise error_of(answer, "the registry", login_name=registry)
+                raise error_of(answer, "its own address /v2/", login_name=registry)
             answer.discard()
 
     # Pushing

@@ -30,6 +30,7 @@ Dial: TypeAlias = Callable[[Place, float], socket.socket]
 
 _PLACES_MAX: Final = 8  # of one name; more are not tried
 _READ_BUFFER_BYTES: Final = 1 << 16
+_CHUNKED_READ_BYTES: Final = 1 << 14  # the library waits until so much is there; at the least rate 16 s
 _INTERNAL_SUFFIXES: Final = (
     ".localhost",
     ".local",
@@ -191,17 +192,21 @@ def finish(token: contextvars.Token[Call]) -> None:
 
 
 class PacedReader(io.RawIOBase):
-    """The socket of an answer, read under its call: every wait is measured, and a thrown abort is told."""
+    """The socket of an answer, read under its call: every wait is measured, and a thrown abort is told.
+
+    `is_plain`: what comes now is content and nothing else.
+    """
 
     def __init__(self, source: io.RawIOBase, call: Call) -> None:
         self._source = source
         self._call = call
+        self.is_plain = False
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int | None:
-        """As the socket's. Raises TooSlow and TransferAborted besides."""
+        """As the socket's. Raises TooSlow, TooMuchFraming and TransferAborted besides."""
         clock = self._call.wiring.clock
         began_s = clock()
         try:
@@ -210,6 +215,8 @@ class PacedReader(io.RawIOBase):
             self._call.abort.raise_if_aborted()
             raise
         self._call.abort.raise_if_aborted()
+        if self.is_plain:
+            self._call.pace.note_content(size_bytes or 0)
         self._call.pace.note(size_bytes or 0, clock() - began_s)
         return size_bytes
 
@@ -226,29 +233,34 @@ class PacedAnswer(http.client.HTTPResponse):
         super().__init__(sock, *args, **kwargs)
         raw = cast(io.RawIOBase, sock.makefile("rb", buffering=0))
         self.fp.close()
-        self.fp = io.BufferedReader(PacedReader(raw, _current.get()), _READ_BUFFER_BYTES)
+        self._pace = _current.get().pace
+        self._reader = PacedReader(raw, _current.get())
+        self.fp = io.BufferedReader(self._reader, _READ_BUFFER_BYTES)
 
     def read_some(self, buffer: memoryview) -> int:
         """At least one byte into the buffer; 0 at the end, whether that is the announced one or not."""
         if self.isclosed() or not len(buffer):
             return 0
-        if self.chunked or self.length is None:
-            return self.readinto(buffer) if self.chunked else self._read_until_close(buffer)
-        size_bytes = self.fp.readinto1(buffer[: self.length])
-        self.length -= size_bytes
-        if not size_bytes or not self.length:
+        if self.chunked:
+            size_bytes = self.readinto(buffer[:_CHUNKED_READ_BYTES])
+            self._pace.note_content(size_bytes)
+            return size_bytes
+        self._reader.is_plain = True
+        size_bytes = self.fp.readinto1(buffer[: self.length])  # all of it when the length is None
+        if self.length is not None:
+            self.length -= size_bytes
+        if not size_bytes or self.length == 0:
             self._finish()
         return size_bytes
+
+    def finish_if_empty(self) -> None:
+        """A body that is known to be empty is over before it was read."""
+        if not self.isclosed() and self.length == 0:
+            self._finish()
 
     def _finish(self) -> None:
         """The body is over, so that the connection may serve the next request."""
         cast(Any, self)._close_conn()
-
-    def _read_until_close(self, buffer: memoryview) -> int:
-        size_bytes = self.fp.readinto1(buffer)
-        if not size_bytes:
-            self._finish()
-        return size_bytes
 
 
 class _Guard:
@@ -266,7 +278,11 @@ class _Guard:
             self._raise_if_elsewhere(call)
             self._places = call.places()
             connected = call.connect(self._places)
-        call.watch(connected)
+        try:
+            call.watch(connected)
+        except BaseException:  # given up just now; nobody else knows of the socket yet
+            connected.close()
+            raise
         return connected
 
     def connect(self: Any) -> None:

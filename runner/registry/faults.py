@@ -16,7 +16,7 @@ import urllib3
 
 from runner.errors import RegistryError, RegistryUnavailable, RunnerError, TransferAborted
 from runner.registry.connections import Call
-from runner.registry.pace import TooSlow
+from runner.registry.pace import TooMuchFraming, TooSlow
 
 
 def translated(error: Exception, call: Call) -> Exception:
@@ -32,6 +32,8 @@ def translated(error: Exception, call: Call) -> Exception:
         match cause:
             case TooSlow():
                 return RegistryUnavailable(registry, f"the server{where} is too slow: {cause}")
+            case TooMuchFraming():
+                return RegistryError(registry, f"the server{where} speaks no proper HTTP: {cause}")
             case ssl.SSLCertVerificationError():
                 return RegistryError(
                     registry, f"the certificate of {call.target.netloc} is not valid: {cause.verify_message}"

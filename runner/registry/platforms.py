@@ -79,5 +79,15 @@ def choose(content: bytes, wanted: Platform, *, registry: str) -> IndexEntry:
             return entry
     if len(manifests) == 1:
         return manifests[0]
-    offered = ", ".join(sorted({str(entry.platform or Platform())[:40] for entry in manifests})) or "nothing"
+    offered = (
+        ", ".join(
+            sorted(
+                {
+                    str(entry.platform or Platform())[:40].encode("ascii", "backslashreplace").decode()
+                    for entry in manifests
+                }
+            )
+        )
+        or "nothing"
+    )
     raise UnsupportedArtifact(registry, f"the index has no model for {wanted}; it has {offered}"[:500])

@@ -119,7 +119,7 @@ class RegistryPusher:
             answer.discard()
         if told is not None and told != str(digest):
             raise ContentMismatch(
-                f"{self._reference.registry} stored a manifest {told[:80]} instead of {digest}"
+                f"{self._reference.registry} stored a manifest {told[:80]!r} instead of {digest}"
             )
         return digest
 

@@ -48,13 +48,9 @@ def error_of(answer: Answer, what: str, *, login_name: str) -> RegistryError:
         case 404:
             return RemoteModelNotFound(registry, f"{what} is not there ({reason})")
         case 429:
-            return RegistryUnavailable(
-                registry,
-                f"it takes no more requests for now ({reason})",
-                retry_after_s=_retry_after_s(answer),
-            )
+            return _unavailable(answer, f"it takes no more requests for now ({reason})")
     if status >= 500:
-        return RegistryUnavailable(registry, f"it failed ({reason})", retry_after_s=_retry_after_s(answer))
+        return _unavailable(answer, f"it failed ({reason})")
     is_plain = status == 400 and answer.authority.scheme == "http"
     hint = (
         "; if it speaks TLS, name its CA in registry_ca_files" if is_plain else ""
@@ -62,8 +58,11 @@ def error_of(answer: Answer, what: str, *, login_name: str) -> RegistryError:
     return RegistryError(registry, f"it refused {what} ({reason}){hint}")
 
 
-def _retry_after_s(answer: Answer) -> float | None:
-    return retry_after_s(answer.headers.get("Retry-After"), datetime.now(UTC))
+def _unavailable(answer: Answer, message: str) -> RegistryUnavailable:
+    waits_s = retry_after_s(answer.headers.get("Retry-After"), datetime.now(UTC))
+    if waits_s is not None:
+        message += f"; it asks to come back in {waits_s:.0f} s"
+    return RegistryUnavailable(answer.registry, message, retry_after_s=waits_s)
 
 
 def _reason(answer: Answer) -> str:

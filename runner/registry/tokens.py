@@ -18,7 +18,7 @@ import attrs
 import orjson
 
 from runner.domain.transfer import RemoteCredentials
-from runner.errors import RegistryError
+from runner.errors import RegistryError, RegistryUnauthorized
 from runner.registry.abort import Abort
 from runner.registry.challenge import Challenge, is_realm_allowed, parse_challenges
 from runner.registry.refusals import error_of
@@ -76,8 +76,13 @@ class Authenticator:
     def known(
         self, endpoint: Endpoint, scopes: Scopes, identity: RemoteCredentials | None
     ) -> Authorization | None:
-        """What to send before having been asked; None while nothing is known."""
+        """What to send before having been asked; None while nothing is known.
+
+        Raises RegistryUnauthorized for a given token that cannot be sent.
+        """
         if identity is not None and identity.bearer_token is not None:
+            if not _is_token(identity.bearer_token):
+                raise RegistryUnauthorized(endpoint.registry, "the given token holds what no token does")
             return _bearer(identity.bearer_token, endpoint.authority, is_secret=True)
         with self._lock:
             key = _Key(endpoint.authority, scopes, identity)
@@ -167,6 +172,12 @@ class Authenticator:
             )
         else:
             answer = self._ask(realm, fields, scopes, identity, endpoint, authority, abort)
+        if answer.status == 401:
+            answer.close()
+            fault = "needs a login" if identity is None else "does not accept the credentials"
+            raise RegistryUnauthorized(
+                endpoint.registry, f"its token server {fault}; `runner ctl login {endpoint.registry}` logs in"
+            )
         if answer.status != 200:
             raise error_of(answer, "a token", login_name=endpoint.registry)
         token, lifetime_s = _read_token(answer.read_small(), endpoint)
@@ -244,12 +255,16 @@ def _read_token(content: bytes, endpoint: Endpoint) -> tuple[str, float]:
         lifetime_s = document.get("expires_in")
     except (ValueError, AttributeError):
         raise RegistryError(endpoint.registry, "its token server answered with something else") from None
-    is_token = isinstance(token, str) and 0 < len(token) <= _TOKEN_LENGTH_MAX
-    if not (is_token and token.isascii() and token.isprintable() and " " not in token):
+    if not isinstance(token, str) or not _is_token(token):
         raise RegistryError(endpoint.registry, "its token server gave no usable token")
     if type(lifetime_s) is not int:
         lifetime_s = _LIFETIME_MIN_S
     return token, float(min(max(lifetime_s, _LIFETIME_MIN_S), _LIFETIME_MAX_S))
+
+
+def _is_token(text: str) -> bool:
+    """Whether this can stand in a header, and after `Bearer`."""
+    return 0 < len(text) <= _TOKEN_LENGTH_MAX and text.isascii() and text.isprintable() and " " not in text
 
 
 def _bearer(token: str, authority: Authority, *, is_secret: bool) -> Authorization:

@@ -133,6 +133,7 @@ class Answer:
     def close(self) -> None:
         """Keep the connection when the body was read to its end, else close it. May be called twice."""
         self._call.release()
+        self._paced.finish_if_empty()
         if self._paced.isclosed():
             self._response.raw.release_conn()
         self._response.close()

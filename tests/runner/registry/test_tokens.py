@@ -144,6 +144,14 @@ def test_a_bearer_token_of_a_request_is_sent_as_it_is() -> None:
         assert tokens.requests == []
 
 
+@pytest.mark.parametrize("token", ["", "a b", "a\r\nX-Injected: b", "ü", "x" * 40_000])
+def test_a_given_token_that_could_not_stand_in_a_header_is_not_sent(token: str) -> None:
+    with RegistryServer() as registry, client_for(registry) as client:
+        with pytest.raises(RegistryUnauthorized):
+            client.resolve(registry.reference(), given=RemoteCredentials(bearer_token=token))
+        assert registry.requests == []
+
+
 def test_a_token_that_ends_in_mid_pull_is_fetched_anew() -> None:
     tokens = TokenServer()
     with token_registry(tokens) as registry, client_for(registry) as client:

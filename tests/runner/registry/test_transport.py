@@ -127,6 +127,29 @@ def test_S05_a_line_without_end_is_given_up() -> None:
             get(door, server)
 
 
+@pytest.mark.parametrize(
+    ("head", "piece"),
+    [
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 1000),
+        (OK + b"Transfer-Encoding: chunked\r\n\r\n0\r\n", b"X-Trailer: value\r\n" * 1000),
+        (OK + b"Transfer-Encoding: chunked\r\n\r\n", b"1;" + b"x" * 60_000 + b"\r\nx\r\n"),
+    ],
+    ids=["interim answers", "trailers", "chunk extensions"],
+)
+def test_S05_framing_without_end_is_given_up_however_fast_it_comes(head: bytes, piece: bytes) -> None:
+    with serving(lambda _request: hostile.endless(head, piece)) as server, open_door() as door:
+        with pytest.raises(RegistryError, match="without end what is no content"):
+            get(door, server)
+
+
+def test_a_head_without_a_body_leaves_the_connection_for_the_next_request() -> None:
+    with serving(Reply(200, b"hello")) as server, open_door() as door:
+        origin = endpoint_of(server)
+        for _ in range(3):
+            door.request("HEAD", server.url, origin=origin).close()
+        assert len(server._threads) == 1
+
+
 def test_S05_a_server_that_never_answers_is_given_up() -> None:
     rules = NetworkRules(read_timeout_s=0.01)
     with serving(lambda _request: hostile.silence) as server, open_door(rules) as door:

@@ -131,7 +131,7 @@ class Bench:
                 await nursery.start(self.footprints.run)
                 yield
                 nursery.cancel_scope.cancel()
-        assert repr(self.store.pins) == "<Pins 0 leases on 0 models>"
+        assert repr(self.store.pins) == "<Pins 0 leases on 0 models, 0 blobs held>"
 
 
 @pytest.fixture

@@ -84,7 +84,7 @@ class Bench:
 
     def assert_nothing_left(self) -> None:
         assert self.keepers.running == {}
-        assert repr(self.store.pins) == "<Pins 0 leases on 0 models>"
+        assert repr(self.store.pins) == "<Pins 0 leases on 0 models, 0 blobs held>"
 
 
 async def test_the_sizer_chooses_what_is_reserved_and_what_the_worker_gets(

@@ -223,7 +223,7 @@ async def running(bench: Bench, settings: SchedulerSettings | None = None) -> As
 
 def assert_nothing_left(bench: Bench) -> None:
     assert bench.keepers.running == {}
-    assert repr(bench.store.pins) == "<Pins 0 leases on 0 models>"
+    assert repr(bench.store.pins) == "<Pins 0 leases on 0 models, 0 blobs held>"
     statistics = bench.handle.address.statistics()
     assert (statistics.queued, statistics.open_asks) == (0, 0)
     assert bench.handle.snapshot().workers == ()

@@ -237,7 +237,8 @@ class StoreHandle:
         wanted = None if names is None else tuple(names)
         used = await self._content(wanted)
         total_bytes = sum(one.descriptor.size_bytes for one in used)
-        done_bytes, findings = 0, []
+        done_bytes = 0
+        findings: list[BlobFinding] = []
         for one in used:
             digest = str(one.descriptor.digest)
 
@@ -248,16 +249,14 @@ class StoreHandle:
                     )
                 )
 
-            finding = await self._check(one.descriptor, tell)
+            if await self._check(one.descriptor, tell) is not None:
+                findings += await self._confirmed(one.descriptor)
             done_bytes += one.descriptor.size_bytes
-            if finding is not None:
-                findings.append(attributed(finding, one.models))
-        left = {str(one.descriptor.digest) for one in await self._content(None)} if findings else set()
         return VerifyReport(
             models=sum(one.descriptor.media_type == media_types.IMAGE_MANIFEST for one in used),
             blobs=len(used),
             size_bytes=total_bytes,
-            findings=tuple(finding for finding in findings if finding.digest in left),
+            findings=tuple(findings),
         )
 
     async def publish_verbatim(self, manifest: bytes, config: bytes, tag: Reference | None) -> Model:
@@ -284,6 +283,15 @@ class StoreHandle:
 
     async def _content(self, names: tuple[ModelName, ...] | None) -> tuple[UsedContent, ...]:
         return await self._address.ask(lambda reply: ListContent(names, reply))
+
+    async def _confirmed(self, descriptor: Descriptor) -> list[BlobFinding]:
+        """The finding, unless it was of content that was just being removed or replaced."""
+        with self.holding((descriptor.digest,)):  # from the next answer on nothing removes it
+            for used in await self._content(None):
+                if used.descriptor.digest == descriptor.digest:
+                    finding = await self._check(descriptor)
+                    return [] if finding is None else [attributed(finding, used.models)]
+        return []
 
     async def _check(
         self, descriptor: Descriptor, tell: Callable[[int], None] = lambda checked_bytes: None

@@ -215,7 +215,8 @@ class ReadDocuments:
 
 @attrs.frozen
 class ListContent:
-    """Answer all content of these models, or of all, with the names of those that refer to it."""
+    """Answer all content of these models, or of all, with the names of those that refer to it. What was asked
+    to change before has changed then."""
 
     names: tuple[ModelName, ...] | None
     reply: Reply[tuple[UsedContent, ...]]
@@ -258,6 +259,7 @@ ChangeMessage = (
     | RequireRoom
     | CollectGarbage
     | ReportDisk
+    | ListContent
 )
 StoreMessage = (
     ListModels
@@ -269,7 +271,6 @@ StoreMessage = (
     | SeedDownload
     | AbandonUploads
     | ReadDocuments
-    | ListContent
     | Reloaded
     | WorkDone
     | WorkFailed

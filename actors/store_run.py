@@ -137,8 +137,6 @@ class StoreRun:
                 message.reply.set(BlobCheck(self._directory.blobs, message.descriptor))
             case ReadDocuments():
                 self._read(message.reply, lambda: self._catalog.find(message.name), self._documents_of)
-            case ListContent():
-                _answer(message.reply, lambda: self._content_of(message.names))
             case AbandonUploads():
                 for digest in message.digests:
                     self._kept.abandon(digest)
@@ -289,6 +287,8 @@ class StoreRun:
             case ReportDisk(reply):
                 report = partial(disk_report, self._directory, catalog)
                 return Work(reply=reply, in_thread=report, settle=_as_it_is)
+            case ListContent(names, reply):
+                return Work(reply=reply, in_thread=partial(self._content_of, names), settle=_as_it_is)
             case HoldBlobs():
                 hold = partial(self._directory.blobs.hold, change.digests)
                 return Work(reply=change.reply, in_thread=hold, settle=_as_it_is)

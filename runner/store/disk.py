@@ -157,6 +157,11 @@ class Disk:
             raise
         return True
 
+    def duplicate(self, descriptor: int) -> int:
+        """Another descriptor of the same open file, which keeps its lock."""
+        with translated("opening a file"):
+            return os.dup(descriptor)
+
     # looking
 
     def read_at(self, descriptor: int, buffer: bytearray | memoryview, offset: int) -> int:

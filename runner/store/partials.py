@@ -37,7 +37,7 @@ _READ_BYTES = 1 << 20
 class _State(enum.Enum):
     OPEN = "open"
     FINISHED = "finished"
-    """Verified, synced and closed; waits to be adopted."""
+    """Verified, synced and closed; waits to be adopted. Until then nobody else may touch it."""
     ENDED = "ended"
     """Adopted, closed or given up."""
 
@@ -137,6 +137,7 @@ class PartialBlob:
         self._written = journal.ranges
         self._claimed = RangeSet.of(journal.ranges.ranges())  # written, or being written by some thread
         self._to_sync = RangeSet()
+        self._lock: int | None = None  # keeps others away once the file is closed
         self._is_in_directory = False  # a power cut might still take the very names of the files
         self._is_lost = False
         self._state = _State.OPEN
@@ -294,6 +295,7 @@ class PartialBlob:
             self.discard()
             raise ContentMismatch(f"the content downloaded as {self.digest} has another digest")
         with self._using():
+            self._lock = self._disk.duplicate(self._part)
             try:
                 self._disk.seal(self._part)
                 self._disk.sync(self._part)
@@ -308,9 +310,9 @@ class PartialBlob:
         """The store has renamed the file; its journal goes with it."""
         if self._state is not _State.FINISHED:
             raise RuntimeError(f"{self!r} must be finished")
-        self._state = _State.ENDED
         with contextlib.suppress(StoreError):  # a journal without its file goes when the store is opened
             self._disk.unlink(self._files.journal)
+        self._let_go()
 
     def close(self) -> None:
         """Stop here and keep what counts, to be resumed. Waits for threads that write; never fails."""
@@ -318,7 +320,7 @@ class PartialBlob:
             self.checkpoint()
         with contextlib.suppress(StoreError):
             self._end(_State.ENDED)
-        self._state = _State.ENDED
+        self._let_go()
 
     def abandon(self) -> None:
         """What the store does when it cannot adopt: keep the file for another try."""
@@ -331,8 +333,8 @@ class PartialBlob:
         with contextlib.suppress(StoreError):
             self._end(_State.ENDED)
         if is_finished:
-            self._state = _State.ENDED
             self._remove()
+        self._let_go()
 
     def _end(self, state: _State) -> None:
         """Close both files; what is lost is removed. Raises StoreError when closing failed: then it is
@@ -357,6 +359,14 @@ class PartialBlob:
             self._disk.close(self._journal)
         finally:
             self._disk.close(self._part)
+
+    def _let_go(self) -> None:
+        """The end: others may have what is left."""
+        self._state = _State.ENDED
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            with contextlib.suppress(StoreError):
+                self._disk.close(lock)
 
     def _remove(self) -> None:
         with contextlib.suppress(StoreError):  # it goes when the store is opened, or with the leftovers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
@@ -292,11 +293,9 @@ def download(layout, disk) -> None:
         partial.finish()
         BlobStore(layout, disk).adopt(partial)
     except Killed:
-        for descriptor in (partial._part, partial._journal):
-            try:
+        for descriptor in (partial._part, partial._journal, partial._lock):  # what the end of a process does
+            with contextlib.suppress(OSError, TypeError):
                 os.close(descriptor)
-            except OSError:
-                pass
         raise
 
 

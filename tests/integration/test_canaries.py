@@ -181,10 +181,12 @@ def _fail(around: Surroundings) -> None:
     around.proxy.routes.clear()
     assert "502" in around.runner("ctl", "pull", "registry.example/no/such:v1")
     login = ("ctl", "login", around.password.host, "--username", USERNAME, "--password-stdin")
-    assert "login" in around.runner(*login, stdin=f"{WRONG_PASSWORD}\n")
+    assert "credentials" in around.runner(*login, stdin=f"{WRONG_PASSWORD}\n")
     assert "logged in" in around.runner(*login, stdin=f"{PASSWORD}\n")
     body = {"reference": f"{around.token.host}/team/one:v1", "bearer_token": GIVEN_TOKEN}
     around.said.append(_posted(around, "/control/v1/pull", body))
+    native = {"from": f"{around.token.host}/team/one:v1", "bearer-token": GIVEN_TOKEN}
+    around.said.append(_posted(around, "/models/create", native))
     wrong = {"reference": f"{around.password.host}/a/b:v1", "username": "u", "password": WRONG_PASSWORD}
     around.said.append(_posted(around, "/control/v1/pull", wrong))
 

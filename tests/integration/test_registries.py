@@ -102,6 +102,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Itera
                 f"{host}={ca_file}" for host in (tls.host, tls_token.host, token_hosts[1])
             ),
             "RUNNER_PRIVATE_REGISTRIES": ",".join(token_hosts),
+            "RUNNER_REGISTRY_MIRRORS": f"docker.io={plain.host}",
         }
         _log_in(root / "docker", password.host, token.host, tls_token.host)
         (root / "full").mkdir()
@@ -227,6 +228,14 @@ def test_a_pull_by_digest_gives_no_tag(setting: Setting) -> None:
     listed = json.loads(setting.empty.runner("ctl", "ls", "--json").stdout)
     assert [model["tags"] for model in listed if model["id"] == model_id] == [[]]
     setting.empty.runner("ctl", "rm", model_id)
+
+
+def test_a_mirror_has_what_is_asked_of_docker_hub(setting: Setting) -> None:
+    push(setting.full, "one", f"{setting.registries['plain'].host}/ai/mirrored:v1")
+    pulled = pull(setting.empty, "mirrored:v1")
+    assert pulled["model_id"] == setting.model_id(setting.full, "one")
+    assert pulled["reference"] == "docker.io/ai/mirrored:v1"
+    setting.empty.runner("ctl", "rm", "mirrored:v1")
 
 
 def test_content_that_the_registry_has_is_not_sent_again(setting: Setting) -> None:

@@ -112,7 +112,7 @@ TENSOR_TYPES = {
 send the engine to kernels that it does not have. The other gaps were removed from the format."""
 
 FILE_TYPE_NAMES = {
-    0: "ALL_F32",
+    0: "MOSTLY_F32",
     1: "MOSTLY_F16",
     2: "MOSTLY_Q4_0",
     3: "MOSTLY_Q4_1",
@@ -144,15 +144,16 @@ FILE_TYPE_NAMES = {
     32: "MOSTLY_BF16",
     36: "MOSTLY_TQ1_0",
     37: "MOSTLY_TQ2_0",
-    38: "MOSTLY_MXFP4_MOE",
+    38: "MOSTLY_MXFP4",
     39: "MOSTLY_NVFP4",
     40: "MOSTLY_Q1_0",
     41: "MOSTLY_Q2_0",
 }
-"""`general.file_type` (`llama_ftype`) in the long form that model configs carry."""
+"""`general.file_type` (`llama_ftype`) in the long form that model configs carry: the names of gguf-parser-go,
+with which Docker Model Runner writes them, and which differ from llama.cpp's for F32 and MXFP4."""
 
 GUESSED_FILE_TYPES = {
-    "F32": "ALL_F32",
+    "F32": "MOSTLY_F32",
     "Q3_K": "MOSTLY_Q3_K_M",
     "Q4_K": "MOSTLY_Q4_K_M",
     "Q5_K": "MOSTLY_Q5_K_M",

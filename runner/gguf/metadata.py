@@ -42,8 +42,8 @@ TEXT_ARRAY_MAX = 50
 TEXT_MAP_MAX = 1024**2
 """Characters of the text map without its keys. No model config may be larger (S03)."""
 
-_COUNT_UNITS = (("Q", 1000**5), ("T", 1000**4), ("B", 1000**3), ("M", 1000**2), ("K", 1000), ("", 1))
-_SIZE_UNITS = (
+COUNT_UNITS = (("Q", 1000**5), ("T", 1000**4), ("B", 1000**3), ("M", 1000**2), ("K", 1000), ("", 1))
+SIZE_UNITS = (
     ("PiB", 1024**5), ("PB", 1000**5),
     ("TiB", 1024**4), ("TB", 1000**4),
     ("GiB", 1024**3), ("GB", 1000**3),
@@ -105,10 +105,10 @@ class GgufMetadata:
             is_language_model=fields.is_language_model,
             name=fields.text("general.name"),
             kind=fields.text("general.type") or "model",
-            parameters=_scaled(n_parameters, _COUNT_UNITS),
+            parameters=scaled(n_parameters, COUNT_UNITS),
             n_parameters=n_parameters,
             quantization=_quantization(header),
-            size=_scaled(tensor_bytes, _SIZE_UNITS),
+            size=scaled(tensor_bytes, SIZE_UNITS),
             tensor_bytes=tensor_bytes,
             block_count=attention.n_layers,
             embedding_length=attention.embedding_length,
@@ -165,7 +165,7 @@ def _guessed_quantization(tensors: tuple[TensorInfo, ...]) -> str:
     return guess if guess in FILE_TYPE_NAMES.values() else UNKNOWN
 
 
-def _scaled(value: int, units: tuple[tuple[str, int], ...]) -> str:
+def scaled(value: int, units: tuple[tuple[str, int], ...]) -> str:
     """`134.52M`: the first unit that is not larger than the value, two decimals, `.00` dropped."""
     unit, base = next(((unit, base) for unit, base in units if base <= value), units[-1])
     return f"{value / base:.2f}".removesuffix(".00") + unit

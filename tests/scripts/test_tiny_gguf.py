@@ -14,7 +14,7 @@ from tests.fuzz.engine import EngineChild
 def test_the_file_says_what_was_asked_for(tmp_path: Path) -> None:
     model = TinyModel(name="Small", n_layers=3, n_embedding=96, n_heads=6, n_heads_kv=3, context_length=1024)
     metadata = read_metadata(write_tiny_gguf(tmp_path / "tiny.gguf", model))
-    assert (metadata.name, metadata.architecture, metadata.quantization) == ("Small", "llama", "ALL_F32")
+    assert (metadata.name, metadata.architecture, metadata.quantization) == ("Small", "llama", "MOSTLY_F32")
     assert (metadata.block_count, metadata.embedding_length, metadata.context_length) == (3, 96, 1024)
     assert (metadata.head_counts, metadata.head_counts_kv) == ((6,) * 3, (3,) * 3)
     assert metadata.vocab_size == 256 + len(MERGES) + len(MARKERS)

@@ -9,7 +9,7 @@ import pytest
 
 from runner.errors import InvalidModelFile
 from runner.gguf.format import ValueType
-from runner.gguf.metadata import TEXT_MAP_MAX, GgufMetadata, read_metadata
+from runner.gguf.metadata import COUNT_UNITS, SIZE_UNITS, TEXT_MAP_MAX, GgufMetadata, read_metadata, scaled
 from tests.support.gguf_writer import (
     Raw,
     Tensor,
@@ -87,10 +87,10 @@ def test_G03_no_other_kind_of_file_is_let_off() -> None:
 @pytest.mark.parametrize(
     ("declared", "name"),
     [
-        (u32(0), "ALL_F32"),
+        (u32(0), "MOSTLY_F32"),
         (u32(1), "MOSTLY_F16"),
         (u32(15), "MOSTLY_Q4_K_M"),
-        (u32(38), "MOSTLY_MXFP4_MOE"),
+        (u32(38), "MOSTLY_MXFP4"),
         (u32(4), "Unknown"),
         (u32(1024), "Unknown"),
         (i32(-1), "Unknown"),
@@ -104,7 +104,7 @@ def test_the_quantization_is_the_name_of_the_file_type(declared: Raw, name: str)
 @pytest.mark.parametrize(
     ("tensors", "name"),
     [
-        ([Tensor("a", (256,), 0)], "ALL_F32"),
+        ([Tensor("a", (256,), 0)], "MOSTLY_F32"),
         ([Tensor("a", (256, 64), 12), Tensor("b", (256,), 0)], "MOSTLY_Q4_K_M"),
         ([Tensor("a", (32, 64), 8), Tensor("b", (256,), 0)], "MOSTLY_Q8_0"),
         ([Tensor("a", (32, 64), 27)], "Unknown"),
@@ -115,11 +115,39 @@ def test_without_a_file_type_the_prevailing_tensor_type_tells(tensors: list[Tens
 
 
 @pytest.mark.parametrize(
+    ("size_bytes", "size"),
+    [
+        (999, "999B"),
+        (1000, "1KB"),  # in the gap between two powers: the first unit that is not larger
+        (1023, "1.02KB"),
+        (1024, "1KiB"),
+        (98_114_432, "93.57MiB"),
+        (1_050_000_000, "1.05GB"),
+        (270_590_880, "258.06MiB"),
+        (1 << 30, "1GiB"),
+        (5 << 40, "5TiB"),
+    ],
+)
+def test_sizes_are_written_with_the_largest_unit_that_fits(size_bytes: int, size: str) -> None:
+    assert scaled(size_bytes, SIZE_UNITS) == size
+
+
+@pytest.mark.parametrize(
     ("n_elements", "parameters"),
-    [(1, "1"), (999, "999"), (1000, "1K"), (1500, "1.50K"), (134_515, "134.51K"), (7_000_000, "7M")],
+    [
+        (1, "1"),
+        (999, "999"),
+        (1000, "1K"),
+        (1500, "1.50K"),
+        (134_515, "134.51K"),
+        (7_000_000, "7M"),
+        (7_620_000_000, "7.62B"),
+        (1_004_000, "1M"),
+        (1_005_001, "1.01M"),
+    ],
 )
 def test_parameters_are_counted_in_thousands(n_elements: int, parameters: str) -> None:
-    assert describe({}, [Tensor("a", (n_elements,), 0)]).parameters == parameters
+    assert scaled(n_elements, COUNT_UNITS) == parameters
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,9 @@ on Gemma 3, which has one too, where the test cache has it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import random
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import attrs
@@ -20,10 +22,12 @@ import pytest
 from runner.domain.engine import CacheMiss, EngineOptions
 from runner.domain.events import Finished
 from runner.domain.sampling import SamplingParams
-from runner.engine.backend import Backend, DecodeResult, load_backend
+from runner.engine.backend import Backend, DecodeResult, Sampler, load_backend
 from runner.engine.engine import Engine, SequenceRequest
 from runner.engine.llama import LlamaBackend
 from runner.engine.prefix import Namespace
+from runner.engine.sampler import SamplerPlan
+from scripts.tiny_gguf import TinyModel, write_tiny_gguf
 from tests.support.model_files import models_called
 from tests.support.tiny_kinds import write_hybrid, write_recurrent, write_windowed
 
@@ -77,9 +81,11 @@ def put(backend: Backend, slot: int, start: int, tokens: list[int]) -> npt.NDArr
     return backend.logits(n_rows - 1).copy()
 
 
-def prefill(backend: Backend, slot: int, tokens: list[int], start: int = 0) -> npt.NDArray[np.float32]:
-    for first in range(start, len(tokens), CHUNK):
-        logits = put(backend, slot, first, tokens[first : first + CHUNK])
+def prefill(
+    backend: Backend, slot: int, tokens: list[int], start: int = 0, *, chunk: int = CHUNK
+) -> npt.NDArray[np.float32]:
+    for first in range(start, len(tokens), chunk):
+        logits = put(backend, slot, first, tokens[first : first + chunk])
     return logits
 
 
@@ -166,18 +172,22 @@ class Watched:
         self.ends: dict[str, Finished] = {}
 
     def submit(self, name: str, tokens: list[int], *, is_shared: bool = True, max_tokens: int = 4) -> None:
-        self.engine.submit(
-            SequenceRequest(
-                request_id=name,
-                prompt_tokens=tuple(tokens),
-                sampling=SamplingParams(temperature=0),
-                max_tokens=max_tokens,
-                ignore_eos=True,
-                namespace=Namespace() if is_shared else None,
-                submitted_s=0.0,
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(self.backend, "new_sampler", partial(self._new_sampler, name))
+            self.engine.submit(
+                SequenceRequest(
+                    request_id=name,
+                    prompt_tokens=tuple(tokens),
+                    sampling=SamplingParams(temperature=0),
+                    max_tokens=max_tokens,
+                    ignore_eos=True,
+                    namespace=Namespace() if is_shared else None,
+                    submitted_s=0.0,
+                )
             )
-        )
-        sampler = self.engine._alive[name].chooser._sampler
+
+    def _new_sampler(self, name: str, plan: SamplerPlan) -> Sampler:
+        sampler = type(self.backend).new_sampler(self.backend, plan)
         sample, seen = sampler.sample, self.logits.setdefault(name, [])
 
         def copying(row: int) -> int:
@@ -185,12 +195,16 @@ class Watched:
             return sample(row)
 
         sampler.sample = copying  # type: ignore[method-assign]  # watched, not changed
+        return sampler
 
     def run(self) -> None:
         while self.engine.has_work:
-            for name, event in self.engine.step().events:
-                if isinstance(event, Finished):
-                    self.ends[name] = event
+            self.step()
+
+    def step(self) -> None:
+        for name, event in self.engine.step().events:
+            if isinstance(event, Finished):
+                self.ends[name] = event
 
     def cached(self, name: str) -> int:
         return self.ends[name].usage.cached_tokens
@@ -296,3 +310,46 @@ def test_a_preempted_state_is_computed_anew(stateful: Backend) -> None:
     assert watched.engine.statistics().counts.preemptions > 0
     for first, second in zip(watched.logits["a"], watched.logits["b"], strict=True):
         assert kl_divergence(first, second) < KL_BOUND
+
+
+# all of it at once
+
+
+def write_plain(path: Path) -> Path:
+    return write_tiny_gguf(path, TinyModel(context_length=4096))
+
+
+@pytest.mark.parametrize("write", [write_plain, write_windowed, write_hybrid])
+def test_whatever_comes_first_tokens_are_chosen_as_alone(
+    write: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    """A drawn load of three families of prompts, in a pool too small for them: a wrong cell shows."""
+    options = EngineOptions(
+        context_size=400, n_cells=448, max_sequences=8, max_retained=5, prefill_chunk=32, n_threads=1
+    )
+    backend = load_backend("llama", write(tmp_path / "tiny.gguf"), options, lambda _: True)
+    watched, drawn = Watched(backend, options), random.Random(5)
+    families = [tokens_of(backend, 350, TEXT[first:]) for first in (0, 211, 422)]
+    prompts: dict[str, list[int]] = {}
+    for _ in range(40):
+        if drawn.random() < 0.6:
+            tail = [drawn.randrange(5, 200) for _ in range(drawn.randint(1, 40))]
+            name = str(len(prompts))
+            prompts[name] = drawn.choice(families)[: drawn.randint(1, 250)] + tail
+            is_shared = drawn.random() < 0.9
+            watched.submit(name, prompts[name], is_shared=is_shared, max_tokens=drawn.randint(1, 100))
+        elif drawn.random() < 0.2:
+            watched.engine.cancel(str(drawn.randrange(len(prompts) + 1)))
+        else:
+            for _ in range(drawn.randint(1, 12)):
+                watched.step()
+    watched.run()
+    counts = watched.engine.statistics().counts
+    assert counts.preemptions > 0
+    assert (counts.reuse_hits > 5) == backend.facts.shares_cells
+    watched.engine.forget_retained()
+    for name in watched.ends:
+        alone = prefill(backend, 0, prompts[name], chunk=32)
+        backend.drop_cells(0)
+        assert kl_divergence(alone, watched.logits[name][0]) < KL_BOUND / 100
+    backend.close()

@@ -31,7 +31,7 @@ PLAIN_FILE_BYTES_MAX = 16 << 20  # outside large storage, which the hub demands 
 NAMED_MAX = 40  # quantisations or stems listed in one message
 
 _QUANTIZATION = (
-    r"I?Q[1-9]_(?:K(?:_(?:XXL|XL|[SML]))?|[01](?:_[48]_[48])?|XXS|XS|XL|NL|[SML])"
+    r"I?Q[1-9](?:_(?:K(?:_(?:XXL|XL|[SML]))?|[01](?:_[48]_[48])?|XXS|XS|XL|NL|[SML]))?"
     r"|TQ[12]_0|MXFP4(?:_MOE)?|NVFP4|BF16|FP?(?:16|32)"
 )
 _LABEL = re.compile(rf"(?<![a-z0-9])((?:UD[-_])?(?:{_QUANTIZATION}))(?![a-z0-9_])", re.IGNORECASE)

@@ -15,7 +15,7 @@ import requests
 import urllib3
 
 from runner.errors import RegistryError, RegistryUnavailable, RunnerError, TransferAborted
-from runner.registry.connections import Call
+from runner.registry.call import Call
 from runner.registry.pace import TooMuchFraming, TooSlow
 
 

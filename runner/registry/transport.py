@@ -1,43 +1,36 @@
 """The one door out: every request of this program to another machine goes through `Door.request` (S07–S11).
 
-Owns redirects, where secrets may go, sizes and encodings of answers, and the session of oras that carries the
-requests out. Imports the modules of connections, rules and pace. What is asked of registries through it:
-`client.py`; of hubs: `huggingface.py`. Everything blocks, for threads; `Abort` ends it from outside.
+Owns redirects, where secrets may go, sizes and encodings of answers. Imports calls, rules and pace. How
+requests are carried: `carrier.py`. What is asked of registries through it: `client.py`; of hubs:
+`huggingface.py`. Everything blocks, for threads; `Abort` ends it from outside.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from http.cookiejar import DefaultCookiePolicy
-from typing import Any, BinaryIO, Final, Self, cast
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, BinaryIO, Final, Self
 from urllib.parse import urljoin
 
 import attrs
-import oras.provider
-import requests
-from oras.auth.base import AuthBackend
-from requests.adapters import HTTPAdapter
 
-from runner.errors import RegistryError, RegistryUnavailable, RunnerError, StoreError
-from runner.registry import addresses, connections
+from runner.errors import RegistryError, RegistryUnavailable, RunnerError
+from runner.registry import addresses
 from runner.registry.abort import Abort
-from runner.registry.connections import Call, PacedAnswer, Wiring
-from runner.registry.faults import translated
+from runner.registry.call import Call, Dial, Wiring, begin, dial_directly, finish
 from runner.registry.pace import HEADERS_S, Pace
 from runner.registry.rules import Authority, BadUrl, Endpoint, NetworkRules
-from runner.registry.tls import TlsContexts
+
+if TYPE_CHECKING:
+    from runner.registry.carrier import Carried, Carrier
 
 REDIRECTS_MAX: Final = 5
 SMALL_ANSWER_BYTES_MAX: Final = 64 << 10
 SMALL_ANSWER_S: Final = 120.0
-_SEND_BYTES: Final = 64 << 10  # a piece must leave within the connect timeout
 _REDIRECTS: Final = (301, 302, 303, 307, 308)
 _KEEPS_METHOD: Final = (307, 308)
-_POOLS_MAX: Final = 32  # servers that connections are kept for
-_KEPT_PER_POOL: Final = 16
 
 
 @attrs.frozen
@@ -67,12 +60,11 @@ class Answer:
     `authority` is the server that gave it, after redirects.
     """
 
-    def __init__(self, response: requests.Response, call: Call) -> None:
-        self._response = response
+    def __init__(self, carried: Carried, call: Call) -> None:
+        self._carried = carried
         self._call = call
-        self._paced: PacedAnswer = cast(Any, response.raw).paced
-        self.status: int = response.status_code
-        self.headers: Mapping[str, str] = response.headers
+        self.status = carried.status
+        self.headers = carried.headers
         self.authority = call.target
         self.registry = call.origin.registry
 
@@ -93,10 +85,10 @@ class Answer:
         Raises RegistryUnavailable when the server broke off or is too slow, TransferAborted.
         """
         try:
-            return self._paced.read_some(buffer)
+            return self._carried.body.read_some(buffer)
         except Exception as error:
             self._give_up()
-            raise translated(error, self._call) from None
+            raise _translated(error, self._call) from None
 
     def read_small(self, limit_bytes: int = SMALL_ANSWER_BYTES_MAX) -> bytes:
         """The whole body, which is read to one byte beyond the limit at most (S04).
@@ -133,14 +125,11 @@ class Answer:
     def close(self) -> None:
         """Keep the connection when the body was read to its end, else close it. May be called twice."""
         self._call.release()
-        self._paced.finish_if_empty()
-        if self._paced.isclosed():
-            self._response.raw.release_conn()
-        self._response.close()
+        self._carried.keep()
 
     def _give_up(self) -> None:
         self._call.release()
-        self._response.raw.close()
+        self._carried.drop()
 
     def __enter__(self) -> Self:
         return self
@@ -163,16 +152,13 @@ class Door:
         rules: NetworkRules,
         *,
         resolve: addresses.Resolver = addresses.resolve,
-        dial: connections.Dial = connections.dial,
+        dial: Dial = dial_directly,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        logging.getLogger("urllib3").setLevel(
-            logging.ERROR
-        )  # below that it logs URLs, signatures included (K01)
         self.rules = rules
         self._wiring = Wiring(resolve=resolve, dial=dial, clock=clock)
-        self._adapter = _Adapter(rules)
-        self._carrier = _Carrier(self._adapter)
+        self._lock = threading.Lock()
+        self._carrier: Carrier | None = None
 
     def request(
         self,
@@ -250,18 +236,25 @@ class Door:
         self, call: Call, method: str, url: str, headers: dict[str, str], body: bytes | StreamedBody | None
     ) -> Answer:
         call.abort.raise_if_aborted()
-        token = connections.begin(call)
+        carrier = self._loaded()
+        token = begin(call)
         try:
-            response = self._carrier.carry(
-                method, url, headers, _SentBody(body) if isinstance(body, StreamedBody) else body
-            )
+            carried = carrier.carry(method, url, headers, body)
             call.pace.begin_body()
-            return Answer(response, call)
+            return Answer(carried, call)
         except Exception as error:
             call.release()
-            raise translated(error, call) from None
+            raise _translated(error, call) from None
         finally:
-            connections.finish(token)
+            finish(token)
+
+    def _loaded(self) -> Carrier:
+        with self._lock:
+            if self._carrier is None:
+                from runner.registry.carrier import Carrier
+
+                self._carrier = Carrier(self.rules)
+            return self._carrier
 
     def _checked(self, answer: Answer) -> Answer:
         encoding = answer.headers.get("Content-Encoding", "identity").strip().lower()
@@ -280,7 +273,15 @@ class Door:
 
     def close(self) -> None:
         """Close the connections that are kept."""
-        self._carrier.session.close()
+        with self._lock:
+            if self._carrier is not None:
+                self._carrier.close()
+
+
+def _translated(error: Exception, call: Call) -> Exception:
+    from runner.registry.faults import translated  # as late as the libraries it knows
+
+    return translated(error, call)
 
 
 def _joined(url: str, location: str) -> str:
@@ -288,111 +289,3 @@ def _joined(url: str, location: str) -> str:
         return urljoin(url, location)
     except ValueError:
         return location  # refused where it is parsed
-
-
-class _SentBody:
-    """What requests takes for a body of known length. One send reads it once."""
-
-    def __init__(self, body: StreamedBody) -> None:
-        self._body = body
-
-    def __len__(self) -> int:
-        return self._body.size_bytes
-
-    def __iter__(self) -> Iterator[bytes]:
-        left_bytes = self._body.size_bytes
-        with self._body.open_source() as source:
-            while left_bytes:
-                piece = source.read(min(_SEND_BYTES, left_bytes))
-                if not piece:
-                    raise StoreError("the file to send is shorter than it was")
-                yield piece
-                left_bytes -= len(piece)
-                if self._body.on_sent is not None:
-                    self._body.on_sent(self._body.size_bytes - left_bytes)
-
-
-class _Adapter(HTTPAdapter):
-    """Sends what the session prepared over guarded connections, through a proxy where the rules say so."""
-
-    def __init__(self, rules: NetworkRules) -> None:
-        self._rules = rules
-        self._tls = TlsContexts(rules)
-        super().__init__(pool_connections=_POOLS_MAX, pool_maxsize=_KEPT_PER_POOL)
-
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = connections.POOLS
-
-    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
-        manager = super().proxy_manager_for(proxy, **kwargs)
-        manager.pool_classes_by_scheme = connections.POOLS
-        return manager
-
-    def build_connection_pool_key_attributes(self, request: Any, verify: Any, cert: Any = None) -> Any:
-        host_params, _ = super().build_connection_pool_key_attributes(request, verify, cert)
-        if host_params["scheme"] != "https":
-            return host_params, {}
-        return host_params, {"ssl_context": self._tls.context(connections.current().target)}
-
-    def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
-        """Nothing: the context of the pool decides."""
-
-    def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
-        call = connections.current()
-        target = call.target
-        proxy = self._rules.proxies.for_target(target.scheme, target.host, target.port)
-        if proxy is not None:
-            call.check_before_proxy()
-        kwargs["proxies"] = {target.scheme: proxy} if proxy is not None else {}
-        kwargs["timeout"] = (self._rules.connect_timeout_s, max(self._rules.read_timeout_s, call.pace.head_s))
-        kwargs["stream"] = True  # else the whole body would be read into memory
-        return super().send(request, *args, **kwargs)
-
-
-class _Session(requests.Session):
-    """No redirects, no cookies, nothing from the environment or `.netrc` (K09): the door does all that."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.trust_env = False
-
-    def get_redirect_target(self, resp: requests.Response) -> str | None:
-        return None
-
-
-class _Challenged(Exception):
-    def __init__(self, response: requests.Response) -> None:
-        super().__init__("the server wants credentials")
-        self.response = response
-
-
-class _NoAuthentication(AuthBackend):  # type: ignore[misc]  # oras has no types
-    """Hands 401 and 403 back: who may see which secret is not for a library to decide."""
-
-    def authenticate_request(self, original: requests.Response, *_args: Any, **_kwargs: Any) -> Any:
-        raise _Challenged(original)
-
-
-class _Carrier(oras.provider.Registry):  # type: ignore[misc]  # oras has no types
-    """oras's client with our session under it, for one request at a time and without its pauses of 131 s."""
-
-    def __init__(self, adapter: _Adapter) -> None:
-        super().__init__()
-        session = _Session()
-        session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-        session.adapters.clear()
-        session.mount("https://", adapter)
-        session.mount("http://", adapter)
-        session.headers.clear()
-        self.session: requests.Session = session
-        self.auth = _NoAuthentication()
-        self._unretried = oras.provider.Registry.do_request.__wrapped__
-
-    def carry(self, method: str, url: str, headers: dict[str, str], body: Any) -> requests.Response:
-        try:
-            response = self._unretried(self, url, method, data=body, headers=headers, stream=True)
-        except _Challenged as challenged:
-            response = challenged.response
-        assert isinstance(response, requests.Response)
-        return response

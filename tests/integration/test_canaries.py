@@ -178,6 +178,9 @@ def _fail(around: Surroundings) -> None:
     around.hub.redirect_to = f"http://10.0.0.1/{BROKEN}?X-Signature={SIGNATURE}"
     assert "10.0.0.1" in around.runner("ctl", "pull", f"hf.co/{BROKEN}:Q4_0")
     assert "not there" in around.runner("ctl", "pull", f"{around.password.host}/no/such:v1")
+    own = {"RUNNER_REGISTRY_USERNAME": "u", "RUNNER_REGISTRY_PASSWORD": WRONG_PASSWORD}
+    name = f"{around.password.host}/team/one:v1"
+    assert "login" in around.runner("ctl", "pull", name, RUNNER_REGISTRY=around.password.host, **own)
     around.proxy.routes.clear()
     assert "502" in around.runner("ctl", "pull", "registry.example/no/such:v1")
     login = ("ctl", "login", around.password.host, "--username", USERNAME, "--password-stdin")

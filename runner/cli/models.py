@@ -111,6 +111,7 @@ def inspect(model: str, remote: bool, as_json: bool, host: str | None) -> None:
             for layer in report["layers"]
         ],
     )
+    _print_section("Labels", sorted((key, _one_line(text)) for key, text in report["labels"].items()))
     _print_section("Metadata", [(key, _one_line(value)) for key, value in sorted(report["metadata"].items())])
 
 

@@ -193,6 +193,7 @@ class ModelReport:
     """`inspect`: the summary, the layers, and the header's scalar metadata as text.
 
     `described_size` is the size of the tensors in the words of the config (`98.12MiB`), empty without any.
+    `labels` are the annotations of the manifest.
     """
 
     model: ModelSummary
@@ -202,6 +203,7 @@ class ModelReport:
     licenses: tuple[str, ...]
     metadata: dict[str, str]
     described_size: str = ""
+    labels: dict[str, str] = attrs.field(factory=dict)
 
 
 @attrs.frozen(kw_only=True)

@@ -5,6 +5,8 @@ Owns the texts of `inspect`. Imports domain, oci and the store's blobs.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from runner.domain.model import Model
 from runner.domain.status import LayerSummary, ModelReport, ModelSummary
 from runner.errors import InvalidManifest, StoreDamaged
@@ -13,6 +15,8 @@ from runner.oci.model_config import CONFIG_BYTES_MAX, ModelConfig
 from runner.store.blobs import BlobStore
 from runner.store.catalog import StoredModel
 from runner.store.package import TEXT_LAYER_BYTES_MAX
+
+LICENSES_BYTES_MAX = 4 * TEXT_LAYER_BYTES_MAX
 
 
 def summary_of(model: Model) -> ModelSummary:
@@ -44,9 +48,10 @@ def report_of(stored: StoredModel, blobs: BlobStore) -> ModelReport:
         manifest_digest=str(stored.model.id),
         config_digest=str(manifest.config.digest),
         layers=tuple(layer_summary(layer) for layer in manifest.layers),
-        licenses=tuple(_text(layer, blobs) for layer in stored.layers().licenses),
+        licenses=tuple(_licenses(stored, blobs)),
         metadata=dict(config.metadata),
         described_size=config.size,
+        labels=dict(manifest.annotations),
     )
 
 
@@ -60,6 +65,13 @@ def layer_summary(layer: Descriptor) -> LayerSummary:
     )
 
 
-def _text(layer: Descriptor, blobs: BlobStore) -> str:
-    """The text of a licence, of which nobody promised an encoding."""
-    return blobs.read(layer.digest, limit_bytes=TEXT_LAYER_BYTES_MAX).decode(errors="replace")
+def _licenses(stored: StoredModel, blobs: BlobStore) -> Iterator[str]:
+    """The texts, of which nobody promised an encoding. A model from elsewhere may have any number of any
+    length; what would be too much is only mentioned."""
+    left_bytes = LICENSES_BYTES_MAX
+    for layer in stored.layers().licenses:
+        if layer.size_bytes > min(left_bytes, TEXT_LAYER_BYTES_MAX):
+            yield f"({layer.size_bytes} bytes, not shown)"
+            continue
+        left_bytes -= layer.size_bytes
+        yield blobs.read(layer.digest, limit_bytes=layer.size_bytes).decode(errors="replace")

@@ -86,6 +86,10 @@ def named(content: bytes, ref: str | None = None, media_type: str = media_types.
     return attrs.evolve(Descriptor.of(content, media_type), annotations=annotations)
 
 
+def with_manifest(*layers: Descriptor, config: bytes = PACKAGE.config, kind: str = "") -> bytes:
+    return Manifest.binding(config, layers, kind or media_types.DOCKER_CONFIG_V01).encode()
+
+
 GOOD = blobs(WEIGHTS, LICENSE, PACKAGE.config)
 
 
@@ -304,11 +308,47 @@ async def test_a_name_in_an_index_is_taken_when_it_is_one(
         assert loaded.tags == tags
 
 
+async def test_a_directory_of_safetensors_is_kept_with_its_paths_and_not_loaded(tmp_path: Path) -> None:
+    files = {
+        "model-00001-of-00002.safetensors": media_types.SAFETENSORS,
+        "text_encoder/model.safetensors": media_types.SAFETENSORS,
+        "config.json": media_types.MODEL_FILE,
+        "LICENSE": media_types.LICENSE,
+    }
+    layers = tuple(
+        attrs.evolve(Descriptor.of(path.encode(), kind), annotations={media_types.ANNOTATION_FILE_PATH: path})
+        for path, kind in files.items()
+    )
+    config = b'{"config":{"format":"safetensors","safetensors":{"tensor_count":"3"}},"descriptor":{}}'
+    manifest = with_manifest(*layers, config=config, kind=media_types.DOCKER_CONFIG_V02)
+    archive = tar(**blobs(config, *(path.encode() for path in files)), **{"manifest.json": manifest})
+    async with running_store(tmp_path / "store") as running:
+        (model,) = await load_archive(running.store, in_chunks(archive), name=reference("a:1"))
+        assert (model.id, model.format) == (Digest.of(manifest), "safetensors")
+        report = await running.store.inspect(name("a:1"))
+        assert [row.filename for row in report.layers] == list(files)
+        assert report.licenses == ("LICENSE",)
+        with pytest.raises(UnsupportedModel, match="safetensors"):
+            await running.store.lease(model.id)
+        assert (await load_archive(running.store, in_chunks(await saved(running, "a:1")))) == (model,)
+
+
+async def test_the_format_of_a_pack_that_does_not_say_it_is_that_of_its_files(tmp_path: Path) -> None:
+    config = b'{"config":{"paramSize":"1M"},"modelfs":{"type":"layers"},"descriptor":{"family":"x"}}'
+    weights = attrs.evolve(
+        Descriptor.of(WEIGHTS, media_types.CNCF_WEIGHT),
+        annotations={media_types.ANNOTATION_FILE_PATH: "model.gguf"},
+    )
+    manifest = with_manifest(weights, config=config, kind=media_types.CNCF_CONFIG)
+    archive = tar(**blobs(config, WEIGHTS), **{"manifest.json": manifest})
+    async with running_store(tmp_path / "store") as running:
+        (model,) = await load_archive(running.store, in_chunks(archive))
+        assert (model.format, model.parameters, model.context_size) == ("gguf", "1M", None)
+        with await running.store.lease(model.id) as lease:
+            assert lease.files.model.trained_context_size == 4096
+
+
 # what is refused
-
-
-def with_manifest(*layers: Descriptor, config: bytes = PACKAGE.config, kind: str = "") -> bytes:
-    return Manifest.binding(config, layers, kind or media_types.DOCKER_CONFIG_V01).encode()
 
 
 GONE = next(iter(GOOD))

@@ -47,6 +47,12 @@ def test_L06_ls_and_inspect_mark_a_model_in_quarantine(cli: Cli) -> None:
     assert why in cli("ctl", "inspect", "ai/a").stdout
 
 
+def test_inspect_shows_labels(cli: Cli) -> None:
+    cli.routes["GET /control/v1/models/ai/a"] = attrs.evolve(report(), labels={"org.example.team": "blue\n"})
+    lines = cli("ctl", "inspect", "ai/a").stdout.splitlines()
+    assert lines[lines.index("Labels:") + 1] == "  org.example.team  blue"
+
+
 def test_columns_are_aligned(cli: Cli) -> None:
     cli.routes["GET /control/v1/models"] = [
         model_summary(tags=("docker.io/ai/a:latest",)),

@@ -100,7 +100,7 @@ def test_a_model_is_packaged_renamed_asked_and_removed(own_daemon: RunningDaemon
 
 
 def test_an_unknown_model_exits_with_4(daemon: RunningDaemon) -> None:
-    ended = daemon.runner("run", "nowhere", "hi", check=False)
+    ended = daemon.runner("run", "nowhere", "hi", "--no-pull", check=False)
     assert ended.returncode == 4
     assert ended.stderr.splitlines()[1].startswith("hint: `runner ctl ls`")
 

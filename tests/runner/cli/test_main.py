@@ -122,7 +122,7 @@ def test_no_daemon_exits_with_3_and_a_hint(cli: Cli, monkeypatch: pytest.MonkeyP
     assert ended.status == 3
     assert ended.stderr.splitlines() == [
         f"error: no daemon answers at unix:{tmp_path}/r.sock (No such file or directory)",
-        "hint: `runner serve` starts one; `runner run` and `runner ctl package` start one by themselves",
+        "hint: `runner serve` starts one; `runner run`, `runner ctl pull` and others start one by themselves",
     ]
 
 

@@ -277,10 +277,10 @@ class BlobPlan:
             case RangeOpened(attempt_id):
                 return self._open(self._attempts[attempt_id], now_s)
             case RangeEnded(attempt_id, position) | RangeAborted(attempt_id, position):
-                self._take(attempt_id, position)
+                self._take(attempt_id, position, now_s)
                 return ()
             case RangeFailed():
-                self._take(event.attempt_id, event.position)
+                self._take(event.attempt_id, event.position, now_s)
                 return self._fail(event, now_s)
             case RangesRefused():
                 return self._refuse(event, now_s)
@@ -296,11 +296,11 @@ class BlobPlan:
             self._has_ranges = True
         return ()
 
-    def _take(self, attempt_id: int, position: int) -> None:
+    def _take(self, attempt_id: int, position: int, now_s: float) -> None:
         """The attempt has ended at `position`; what it leaves of its range is to be fetched."""
         attempt = self._attempts.pop(attempt_id)
-        if attempt.rate is not None:
-            self._old_rates.append(attempt.rate)
+        if not attempt.is_aborted and attempt.opened_s is not None and now_s > attempt.opened_s:
+            self._old_rates.append((position - attempt.start) / (now_s - attempt.opened_s))
         if self._must_start_over:
             return
         if self._has_ranges is False and position < attempt.end:

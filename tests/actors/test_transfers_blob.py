@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import attrs
 import pytest
 import trio
 
@@ -122,6 +123,15 @@ async def test_O06_a_cancelled_transfer_wakes_its_blocked_readers_and_can_be_res
         again = ScriptedSource(CONTENT)
         assert (await into.fetch(again)).path.read_bytes() == CONTENT
         assert again.sent_bytes < len(CONTENT)
+
+
+async def test_a_straggler_is_replaced(tmp_path):
+    async with downloads(tmp_path / "store") as into:
+        into.tools = tools(rules=attrs.evolve(RULES, window_s=0.01, slow_rest_s=0.01))
+        source = ScriptedSource(CONTENT, stalls=lambda asked: asked.number == 6)
+        assert (await into.fetch(source)).path.read_bytes() == CONTENT
+        stalled = source.asked[6]
+        assert (stalled.start, stalled.end) in source.ranges()[7:]
 
 
 # S20

@@ -53,7 +53,7 @@ class Asked:
 class ScriptedSource:
     """Has one content. `answer` may raise, or return other bytes than those that were asked for; `gate`
     holds bodies back until it is set; bodies break off after `breaks_after` bytes, and may be asked for
-    again at once."""
+    again at once; those that `stalls` says send nothing."""
 
     content: bytes
     answer: Callable[[Asked], bytes | None] = lambda asked: None
@@ -61,6 +61,7 @@ class ScriptedSource:
     asked: list[Asked] = attrs.field(factory=list)
     gate: threading.Event = attrs.field(factory=threading.Event)
     breaks_after: int | None = None
+    stalls: Callable[[Asked], bool] = lambda asked: False
     open_bodies: int = 0
     open_bodies_max: int = 0
     sent_bytes: int = 0
@@ -78,7 +79,8 @@ class ScriptedSource:
         with self.lock:
             self.open_bodies += 1
             self.open_bodies_max = max(self.open_bodies_max, self.open_bodies)
-        return ScriptedBody(self, self.content[start:end] if content is None else content, abort)
+        body = self.content[start:end] if content is None else content
+        return ScriptedBody(self, body, abort, stalls=self.stalls(asked))
 
     def ranges(self) -> list[tuple[int, int | None]]:
         return [(asked.start, asked.end) for asked in self.asked]
@@ -89,10 +91,11 @@ class ScriptedBody:
     source: ScriptedSource
     left: bytes
     abort: Abort
+    stalls: bool
     sent_bytes: int = 0
 
     def readinto(self, buffer: memoryview) -> int:
-        while not self.source.gate.is_set():
+        while self.stalls or not self.source.gate.is_set():
             self.abort.wait(0.005)
         self.abort.raise_if_aborted()
         limit = self.source.breaks_after

@@ -277,9 +277,9 @@ def test_what_is_left_at_the_end_is_shared_with_a_free_connection():
     for attempt_id in range(4):
         plan.handle(RangeOpened(attempt_id), 0)
     for attempt_id in (0, 1, 2):
-        plan.handle(RangeEnded(attempt_id, 250 * (attempt_id + 1)), 1)
-    assert plan.handle(Look({3: 810}), 2) == (Shorten(3, 905), fetch(4, 905, 1000))
-    plan.handle(RangeEnded(3, 910), 5)  # it had gone beyond its new end already
+        plan.handle(RangeEnded(attempt_id, 250 * (attempt_id + 1)), 2)
+    assert plan.handle(Look({3: 830}), 2) == (Shorten(3, 915), fetch(4, 915, 1000))
+    plan.handle(RangeEnded(3, 920), 5)  # it had gone beyond its new end already
     plan.handle(RangeEnded(4, 1000), 5)
     assert plan.is_complete
     assert repr(plan) == "<BlobPlan complete: 0 under way, 0 pending>"

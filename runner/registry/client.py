@@ -309,7 +309,7 @@ class RegistryClient:
             endpoint, "GET", url, pull_scope(reference), given=given, abort=abort, headers=headers
         ) as answer:
             if answer.status != 200:
-                raise error_of(answer, reference.familiar(), login_name=reference.registry)
+                raise error_of(answer, reference.familiar(), login_name=endpoint.login_name)
             content = answer.read_small(MANIFEST_BYTES_MAX)
             announced = answer.headers.get("Docker-Content-Digest")
             content_type = answer.headers.get("Content-Type", "").partition(";")[0].strip()
@@ -357,7 +357,7 @@ class RegistryClient:
         if is_range and answer.status in (200, 206, 416):
             checked_range(answer, start=start, end=end, size_bytes=size_bytes)
         elif answer.status != 200:
-            raise error_of(answer, what, login_name=reference.registry)
+            raise error_of(answer, what, login_name=endpoint.login_name)
         else:
             checked_whole(answer, size_bytes=size_bytes, what=what)
         return BlobBody(answer, what=what, start=start, end=end)

@@ -69,13 +69,15 @@ class Authority:
 class Endpoint:
     """A server that the user named, by a model's name or in a setting; `registry` is the name for messages.
 
-    Every host that is not `authority` was named by somebody else, and is checked (S07).
+    Every host that is not `authority` was named by somebody else, and is checked (S07). Logins are kept under
+    `login_name`.
     """
 
     registry: str
     authority: Authority
     prefix: str = ""
     """The path before `/v2`; begins with a slash when there is one."""
+    login_name: str = attrs.field(default=attrs.Factory(lambda self: self.registry, takes_self=True))
 
     @classmethod
     def of_url(cls, url: str, *, registry: str | None = None) -> Self:
@@ -137,7 +139,8 @@ class NetworkRules:
 
     def _mirror(self, text: str, registry: str) -> Endpoint:
         url = text if "://" in text else f"{self._scheme(text)}://{text}"
-        return attrs.evolve(Endpoint.of_url(url), registry=f"{registry} (mirror {Authority.of(url).netloc})")
+        mirror = Endpoint.of_url(url)
+        return attrs.evolve(mirror, registry=f"{registry} (mirror {mirror.login_name})")
 
     def ca_file(self, authority: Authority) -> Path | None:
         """The CA file for this server, by host and port or by host."""

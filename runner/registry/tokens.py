@@ -71,7 +71,7 @@ class Authenticator:
         """As whom to talk to this server: what came with the request, else what the user has for it."""
         if given is not None and not given.is_empty:
             return given
-        return self._credentials.find(endpoint.registry)
+        return self._credentials.find(endpoint.login_name)
 
     def known(
         self, endpoint: Endpoint, scopes: Scopes, identity: RemoteCredentials | None
@@ -176,10 +176,11 @@ class Authenticator:
             answer.close()
             fault = "needs a login" if identity is None else "does not accept the credentials"
             raise RegistryUnauthorized(
-                endpoint.registry, f"its token server {fault}; `runner ctl login {endpoint.registry}` logs in"
+                endpoint.registry,
+                f"its token server {fault}; `runner ctl login {endpoint.login_name}` logs in",
             )
         if answer.status != 200:
-            raise error_of(answer, "a token", login_name=endpoint.registry)
+            raise error_of(answer, "a token", login_name=endpoint.login_name)
         token, lifetime_s = _read_token(answer.read_small(), endpoint)
         authorization = _bearer(token, endpoint.authority, is_secret=identity is not None)
         return _Grant(authorization, asked_s + lifetime_s * _LIFETIME_SHARE)

@@ -404,6 +404,16 @@ def test_a_mirror_never_sees_credentials_given_for_the_registry(mirror: Registry
     assert [request.headers.get("authorization") for request in mirror.requests] == [None]
 
 
+def test_a_mirror_gets_the_login_that_is_kept_for_it() -> None:
+    login = RemoteCredentials(username="user", password="canary")
+    with RegistryServer() as server, RegistryServer(password="canary") as mirror:
+        mirror.add_model(b"weights")
+        rules = NetworkRules(mirrors={server.netloc: (mirror.url,)})
+        with registry_client(rules, logins={mirror.netloc: login}) as client:
+            client.resolve(server.reference())
+        assert server.requests == []
+
+
 def test_a_lying_mirror_is_passed_over(server: RegistryServer, mirror: RegistryServer) -> None:
     digest = Digest.of(server.add_model(b"weights").encode())
     mirror.manifests["ai/tiny", str(digest)] = (b"{}", media_types.IMAGE_MANIFEST)

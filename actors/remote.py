@@ -70,6 +70,7 @@ def _report_of_manifest(asked: PullRequest, remote: RemoteManifest, config: Mode
         licenses=(),
         metadata=dict(config.metadata),
         described_size=config.size,
+        described_context_size=config.context_size,
         labels=dict(remote.manifest.annotations),
     )
 

@@ -51,9 +51,13 @@ def write_tiny_gguf(path: Path, model: TinyModel = TinyModel()) -> Path:
     return _write(gguf.GGUFWriter(path, "llama"), model)[0]
 
 
-def write_tiny_split(path: Path, model: TinyModel = TinyModel(), *, tensors_per_part: int) -> list[Path]:
-    """Write `path` in parts, `OUT-00001-of-00003.gguf` and so on, and return their paths in order."""
-    return _write(gguf.GGUFWriter(path, "llama", split_max_tensors=tensors_per_part), model)
+def write_tiny_split(
+    path: Path, model: TinyModel = TinyModel(), *, tensors_per_part: int, small_first: bool = False
+) -> list[Path]:
+    """Write `path` in parts, `OUT-00001-of-00003.gguf` and so on, and return their paths in order. With
+    `small_first` the first part has the metadata alone."""
+    writer = gguf.GGUFWriter(path, "llama", split_max_tensors=tensors_per_part, small_first_shard=small_first)
+    return _write(writer, model)
 
 
 def _write(writer: gguf.GGUFWriter, model: TinyModel) -> list[Path]:

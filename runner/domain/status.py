@@ -192,7 +192,8 @@ class LayerSummary:
 class ModelReport:
     """`inspect`: the summary, the layers, and the header's scalar metadata as text.
 
-    `described_size` is the size of the tensors in the words of the config (`98.12MiB`), empty without any.
+    `described_size` is the size of the tensors in the words of the config (`98.12MiB`), empty without any,
+    and `described_context_size` the number that stands there, whether or not somebody chose it.
     `labels` are the annotations of the manifest.
     """
 
@@ -203,6 +204,7 @@ class ModelReport:
     licenses: tuple[str, ...]
     metadata: dict[str, str]
     described_size: str = ""
+    described_context_size: int | None = None
     labels: dict[str, str] = attrs.field(factory=dict)
 
 

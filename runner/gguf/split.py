@@ -21,6 +21,11 @@ from runner.gguf.reader import GgufHeader, TensorInfo, read_header
 PARTS_MAX: Final = 512
 """The largest models that are shared have about 150 parts."""
 
+_FURTHER_HEADER_BYTES: Final = 4 << 20  # 16,384 tensors take 2 MB
+_FURTHER_KEYS: Final = 256
+_FURTHER_TEXT_BYTES: Final = 64 << 10
+_FURTHER_ELEMENTS: Final = 4096
+
 NUMBER_KEY: Final = "split.no"
 COUNT_KEY: Final = "split.count"
 TENSORS_KEY: Final = "split.tensors.count"
@@ -61,12 +66,28 @@ def read_parts(
     """
     if n_parts > PARTS_MAX:
         raise InvalidModelFile(f"the model has {n_parts} parts; the limit is {PARTS_MAX}")
-    headers = (read_header(file, size_bytes, limits) for file, size_bytes in sources)
+    headers = (
+        read_header(file, size_bytes, limits if index == 0 else _limits_of_further(limits))
+        for index, (file, size_bytes) in enumerate(sources)
+    )
     try:
         return GgufMetadata.from_header(join(headers, n_parts, limits))
     finally:
         if isinstance(sources, Generator):
             sources.close()
+
+
+def _limits_of_further(limits: HeaderLimits) -> HeaderLimits:
+    """Further parts have tensors and a few numbers. With room for a vocabulary in each, reading the headers
+    of 512 parts could take 512 times as long as that of a whole model (G01)."""
+    return attrs.evolve(
+        limits,
+        header_bytes=min(limits.header_bytes, _FURTHER_HEADER_BYTES),
+        keys=min(limits.keys, _FURTHER_KEYS),
+        text_bytes=min(limits.text_bytes, _FURTHER_TEXT_BYTES),
+        array_elements=min(limits.array_elements, _FURTHER_ELEMENTS),
+        string_elements=min(limits.string_elements, _FURTHER_ELEMENTS),
+    )
 
 
 def join(headers: Iterable[GgufHeader], n_parts: int, limits: HeaderLimits = LIMITS) -> GgufHeader:

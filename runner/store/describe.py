@@ -51,6 +51,7 @@ def report_of(stored: StoredModel, blobs: BlobStore) -> ModelReport:
         licenses=tuple(_licenses(stored, blobs)),
         metadata=dict(config.metadata),
         described_size=config.size,
+        described_context_size=config.context_size,
         labels=dict(manifest.annotations),
     )
 

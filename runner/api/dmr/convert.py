@@ -36,7 +36,7 @@ def model_object(report: ModelReport, *, is_remote: bool = False) -> dict[str, A
         "architecture": model.architecture,
         "size": report.described_size or size_text(model.size_bytes),
         "gguf": report.metadata,
-        "context_size": model.context_size,
+        "context_size": report.described_context_size or model.context_size,
     }
     tags = {"tags": list(model.tags)} if model.tags and not is_remote else {}
     return {

@@ -77,10 +77,13 @@ def test_O01_it_does_where_weights_are_repacked(tmp_path: Path, is_quantized: bo
 
 
 @pytest.mark.parametrize("is_quantized", [False, True])
-def test_O01_it_does_for_a_split_model(tmp_path: Path, is_quantized: bool) -> None:
+@pytest.mark.parametrize("small_first", [False, True])
+def test_O01_it_does_for_a_split_model(tmp_path: Path, is_quantized: bool, small_first: bool) -> None:
     model = TinyModel(n_layers=3, n_embedding=512, n_feed_forward=1024, is_quantized=is_quantized)
-    path, *further_parts = write_tiny_split(tmp_path / "tiny.gguf", model, tensors_per_part=7)
-    assert len(further_parts) == 4
+    path, *further_parts = write_tiny_split(
+        tmp_path / "tiny.gguf", model, tensors_per_part=7, small_first=small_first
+    )
+    assert len(further_parts) == 4 + small_first
     told = measure(path, SMALL, further_parts=tuple(further_parts))
     logged = logged_by_a_load(path, SMALL, *further_parts)
     assert as_logged(told.devices).keys() == as_logged(logged).keys()

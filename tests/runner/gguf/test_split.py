@@ -15,7 +15,17 @@ from runner.gguf.format import HeaderLimits, ValueType
 from runner.gguf.metadata import GgufMetadata, read_metadata
 from runner.gguf.split import PARTS_MAX, PartName, read_parts
 from scripts.tiny_gguf import TinyModel, write_tiny_gguf, write_tiny_split
-from tests.support.gguf_writer import Raw, Tensor, gguf_bytes, model_keys, scalar, u32
+from tests.support.gguf_writer import (
+    Raw,
+    Tensor,
+    gguf_bytes,
+    model_keys,
+    numbers,
+    scalar,
+    strings,
+    text,
+    u32,
+)
 
 
 def part(number: int, count: int, tensors: Iterable[str], **changes: Raw | None) -> bytes:
@@ -61,6 +71,29 @@ def test_one_file_is_a_model_that_was_not_split() -> None:
     whole = gguf_bytes(model_keys(), [Tensor()])
     assert read(whole) == read_metadata(io.BytesIO(whole))
     assert read(part(0, 1, ["a", "b", "c"])).n_parameters == 3 * 256
+
+
+def test_a_first_part_may_have_the_metadata_alone(tmp_path: Path) -> None:
+    model = TinyModel(n_layers=3)
+    paths = write_tiny_split(tmp_path / "split.gguf", model, tensors_per_part=20, small_first=True)
+    found = read(*(path.read_bytes() for path in paths))
+    assert len(paths) == 3
+    assert found.parameters == read_metadata(write_tiny_gguf(tmp_path / "whole.gguf", model)).parameters
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("tokens", strings(["x"] * 4097)),
+        ("numbers", numbers(ValueType.UINT8, [0] * 4097)),
+        ("text", text("x" * ((64 << 10) + 1))),
+    ],
+)
+def test_G01_a_further_part_has_no_room_for_a_vocabulary(key: str, value: Raw) -> None:
+    more = part(1, 2, ["b", "c"], **{key: value})
+    with pytest.raises(InvalidModelFile, match=key if key != "text" else "bytes of text"):
+        read(FIRST, more)
+    assert read(gguf_bytes({**model_keys(), key: value}, [Tensor()])).n_parameters > 0
 
 
 @pytest.mark.parametrize(

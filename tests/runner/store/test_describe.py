@@ -39,7 +39,7 @@ def test_a_report_has_layers_licences_and_metadata(store):
     assert report.metadata["llama.context_length"] == "4096"
     assert all(isinstance(value, str) for value in report.metadata.values())
     assert (report.model.architecture, report.model.trained_context_size) == ("llama", 4096)
-    assert report.labels == {}
+    assert (report.labels, report.described_context_size) == ({}, None)
 
 
 def with_layers(store, *contents):

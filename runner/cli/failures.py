@@ -32,7 +32,7 @@ _HINTS: Mapping[str, str] = MappingProxyType(
         "model_in_use": "`runner ctl unload` unloads a model when its requests have ended",
         "model_not_found": "`runner ctl ls` lists the models; `runner ctl pull NAME` fetches one",
         "registry_address_refused": "`private_registries` in the settings allows hosts at private addresses",
-        "registry_unavailable": "check the name and the network; what was fetched is kept for the same command",
+        "registry_unavailable": "check the name and the network; what was fetched is kept",
         "remote_model_not_found": "a name without a registry means docker.io, without a namespace ai/",
         "request_not_found": "the latest thousand requests are remembered, until the daemon ends",
         "store_damaged": "`runner ctl verify` finds what is damaged, `runner ctl repair` fetches it again",

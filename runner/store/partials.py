@@ -88,6 +88,8 @@ class PartialFiles:
             raise
         if part is not None:
             self.disk.close(part)
+        elif not self._is_anything_left():
+            return None
         self.remove()
         # An old journal must never be found beside a new file: after a power cut both are old, or both new.
         self.disk.sync_directory(self.layout.partial)
@@ -107,6 +109,12 @@ class PartialFiles:
             self.disk.write_at(journal, header, 0)
             on_error.pop_all()
         return part, journal, Journal(RangeSet(), len(header))
+
+    def _is_anything_left(self) -> bool:
+        try:
+            return self.disk.facts(self.part) is not None or self.disk.facts(self.journal) is not None
+        except StoreDamaged:  # nothing of ours, but in our way
+            return True
 
     def _has_right_size(self) -> bool:
         facts = self.disk.facts(self.part)

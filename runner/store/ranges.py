@@ -37,7 +37,9 @@ class RangeSet:
         self._ranges[first:last] = [(start, end)]
 
     def remove(self, start: int, end: int) -> None:
-        """These bytes are not there any more."""
+        """These bytes are not there any more; an empty range removes nothing."""
+        if start >= end:
+            return
         kept = []
         for left, right in self._ranges:
             kept += [(left, min(right, start)), (max(left, end), right)]

@@ -278,6 +278,64 @@ def test_S23_a_disk_that_fills_up_costs_only_what_could_not_be_written(layout):
     finish(layout, again)
 
 
+@pytest.mark.parametrize("operation", ["seal", "sync", "close"])
+def test_S19_an_error_at_the_very_end_leaves_nothing(layout, operation):
+    disk = CountingDisk()
+    partial = begin(layout, disk)
+    write(partial, (0, 100_000))
+    partial.checkpoint()
+    disk.arm(fail_at(lambda number, reached: reached == operation))
+    with pytest.raises(StoreError):
+        partial.finish()
+    disk.arm(do_nothing)
+    partial.close()
+    assert names(layout) == set()
+    finish(layout, begin(layout))
+
+
+def test_S23_what_cannot_be_renamed_is_kept_for_another_try(layout):
+    disk = CountingDisk()
+    partial = begin(layout, disk)
+    write(partial, (0, 100_000))
+    partial.finish()
+    partial.finish()
+    disk.arm(fail_at(lambda number, reached: reached == "rename", errno.ENOSPC))
+    with pytest.raises(DiskFull):
+        BlobStore(layout, disk).adopt(partial)
+    again = begin(layout)
+    assert again.missing() == ()
+    finish(layout, again)
+
+
+def test_a_finished_download_can_be_discarded(layout):
+    partial = begin(layout)
+    write(partial, (0, 100_000))
+    partial.finish()
+    partial.discard()
+    assert names(layout) == set()
+
+
+def test_a_file_that_is_cut_off_meanwhile_is_an_error(layout):
+    partial = begin(layout)
+    write(partial, (0, 100_000))
+    assert partial.hash_forward(50_000) == 50_000
+    assert partial.hashed_bytes == 50_000
+    os.truncate(partial.path, 60_000)
+    with pytest.raises(StoreError, match="cut off"):
+        partial.finish()
+    partial.discard()
+
+
+def test_what_is_not_finished_cannot_be_adopted(layout):
+    partial = begin(layout)
+    write(partial, (0, 10))
+    assert repr(partial) == f"<PartialBlob {DESCRIPTOR.digest.short()} open, 10/100000>"
+    with pytest.raises(RuntimeError):
+        partial.mark_adopted()
+    partial.discard()
+    partial.discard()
+
+
 # ends at every operation
 
 

@@ -23,7 +23,7 @@ def test_it_is_a_set_of_bytes(changes, window):
         if is_added:
             found.add(start, end)
             expected |= set(range(start, end))
-        elif start <= end:
+        else:
             found.remove(start, end)
             expected -= set(range(start, end))
     assert bytes_of(found.ranges()) == expected

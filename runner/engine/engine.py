@@ -17,7 +17,16 @@ import attrs
 from runner.domain.engine import EngineCounts, EngineOptions
 from runner.domain.events import Failed, Finished, FinishReason, TextDelta
 from runner.engine.backend import Backend, DecodeResult
-from runner.engine.batcher import Chunk, count_planned, may_join, must_preempt, next_chunk, plan_step
+from runner.engine.batcher import (
+    ALONE_LIMIT_S,
+    STEP_LIMIT_S,
+    Chunk,
+    count_planned,
+    may_join,
+    must_preempt,
+    next_chunk,
+    plan_step,
+)
 from runner.engine.cells import CellPool
 from runner.engine.choosing import Chooser
 from runner.engine.constraints import ConstraintBroken
@@ -102,7 +111,8 @@ class Engine:
         self._n_preemptions = 0
         self._step_index = 0
         self._step_s = self._computing_s = 0.0
-        self._prefill_chunk = options.prefill_chunk
+        self._chunks = {True: options.prefill_chunk, False: options.prefill_chunk}
+        """Rows of a prefilling step beside streams, and where there are none."""
         self._decoded_last = False
 
     def __repr__(self) -> str:
@@ -318,10 +328,25 @@ class Engine:
         elapsed_s = self._stopwatch() - begin_s
         self._computing_s += elapsed_s
         if not chunks[0].is_single:
-            self._prefill_chunk = next_chunk(
-                self._prefill_chunk, n_rows, elapsed_s, self._options.prefill_chunk
-            )
+            self._adapt_chunk(n_rows, elapsed_s)
         return result
+
+    @property
+    def _has_streams(self) -> bool:
+        return any(sequence.state is SequenceState.DECODING for sequence in self._running)
+
+    @property
+    def _prefill_chunk(self) -> int:
+        return self._chunks[self._has_streams]
+
+    def _adapt_chunk(self, n_rows: int, elapsed_s: float) -> None:
+        self._chunks[self._has_streams] = next_chunk(
+            self._prefill_chunk,
+            n_rows,
+            elapsed_s,
+            self._options.prefill_chunk,
+            limit_s=STEP_LIMIT_S if self._has_streams else ALONE_LIMIT_S,
+        )
 
     def _fill_batch(self, chunks: list[Chunk[Sequence]]) -> int:
         """The number of rows."""

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from runner.engine.batcher import (
     LEAST_CHUNK,
-    STEP_LIMIT_S,
     Chunk,
     count_planned,
     may_join,
@@ -146,30 +145,32 @@ def test_nobody_runs_and_nothing_is_planned() -> None:
 
 # the size of chunks
 
+LIMIT_S = 0.25
+
 
 def test_a_chunk_that_took_too_long_is_halved_until_the_next_one_will_not() -> None:
-    assert next_chunk(64, 64, STEP_LIMIT_S, 64) == 64
-    assert next_chunk(64, 64, STEP_LIMIT_S * 1.01, 64) == 32
-    assert next_chunk(64, 64, STEP_LIMIT_S * 3, 64) == 16
-    assert next_chunk(64, 64, 100.0, 64) == LEAST_CHUNK
+    assert next_chunk(64, 64, LIMIT_S, 64, limit_s=LIMIT_S) == 64
+    assert next_chunk(64, 64, LIMIT_S * 1.01, 64, limit_s=LIMIT_S) == 32
+    assert next_chunk(64, 64, LIMIT_S * 3, 64, limit_s=LIMIT_S) == 16
+    assert next_chunk(64, 64, 100.0, 64, limit_s=LIMIT_S) == LEAST_CHUNK
 
 
 def test_a_chunk_grows_when_twice_as_much_stays_well_below_the_limit_and_not_beyond_the_most() -> None:
-    assert next_chunk(16, 16, STEP_LIMIT_S * 0.32, 64) == 32
-    assert next_chunk(16, 16, STEP_LIMIT_S * 0.34, 64) == 16
-    assert next_chunk(64, 64, 0.0, 64) == 64
-    assert next_chunk(32, 32, 0.0, 40) == 40
+    assert next_chunk(16, 16, LIMIT_S * 0.32, 64, limit_s=LIMIT_S) == 32
+    assert next_chunk(16, 16, LIMIT_S * 0.34, 64, limit_s=LIMIT_S) == 16
+    assert next_chunk(64, 64, 0.0, 64, limit_s=LIMIT_S) == 64
+    assert next_chunk(32, 32, 0.0, 40, limit_s=LIMIT_S) == 40
 
 
 def test_a_small_chunk_tells_nothing_of_a_full_one_unless_it_was_slow_already() -> None:
-    assert next_chunk(32, 3, 0.0, 64) == 32
-    assert next_chunk(32, 16, STEP_LIMIT_S, 64) == 16
+    assert next_chunk(32, 3, 0.0, 64, limit_s=LIMIT_S) == 32
+    assert next_chunk(32, 16, LIMIT_S, 64, limit_s=LIMIT_S) == 16
 
 
 @given(st.integers(1, 512), st.integers(1, 512), st.floats(0, 100), st.integers(1, 512))
 def test_chunks_stay_within_their_bounds(chunk: int, n_rows: int, elapsed_s: float, most: int) -> None:
     chunk = min(chunk, most)
-    assert min(chunk, LEAST_CHUNK) <= next_chunk(chunk, n_rows, elapsed_s, most) <= most
+    assert min(chunk, LEAST_CHUNK) <= next_chunk(chunk, n_rows, elapsed_s, most, limit_s=LIMIT_S) <= most
 
 
 # preemption

@@ -466,3 +466,40 @@ def test_whatever_comes_every_request_that_stays_gets_its_whole_answer(
         end = bench.end(name)
         assert isinstance(end, Finished)
         assert bench.text(name) == answers[name][: 64 - end.usage.prompt_tokens]
+
+
+# the size of chunks
+
+
+class SlowPerRow(ScriptedBackend):
+    """Takes 10 ms a row, on a stopwatch of its own."""
+
+    elapsed_s = 0.0
+
+    def decode(self, n_rows: int) -> DecodeResult:
+        self.elapsed_s += 0.01 * n_rows
+        return super().decode(n_rows)
+
+
+def test_chunks_beside_a_stream_stay_below_its_limit_and_are_whole_where_nobody_waits() -> None:
+    options = attrs.evolve(OPTIONS, n_cells=1024, prefill_chunk=64)
+    backend = SlowPerRow(options)
+    engine = Engine(backend, options, stopwatch=lambda: backend.elapsed_s)
+
+    def submit(name: str, size: int) -> None:
+        request = SequenceRequest(
+            request_id=name, prompt_tokens=(7,) * size, ignore_eos=True, namespace=None, submitted_s=0.0
+        )
+        engine.submit(request)
+
+    def prefilled() -> list[int]:
+        return [count for _ in range(12) if (count := engine.step().prefill_tokens)]
+
+    submit("stream", 130)
+    assert prefilled() == [64, 64, 2]
+    submit("beside it", 200)
+    assert prefilled() == [64, 16, 16, 16, 16, 16]
+    engine.cancel("stream")
+    engine.cancel("beside it")
+    submit("alone", 200)
+    assert prefilled() == [64, 64, 64, 8]

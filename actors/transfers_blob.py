@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Protocol, TypeVar, assert_never
@@ -54,6 +55,7 @@ CHECKPOINT_BYTES = 16 << 20
 CHECKPOINT_S = 2.0
 """…or what came in so long."""
 LOOK_S = 0.25
+NOTES_MAX = 4
 
 
 class BlobBody(Protocol):
@@ -101,7 +103,12 @@ class BlobMeter:
     done_bytes: int = 0
     transferred_bytes: int = 0
     is_verifying: bool = False
-    notes: list[str] = attrs.field(factory=list)
+    notes: deque[str] = attrs.field(factory=lambda: deque(maxlen=NOTES_MAX))
+
+    def note(self, text: str) -> None:
+        """Something that people should know; the newest few are kept."""
+        if text not in self.notes:
+            self.notes.append(text)
 
 
 @attrs.frozen(kw_only=True)
@@ -149,13 +156,13 @@ async def transfer_blob(
             await _in_disk_thread(begun.discard, tools)
             if not had_bytes or not may_resume:
                 raise ContentMismatch(f"{source.registry}: {error}") from None  # 4
-            meter.notes.append(f"what was kept of {descriptor.digest.short()} was wrong; starting again")  # 3
+            meter.note(f"what was kept of {descriptor.digest.short()} was wrong; starting again")  # 3
             may_resume = is_repair = False
         except BaseException:
             await _in_disk_thread(begun.close, tools)
             raise
         else:
-            meter.notes.append(f"{source.registry} sends no ranges; starting again without")  # 2
+            meter.note(f"{source.registry} sends no ranges; starting again without")  # 2
             await _in_disk_thread(begun.discard, tools)
             may_range = is_repair = False
 
@@ -247,6 +254,8 @@ class _BlobTransfer:
             self._carry_out(effect)
             if self._has_ended:
                 break
+        if isinstance(event, RangeFailed) and not self._has_ended:
+            self._meter.note(f"{event.error}; trying again")
         self._count()
 
     def _carry_out(self, effect: BlobEffect) -> None:

@@ -19,7 +19,7 @@ from actors.transfers_fetching import Course, Fetching, Part, TransferTurns
 from actors.transfers_threads import RemoteThreads
 from runner.domain.model import Model
 from runner.domain.transfer import PullRequest, RemoteCredentials, TransferPhase, TransferResult
-from runner.errors import BlobNotFound, ModelNotFound, StoreDamaged
+from runner.errors import BadInput, BlobNotFound, ModelNotFound, StoreDamaged
 from runner.oci.digest import Digest
 from runner.oci.layers import kind_of_layer
 from runner.oci.manifest import Descriptor
@@ -84,7 +84,11 @@ async def pull(request: PullRequest, course: Course, tools: PullTools) -> tuple[
                 await _fetch(fetching, course, tools)
         config = await _config(config_descriptor, request, course, tools)
         course.enter(TransferPhase.VERIFYING)
-        await check_model(remote.manifest, config, tools.store)
+        try:
+            await check_model(remote.manifest, config, tools.store)
+        except BadInput:
+            tools.store.abandon_uploads(each.digest for each in fetching.descriptors)
+            raise
         course.enter(TransferPhase.PUBLISHING)
         model = await tools.store.publish_verbatim(remote.content, config, name_of(request.reference))
     return model, result_of(model, request.reference, fetching)

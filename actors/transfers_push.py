@@ -14,15 +14,15 @@ from typing import BinaryIO
 import attrs
 import trio
 
+from actors.held_models import HeldModel, hold_model, releasing
 from actors.store_handle import StoreHandle
 from actors.transfers_fetching import PARTS_AT_ONCE, Course, TransferTurns
 from actors.transfers_threads import RemoteThreads, run_all
 from runner.domain.model import Model
 from runner.domain.transfer import PushRequest, RemoteCredentials, TransferPhase, TransferResult
-from runner.errors import BlobNotFound, FieldFault, InvalidParameter, RegistryUnavailable, StoreDamaged
-from runner.oci.digest import Digest
+from runner.errors import BlobNotFound, FieldFault, InvalidParameter, RegistryUnavailable
 from runner.oci.layers import kind_of_layer
-from runner.oci.manifest import MANIFEST_BYTES_MAX, Descriptor, Manifest
+from runner.oci.manifest import Descriptor
 from runner.oci.reference import ModelName, Reference
 from runner.registry.abort import Abort
 from runner.registry.client import RegistryClient
@@ -73,28 +73,26 @@ async def push(request: PushRequest, course: Course, tools: PushTools) -> tuple[
     Blobs that the registry has are not sent; nothing is visible there before all of it is.
     Raises InvalidParameter without a usable target, ModelNotFound, StoreDamaged, RegistryError.
     """
-    model = await tools.store.resolve(request.name)
-    target = _target(request, model)
-    course.board.model_id = str(model.id)
-    with tools.store.holding((model.id,)):
-        content, manifest = await read_manifest(model.id, tools.store)
-        with tools.store.holding(descriptor.digest for descriptor in manifest.descriptors()):
-            uploads = await _uploads(manifest, course, tools)
-            errand = _Errand(
-                client=tools.client,
-                target=target,
-                given=request.given,
-                mountable=_mountable(model, target),
-                threads=tools.threads,
-                uploads=tools.uploads,
-                note=course.board.note,
-            )
-            async with tools.turns.turn((target.registry, target.repository, model.id), course):
-                course.enter(TransferPhase.TRANSFERRING)
-                deliveries = [partial(errand.deliver, upload) for upload in uploads]
-                await run_all(deliveries, at_once=PARTS_AT_ONCE)
-                course.enter(TransferPhase.PUBLISHING)
-                await errand.publish(content, manifest.media_type)
+    held = await hold_model(tools.store, request.name)
+    with releasing(held):
+        model = held.model
+        target = _target(request, model)
+        course.board.model_id = str(model.id)
+        uploads = _uploads(held, course)
+        errand = _Errand(
+            client=tools.client,
+            target=target,
+            given=request.given,
+            mountable=_mountable(model, target),
+            threads=tools.threads,
+            uploads=tools.uploads,
+            note=course.board.note,
+        )
+        async with tools.turns.turn((target.registry, target.repository, model.id), course):
+            course.enter(TransferPhase.TRANSFERRING)
+            await run_all([partial(errand.deliver, upload) for upload in uploads], at_once=PARTS_AT_ONCE)
+            course.enter(TransferPhase.PUBLISHING)
+            await errand.publish(held.manifest_bytes, held.manifest.media_type)
     return model, _result(model, target, uploads)
 
 
@@ -125,24 +123,13 @@ def _place(name: ModelName, model: Model) -> Reference | None:
     return name.reference
 
 
-async def read_manifest(model_id: Digest, store: StoreHandle) -> tuple[bytes, Manifest]:
-    """The very bytes of a manifest, verified, and what they say. Raises BlobNotFound, StoreDamaged."""
-    (blob,) = await store.hold_blobs((model_id,))
-    read = partial(Disk().read, blob.path, limit_bytes=MANIFEST_BYTES_MAX)
-    content = await trio.to_thread.run_sync(read)
-    if content is None or Digest.of(content) != model_id:
-        raise StoreDamaged(f"the manifest {model_id} in the store is not what its name says")
-    return content, Manifest.parse(content)
-
-
-async def _uploads(manifest: Manifest, course: Course, tools: PushTools) -> list[_Upload]:
+def _uploads(held: HeldModel, course: Course) -> list[_Upload]:
     """Layers, then config, each content once."""
-    descriptors = {descriptor.digest: descriptor for descriptor in manifest.descriptors()}
-    stored = await tools.store.hold_blobs(tuple(descriptors))
-    uploads = [_Upload(descriptors[blob.digest], blob.path) for blob in stored]
+    descriptors = {descriptor.digest: descriptor for descriptor in held.manifest.descriptors()}
+    uploads = [_Upload(descriptor, held.blobs[digest].path) for digest, descriptor in descriptors.items()]
     for upload in uploads:
         descriptor = upload.descriptor
-        is_config = descriptor.digest == manifest.config.digest
+        is_config = descriptor.digest == held.manifest.config.digest
         kind = CONFIG_KIND if is_config else kind_of_layer(descriptor).value
         course.add(descriptor, kind, descriptor.file_path(), upload)
     return uploads

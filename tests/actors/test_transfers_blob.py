@@ -142,7 +142,7 @@ async def test_S20_a_server_without_ranges_is_asked_for_all_of_it(tmp_path):
         source = ScriptedSource(CONTENT, without_ranges)
         assert (await into.fetch(source)).path.read_bytes() == CONTENT
         assert source.ranges() == [(0, 1000), (0, None)]
-        assert into.meter.notes == [f"{REGISTRY} sends no ranges; starting again without"]
+        assert list(into.meter.notes) == [f"{REGISTRY} sends no ranges; starting again without"]
 
 
 async def test_S20_bytes_of_an_earlier_try_that_are_wrong_do_not_spoil_the_next(tmp_path):

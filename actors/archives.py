@@ -146,16 +146,20 @@ async def _publish(
     """Adopt all content, check all models, and only then name the first one."""
     digests = {part.digest for model in models for part in model.manifest.descriptors()}
     with store.holding(digests):
-        for digest in digests:
-            await _adopt(store, intake, digest)
-        for model in models:
-            await check_model(model.manifest, model.config_bytes, store)
-        return tuple(
-            [
-                await store.publish_verbatim(model.manifest_bytes, model.config_bytes, name or model.name)
-                for model in models
-            ]
-        )
+        try:
+            for digest in digests:
+                await _adopt(store, intake, digest)
+            for model in models:
+                await check_model(model.manifest, model.config_bytes, store)
+            return tuple(
+                [
+                    await store.publish_verbatim(model.manifest_bytes, model.config_bytes, name or model.name)
+                    for model in models
+                ]
+            )
+        except BaseException:
+            store.abandon_uploads(digests)
+            raise
 
 
 async def _adopt(store: StoreHandle, intake: ArchiveIntake, digest: Digest) -> None:

@@ -432,6 +432,18 @@ async def test_S14_what_is_no_sound_model_is_refused_and_nothing_of_it_is_visibl
             assert is_empty(tmp_path / "store")
 
 
+async def test_content_of_a_model_that_was_refused_goes_with_the_next_collection(tmp_path: Path) -> None:
+    archive = tar(
+        **blobs(PACKAGE.config, CUT),
+        **{"manifest.json": with_manifest(Descriptor.of(CUT, media_types.GGUF))},
+    )
+    async with running_store(tmp_path / "store") as running:
+        with pytest.raises(InvalidModelFile):
+            await load_archive(running.store, in_chunks(archive))
+        await running.store.gc(prune_untagged=True)
+        assert is_empty(tmp_path / "store")
+
+
 async def test_S02_content_is_refused_at_its_end_whatever_follows(tmp_path: Path) -> None:
     sent = []
 

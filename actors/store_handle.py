@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterable, Callable, Collection, Iterable
 from contextlib import AbstractContextManager
 
+import trio
+
 from actors.actor import Address
 from actors.leases import Pins, StoreLease
 from actors.store_messages import (
@@ -162,9 +164,7 @@ class StoreHandle:
         """
         with self.holding((descriptor.digest,)):
             while True:
-                begun: StoredBlob | PartialBlob | None = await self._address.ask(
-                    lambda reply: BeginDownload(descriptor, False, reply)
-                )
+                begun = await self._begin(descriptor, is_repair=False)
                 if begun is not None:
                     return begun
                 await self._check(descriptor)
@@ -176,9 +176,7 @@ class StoreHandle:
         fetches all of it. Raises like `begin_download`.
         """
         with self.holding((descriptor.digest,)):
-            begun: StoredBlob | PartialBlob | None = await self._address.ask(
-                lambda reply: BeginDownload(descriptor, True, reply)
-            )
+            begun = await self._begin(descriptor, is_repair=True)
             assert isinstance(begun, PartialBlob)
             try:
                 await self._address.ask(lambda reply: SeedDownload(begun, reply))
@@ -284,14 +282,29 @@ class StoreHandle:
     async def _content(self, names: tuple[ModelName, ...] | None) -> tuple[UsedContent, ...]:
         return await self._address.ask(lambda reply: ListContent(names, reply))
 
-    async def _confirmed(self, descriptor: Descriptor) -> list[BlobFinding]:
+    async def _begin(self, descriptor: Descriptor, *, is_repair: bool) -> StoredBlob | PartialBlob | None:
+        """What the store answers. It is waited for also when the caller is cancelled, since an open download
+        that nobody took would keep everybody else from it."""
+        with trio.CancelScope(shield=True):
+            begun: StoredBlob | PartialBlob | None = await self._address.ask(
+                lambda reply: BeginDownload(descriptor, is_repair, reply)
+            )
+        try:
+            await trio.lowlevel.checkpoint_if_cancelled()
+        except trio.Cancelled:
+            if isinstance(begun, PartialBlob):
+                await self._threads.end(begun.close)
+            raise
+        return begun
+
+    async def _confirmed(self, descriptor: Descriptor) -> tuple[BlobFinding, ...]:
         """The finding, unless it was of content that was just being removed or replaced."""
         with self.holding((descriptor.digest,)):  # from the next answer on nothing removes it
             for used in await self._content(None):
                 if used.descriptor.digest == descriptor.digest:
                     finding = await self._check(descriptor)
-                    return [] if finding is None else [attributed(finding, used.models)]
-        return []
+                    return () if finding is None else (attributed(finding, used.models),)
+        return ()
 
     async def _check(
         self, descriptor: Descriptor, tell: Callable[[int], None] = lambda checked_bytes: None

@@ -219,8 +219,10 @@ class StoreRun:
         except RunnerError as error:
             self._mailbox.tell(WorkFailed(work, error, await self._load() if work.changes_index else None))
         else:
-            if work.reply.is_abandoned and work.give_back is not None:
-                await self._in_change_thread(partial(work.give_back, result))
+            is_ending = trio.current_effective_deadline() == -math.inf
+            if work.give_back is not None and (is_ending or work.reply.is_abandoned):
+                with trio.CancelScope(shield=True):
+                    await self._in_change_thread(partial(work.give_back, result))
             self._mailbox.tell(WorkDone(work, result))
 
     async def _load(self) -> LoadedCatalog | RunnerError:

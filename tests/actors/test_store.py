@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import threading
 
 import pytest
 import trio
@@ -27,36 +26,12 @@ from runner.errors import (
 )
 from runner.oci.digest import Digest
 from tests.support import models
-from tests.support.cut_disk import CountingDisk, fail_at
+from tests.support.cut_disk import BlockingDisk, CountingDisk, fail_at
 from tests.support.models import in_chunks, name, reference, running_store
 
 pytestmark = pytest.mark.anyio
 
 WEIGHTS, OTHER_WEIGHTS, LICENSE = models.tiny_gguf(), models.tiny_gguf("Other"), models.LICENSE
-
-
-class BlockingDisk(CountingDisk):
-    """Stops before the chosen operation until it is let go; `has_stopped` tells when."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.go_on = threading.Event()
-        self.has_stopped = threading.Event()
-
-    def stop_at(self, operation: str) -> None:
-        def on_operation(number: int, reached: str) -> None:
-            if reached == operation:
-                self.has_stopped.set()
-                assert self.go_on.wait(10)
-
-        self.arm(on_operation)
-
-    async def wait_until_stopped(self) -> None:
-        assert await trio.to_thread.run_sync(self.has_stopped.wait, 5)
-
-    def let_go(self) -> None:
-        self.arm(lambda number, operation: None)
-        self.go_on.set()
 
 
 def blob_names(root):
@@ -471,11 +446,6 @@ async def test_asks_of_a_store_that_has_ended_are_answered(tmp_path):
     assert not running.pins.is_pinned(Digest.of(b""))
 
 
-async def _let_go_when_idle(disk):
-    await trio.testing.wait_all_tasks_blocked()
-    disk.let_go()
-
-
 async def test_a_change_in_progress_ends_before_the_store_does_and_its_asker_is_answered(tmp_path):
     disk = BlockingDisk()
     errors = []
@@ -492,7 +462,7 @@ async def test_a_change_in_progress_ends_before_the_store_does_and_its_asker_is_
             disk.stop_at("unlink")
             askers.start_soon(remove, running.store)
             await disk.wait_until_stopped()
-            askers.start_soon(_let_go_when_idle, disk)
+            askers.start_soon(disk.let_go_when_idle)
     assert errors == [Unavailable]
     assert blob_names(tmp_path / "store") == set()
     async with running_store(tmp_path / "store") as running:

@@ -7,7 +7,7 @@ import random
 import pytest
 import trio
 
-from runner.errors import BlobNotFound, Conflict, ContentMismatch, DiskFull, StoreDamaged
+from runner.errors import BlobNotFound, Conflict, ContentMismatch, DiskFull, StoreDamaged, Unavailable
 from runner.oci import media_types
 from runner.oci.digest import Digest
 from runner.oci.manifest import Descriptor, Manifest
@@ -16,6 +16,7 @@ from runner.store.disk import Disk
 from runner.store.partials import PartialBlob
 from runner.store.pieces import PIECE_BYTES
 from tests.support import models
+from tests.support.cut_disk import BlockingDisk
 from tests.support.models import name, reference, running_store
 
 pytestmark = pytest.mark.anyio
@@ -127,9 +128,31 @@ async def test_S21_the_same_content_is_downloaded_once_at_a_time(tmp_path):
 
 async def test_a_download_that_nobody_waits_for_is_not_kept_open(tmp_path):
     async with running_store(tmp_path / "store") as running:
-        with trio.CancelScope() as scope:
-            scope.cancel()
-            await running.store.begin_download(LAYER)
+        for _ in range(2):
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                await running.store.begin_download(LAYER)
+        (await running.store.begin_download(LAYER)).close()
+
+
+async def test_a_download_that_was_just_begun_when_the_store_ended_is_not_kept_open(tmp_path):
+    disk = BlockingDisk()
+    refused = []
+
+    async def begin(store):
+        try:
+            await store.begin_download(LAYER)
+        except Unavailable:
+            refused.append(LAYER)
+
+    async with trio.open_nursery() as askers:
+        async with running_store(tmp_path / "store", disk=disk) as running:
+            disk.stop_at("resize")
+            askers.start_soon(begin, running.store)
+            await disk.wait_until_stopped()
+            askers.start_soon(disk.let_go_when_idle)
+    assert refused == [LAYER]
+    async with running_store(tmp_path / "store") as running:
         (await running.store.begin_download(LAYER)).close()
 
 

@@ -9,8 +9,12 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
+
+import trio
+import trio.testing
 
 from runner.store.disk import Disk, translated
 
@@ -209,3 +213,32 @@ class ForgetfulDisk(CountingDisk):
 
 def _content(path: Path) -> bytes | None:
     return path.read_bytes() if path.exists() else None
+
+
+class BlockingDisk(CountingDisk):
+    """Stops before the chosen operation until it is let go; `has_stopped` tells when."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on = threading.Event()
+        self.has_stopped = threading.Event()
+
+    def stop_at(self, operation: str) -> None:
+        def on_operation(number: int, reached: str) -> None:
+            if reached == operation:
+                self.has_stopped.set()
+                assert self.go_on.wait(10)
+
+        self.arm(on_operation)
+
+    async def wait_until_stopped(self) -> None:
+        assert await trio.to_thread.run_sync(self.has_stopped.wait, 5)
+
+    def let_go(self) -> None:
+        self.arm(do_nothing)
+        self.go_on.set()
+
+    async def let_go_when_idle(self) -> None:
+        """Once every task waits for it."""
+        await trio.testing.wait_all_tasks_blocked()
+        self.let_go()

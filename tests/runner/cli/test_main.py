@@ -208,6 +208,9 @@ def test_a_fault_of_ours_is_one_line_unless_the_traceback_is_asked_for(
         "runner.cli.daemon",
         "runner.cli.run",
         "runner.cli.completion",
+        "runner.cli.transfer",
+        "runner.cli.disk",
+        "runner.cli.login",
     ],
 )
 def test_commands_import_little(module: str) -> None:

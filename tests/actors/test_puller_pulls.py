@@ -9,6 +9,7 @@ import threading
 import pytest
 import trio
 
+from actors.puller import Network
 from runner.domain.transfer import PullRequest, TransferDirection, TransferPhase
 from runner.errors import (
     ContentMismatch,
@@ -17,6 +18,8 @@ from runner.errors import (
     InvalidModelFile,
     RegistryUnavailable,
     RemoteModelNotFound,
+    RunnerError,
+    Unavailable,
     UnsupportedArtifact,
 )
 from runner.oci import media_types
@@ -24,7 +27,7 @@ from runner.oci.digest import Digest
 from runner.oci.manifest import Descriptor, Manifest
 from runner.oci.reference import ModelName, Reference
 from tests.support.cut_disk import CountingDisk, fail_at
-from tests.support.models import built, tiny_gguf
+from tests.support.models import built, running_store, tiny_gguf
 from tests.support.registry_server import RegistryServer, error_reply
 from tests.support.transfers import pulls, until
 
@@ -363,3 +366,52 @@ async def test_a_feed_tells_only_the_newest(tmp_path, server):
             async for _ in feed:
                 pass
             assert feed.result().size_bytes
+
+
+class BrokenClient:
+    """Fails in a way that nobody foresaw."""
+
+    def resolve(self, *_args: object, **_more: object) -> None:
+        raise ValueError("a fault of ours")
+
+
+async def test_a_fault_of_ours_fails_one_transfer_and_is_reported(tmp_path, server):
+    faults = []
+    network = Network(client=BrokenClient(), hub=None)
+    with trio.fail_after(30):
+        async with running_store(tmp_path / "store", network=network, report=faults.append) as running:
+            for _ in range(2):
+                async with running.puller.pull(PullRequest(reference=server.reference())) as feed:
+                    async for _ in feed:
+                        pass
+                    with pytest.raises(RunnerError, match="fault of ours"):
+                        feed.result()
+    assert [repr(fault.error) for fault in faults] == ["ValueError('a fault of ours')"] * 2
+
+
+async def test_transfers_that_end_with_the_puller_are_answered(tmp_path, server):
+    add_model(server)
+    hold = Hold(server, WEIGHTS)
+    ended = []
+
+    async def pull(into):
+        async with into.puller.pull(PullRequest(reference=server.reference())) as feed:
+            async for _ in feed:
+                pass
+            with pytest.raises(Unavailable) as caught:
+                feed.result()
+            ended.append(caught.value)
+
+    async with trio.open_nursery() as nursery:
+        async with pulls(tmp_path / "store") as into:
+            nursery.start_soon(pull, into)
+            await until(hold.is_reached.is_set)
+    hold.gate.set()
+    assert len(ended) == 1
+
+
+async def test_without_a_network_there_are_no_transfers(tmp_path, server):
+    async with running_store(tmp_path / "store") as running:
+        with pytest.raises(Unavailable):
+            async with running.puller.pull(PullRequest(reference=server.reference())):
+                pytest.fail("nobody should get here")

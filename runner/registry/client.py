@@ -178,8 +178,10 @@ class RegistryClient:
         ) as answer:
             if answer.status == 401:
                 raise RegistryUnauthorized(registry, "it does not accept the credentials")
+            if answer.status == 404:
+                raise RegistryError(registry, "there is no registry at this address (404 Not Found)")
             if answer.status != 200:
-                raise error_of(answer, "its own address /v2/", login_name=registry)
+                raise error_of(answer, "the login", login_name=registry)
             answer.discard()
 
     # Pushing

@@ -23,7 +23,7 @@ from runner.oci.reference import Reference
 from runner.registry.abort import Abort
 from runner.registry.asking import RegistryRequests
 from runner.registry.pace import HEADERS_S
-from runner.registry.refusals import error_of
+from runner.registry.refusals import code_of, error_of
 from runner.registry.retrying import pause_before
 from runner.registry.tokens import Scopes
 from runner.registry.transport import Answer, StreamedBody
@@ -31,6 +31,7 @@ from runner.registry.transport import Answer, StreamedBody
 _RECEIVED: Final = re.compile(r"(?:bytes=)?0-([0-9]{1,18})")
 _COMMIT_BYTES_PER_S: Final = 20 << 20  # a registry may read all of an upload again before it answers
 _COMMIT_S: Final = 120.0
+_WRONG_CONTENT: Final = (None, "DIGEST_INVALID", "SIZE_INVALID")
 
 OpenSource = Callable[[int], BinaryIO]
 """The content as a file that stands at this offset."""
@@ -154,13 +155,18 @@ class RegistryPusher:
             head_s=_COMMIT_S + descriptor.size_bytes / _COMMIT_BYTES_PER_S,
         ) as answer:
             if answer.status == 400:
-                answer.discard()
-                raise ContentMismatch(
-                    f"{self._reference.registry} found other content than {descriptor.digest}"
-                )
+                raise self._commit_error(code_of(answer), descriptor)
             if answer.status not in (201, 204):
                 raise self._error(answer, f"the content {descriptor.digest}")
             answer.discard()
+
+    def _commit_error(self, code: str | None, descriptor: Descriptor) -> RunnerError:
+        registry = self._reference.registry
+        if code in _WRONG_CONTENT:
+            return ContentMismatch(f"{registry} found other content than {descriptor.digest}")
+        return RegistryError(
+            registry, f"it refused the content {descriptor.digest} (400 Bad Request, {code})"
+        )
 
     def _send_pieces(self, upload: _Upload, size_bytes: int, pieces: _Pieces) -> None:
         attempt = 1
@@ -188,7 +194,7 @@ class RegistryPusher:
                     self._reference.registry, "it has another part of the upload than was sent"
                 )
             if answer.status not in (202, 204):
-                raise self._error(answer, f"an upload to {self._reference.repository}")
+                raise self._upload_error(answer)
             upload.url = self._location(answer, upload.url)
             upload.received_bytes = _received_bytes(answer, end)
             answer.discard()
@@ -197,7 +203,7 @@ class RegistryPusher:
         """How much of the upload the registry has, and where it goes on, after a piece that failed."""
         with self._ask("GET", upload.url) as answer:
             if answer.status not in (200, 204):
-                raise self._error(answer, "the state of an upload")
+                raise self._upload_error(answer)
             if answer.headers.get("Location") is not None:
                 upload.url = self._location(answer, upload.url)
             upload.received_bytes = _received_bytes(answer, 0)
@@ -235,6 +241,12 @@ class RegistryPusher:
             body=body,
             head_s=head_s,
         )
+
+    def _upload_error(self, answer: Answer) -> RegistryError:
+        if answer.status == 404:
+            answer.discard()
+            return RegistryUnavailable(self._reference.registry, "it has forgotten the upload")
+        return self._error(answer, f"an upload to {self._reference.repository}")
 
     def _error(self, answer: Answer, what: str) -> RegistryError:
         return error_of(answer, what, login_name=self._reference.registry)

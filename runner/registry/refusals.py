@@ -33,7 +33,8 @@ def error_of(answer: Answer, what: str, *, login_name: str) -> RegistryError:
     `what` was asked for (`ai/smollm2:latest`), `login_name` is the registry as `runner ctl login` takes it.
     """
     registry, status = answer.registry, answer.status
-    reason = _reason(answer)
+    code = code_of(answer)
+    reason = _reason(status, code)
     match status:
         case 401:
             return RegistryUnauthorized(
@@ -51,10 +52,8 @@ def error_of(answer: Answer, what: str, *, login_name: str) -> RegistryError:
             return _unavailable(answer, f"it takes no more requests for now ({reason})")
     if status >= 500:
         return _unavailable(answer, f"it failed ({reason})")
-    is_plain = status == 400 and answer.authority.scheme == "http"
-    hint = (
-        "; if it speaks TLS, name its CA in registry_ca_files" if is_plain else ""
-    )  # as Go's servers answer
+    may_want_tls = status == 400 and code is None and answer.authority.scheme == "http"  # so Go's servers say
+    hint = "; if it speaks TLS, name its CA in registry_ca_files" if may_want_tls else ""
     return RegistryError(registry, f"it refused {what} ({reason}){hint}")
 
 
@@ -65,17 +64,17 @@ def _unavailable(answer: Answer, message: str) -> RegistryUnavailable:
     return RegistryUnavailable(answer.registry, message, retry_after_s=waits_s)
 
 
-def _reason(answer: Answer) -> str:
+def _reason(status: int, code: str | None) -> str:
     """`404 Not Found`, with the registry's own code when it gave one."""
     try:
-        phrase = f"{answer.status} {http.HTTPStatus(answer.status).phrase}"
+        phrase = f"{status} {http.HTTPStatus(status).phrase}"
     except ValueError:
-        phrase = str(answer.status)
-    code = _code(answer)
+        phrase = str(status)
     return f"{phrase}, {code}" if code else phrase
 
 
-def _code(answer: Answer) -> str | None:
+def code_of(answer: Answer) -> str | None:
+    """The registry's own code for what went wrong, when it gave one; the answer is closed."""
     try:
         document = orjson.loads(answer.read_small())
         code = document["errors"][0]["code"]

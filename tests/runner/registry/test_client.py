@@ -209,6 +209,27 @@ def test_a_manifest_of_another_media_type_than_the_registry_said_is_refused(
         client.resolve(server.reference())
 
 
+@pytest.mark.parametrize("content", [b"", b"text", b"[]", b"null", b"\xff", b"{" * 100_000])
+def test_what_is_no_manifest_is_refused(
+    server: RegistryServer, client: RegistryClient, content: bytes
+) -> None:
+    server.add_manifest(content, media_types.IMAGE_MANIFEST, "1")
+    with pytest.raises(InvalidManifest):
+        client.resolve(server.reference())
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"tags": 5}', b"text"])
+def test_a_list_of_tags_that_is_none_is_told(
+    server: RegistryServer, client: RegistryClient, body: bytes
+) -> None:
+    server.before = lambda _request: Reply(200, body)
+    with pytest.raises(RegistryError, match="tags cannot be read"):
+        client.tags(server.reference())
+    server.before = lambda _request: error_reply(404, "NAME_UNKNOWN")
+    with pytest.raises(RemoteModelNotFound):
+        client.tags(server.reference())
+
+
 # Indexes
 
 
@@ -279,6 +300,20 @@ def test_S03_an_index_behind_a_manifest_entry_is_not_followed(
     add_index(server, {"mediaType": media_types.IMAGE_MANIFEST, "digest": str(digest), "size": len(inner)})
     with pytest.raises(UnsupportedArtifact):
         client.resolve(server.reference())
+
+
+@pytest.mark.parametrize(("n_entries", "is_refused"), [(1023, False), (1024, False), (1025, True)])
+def test_S03_an_index_of_more_than_1024_entries_is_refused(
+    server: RegistryServer, client: RegistryClient, n_entries: int, is_refused: bool
+) -> None:
+    model = server.add_model(b"one", tag="a")
+    entry = entry_of(model, platform=attrs.asdict(this_platform()))
+    add_index(server, *[entry] * n_entries)
+    if is_refused:
+        with pytest.raises(InvalidManifest, match="1025 entries"):
+            client.resolve(server.reference())
+    else:
+        assert client.resolve(server.reference()).manifest == model
 
 
 def test_S02_a_manifest_of_another_length_than_its_index_says_is_refused(

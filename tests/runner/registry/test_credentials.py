@@ -12,6 +12,7 @@ import pytest
 from runner.domain.transfer import RemoteCredentials
 from runner.errors import CredentialsFailed, InvalidParameter
 from runner.registry.credentials import HUB_SERVER, CredentialSource, docker_config_path, server_of
+from runner.registry.docker_config import CONFIG_BYTES_MAX
 from tests.support.scripted_http import SteppingClock
 
 LOGIN = RemoteCredentials(username="ada", password="canary")
@@ -256,6 +257,30 @@ def test_a_login_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     source = CredentialSource({}, tmp_path / "file" / "config.json")
     with pytest.raises(CredentialsFailed, match="cannot be"):
         source.store("reg.example", LOGIN)
+
+
+@pytest.mark.parametrize(("excess", "is_refused"), [(-1, False), (0, False), (1, True)])
+def test_a_login_file_above_1_mib_is_not_read(
+    source: CredentialSource, config_path: Path, excess: int, is_refused: bool
+) -> None:
+    document = json.dumps({"auths": {"reg.example": {"auth": auth()}}})
+    write(config_path, document + " " * (CONFIG_BYTES_MAX + excess - len(document)))
+    assert source.find("reg.example") == (None if is_refused else LOGIN)
+
+
+def test_a_login_that_could_not_be_synced_leaves_the_old_file(
+    source: CredentialSource, config_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(config_path, {"auths": {}})
+
+    def fail(_descriptor: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(CredentialsFailed, match="cannot be written: Input/output error"):
+        source.store("reg.example", LOGIN)
+    assert json.loads(config_path.read_text()) == {"auths": {}}
+    assert list(config_path.parent.iterdir()) == [config_path]
 
 
 @pytest.mark.parametrize("login", [RemoteCredentials(), RemoteCredentials(username="a:b", password="c")])

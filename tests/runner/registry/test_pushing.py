@@ -186,6 +186,42 @@ def test_S06_a_piece_is_sent_5_times_at_most(
     assert len(abort.pauses) == min(n_failures, 4)
 
 
+def test_a_piece_that_the_registry_has_already_is_skipped(
+    server: RegistryServer, client: RegistryClient
+) -> None:
+    """Its answer was lost on the way: the next piece does not fit, and the registry says how far it is."""
+    source = Source()
+    failing(server, error_reply(416, "BLOB_UPLOAD_INVALID"))
+    client.upload_blob(server.reference(), BLOB, source, chunk_bytes=40_000, abort=Impatient())
+    assert server.blobs[str(BLOB.digest)] == CONTENT
+
+
+def test_an_upload_that_the_registry_forgot_is_worth_another_attempt(
+    server: RegistryServer, client: RegistryClient
+) -> None:
+    server.before = lambda request: (
+        error_reply(404, "BLOB_UPLOAD_UNKNOWN") if request.method in ("PATCH", "GET") else None
+    )
+    with pytest.raises(RegistryUnavailable, match="forgotten the upload"):
+        client.upload_blob(server.reference(), BLOB, Source(), chunk_bytes=40_000, abort=Impatient())
+
+
+def test_a_400_that_does_not_speak_of_the_content_is_no_mismatch(
+    server: RegistryServer, client: RegistryClient
+) -> None:
+    server.before = lambda request: error_reply(400, "NAME_INVALID") if request.method == "PUT" else None
+    with pytest.raises(RegistryError, match="NAME_INVALID"):
+        client.upload_blob(server.reference(), BLOB, Source())
+    with pytest.raises(RegistryError, match="NAME_INVALID"):
+        client.put_manifest(server.reference(), b"{}", media_types.IMAGE_MANIFEST)
+
+
+def test_a_location_that_cannot_be_read_is_refused(server: RegistryServer, client: RegistryClient) -> None:
+    server.before = lambda _request: Reply(202, b"", (("Location", "http://[::1/upload"),))
+    with pytest.raises(RegistryError, match="cannot be read"):
+        client.upload_blob(server.reference(), BLOB, Source())
+
+
 def test_S06_a_piece_that_is_refused_is_not_sent_again(
     server: RegistryServer, client: RegistryClient
 ) -> None:

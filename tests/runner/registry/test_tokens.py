@@ -13,13 +13,15 @@ from runner.errors import (
     RegistryError,
     RegistryUnauthorized,
     RegistryUnavailable,
+    TransferAborted,
 )
+from runner.registry.abort import Abort
 from runner.registry.client import RegistryClient
 from runner.registry.rules import NetworkRules
 from runner.registry.tokens import GRANTS_MAX
 from tests.support.registry_client import read_all, registry_client
 from tests.support.registry_server import RegistryServer, error_reply
-from tests.support.scripted_http import FakeNetwork, Reply, ScriptedServer, SteppingClock
+from tests.support.scripted_http import FakeNetwork, Reply, Request, ScriptedServer, SteppingClock
 from tests.support.token_server import TokenServer
 
 USER = RemoteCredentials(username="user", password="canary")
@@ -87,6 +89,36 @@ def test_a_login_is_checked_with_one_request_and_its_answer() -> None:
             client.check_login(registry.netloc, RemoteCredentials(username="user", password="wrong"))
         with pytest.raises(RegistryUnauthorized):
             client.check_login(registry.netloc, None)
+
+
+@pytest.mark.parametrize(("status", "words"), [(404, "no registry at this address"), (500, "500")])
+def test_a_login_where_there_is_no_registry_is_told(status: int, words: str) -> None:
+    with RegistryServer() as registry, client_for(registry) as client:
+        registry.before = lambda _request: Reply(status)
+        with pytest.raises(RegistryError, match=words):
+            client.check_login(registry.netloc, USER)
+
+
+def test_who_waits_for_the_token_of_another_thread_may_be_given_up() -> None:
+    tokens, abort = TokenServer(), Abort()
+    with token_registry(tokens) as registry, client_for(registry) as client:
+        answer_tokens, has_asked, may_answer = tokens.answer, threading.Event(), threading.Event()
+
+        def answer(request: Request) -> object:
+            has_asked.set()
+            may_answer.wait(10)
+            return answer_tokens(request)
+
+        tokens.answer = answer
+        first = threading.Thread(target=client.resolve, args=(registry.reference(),))
+        first.start()
+        has_asked.wait(10)
+        registry.before = lambda _request: abort.abort()
+        with pytest.raises(TransferAborted):
+            client.resolve(registry.reference(), abort=abort)
+        registry.before = lambda _request: None
+        may_answer.set()
+        first.join()
 
 
 # Bearer

@@ -12,13 +12,14 @@ from typing import Final
 
 import trio
 
-from runner.domain.events import Failed, Finished, GenerationEvent, TextDelta
+from runner.domain.events import Failed, Finished, GenerationEvent, PromptText, TextDelta, TokenLogprob
 from runner.errors import ReaderTooSlow, RunnerError
 
 UNDELIVERED_LIMIT_BYTES: Final = 1024 * 1024
 """Text that may wait for its reader (N24)."""
 UNDELIVERED_LIMIT_EVENTS: Final = 65_536
 """Events that may wait, so that a worker cannot send empty deltas without end (W07)."""
+_TOKEN_BYTES: Final = 64  # a short text, its bytes as numbers, a logprob and their names
 
 
 class GenerationStream:
@@ -90,8 +91,8 @@ class GenerationStream:
                 return
             self._events.append(event)
             match event:
-                case TextDelta():
-                    self._undelivered_bytes += _size_bytes(event.text)
+                case TextDelta() | PromptText():
+                    self._undelivered_bytes += _size_bytes(event.text) + _logprobs_bytes(event.logprobs)
                 case Finished() | Failed():
                     self._has_ended = True
         if self._undelivered_bytes > UNDELIVERED_LIMIT_BYTES or len(self._events) > UNDELIVERED_LIMIT_EVENTS:
@@ -133,6 +134,11 @@ class GenerationStream:
         else:
             state = "open"
         return f"<GenerationStream {self.request_id} {state}, {len(self._events)} events waiting>"
+
+
+def _logprobs_bytes(logprobs: tuple[TokenLogprob, ...]) -> int:
+    """What they will be on their way out, roughly."""
+    return sum(_TOKEN_BYTES * (1 + len(one.top)) for one in logprobs)
 
 
 def _size_bytes(text: str) -> int:

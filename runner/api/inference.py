@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
@@ -24,7 +24,17 @@ import attrs
 import trio
 
 from runner.api.trials import Trial, Trials
-from runner.domain.events import Accepted, Failed, Finished, GenerationEvent, TextDelta
+from runner.domain.events import (
+    Accepted,
+    ChoiceEnded,
+    Failed,
+    Finished,
+    FinishReason,
+    GenerationEvent,
+    PromptText,
+    TextDelta,
+    TokenLogprob,
+)
 from runner.domain.generation import GenerationRequest
 from runner.domain.model import Model
 from runner.domain.sampling import SamplingParams
@@ -73,12 +83,32 @@ class Demand:
 
 
 @attrs.frozen(kw_only=True)
-class Completed:
-    """A whole answer. `fingerprint` changes when model or engine do."""
+class Choice:
+    """One of the answers. `logprobs` are empty when they were not asked for."""
 
     text: str
+    reason: FinishReason
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@attrs.frozen(kw_only=True)
+class Completed:
+    """Everything that was answered. `fingerprint` changes when model or engine do.
+
+    `choices` are in order of their indices; `finished` is of them all. `prompt_text` and `prompt_logprobs`
+    are the echo, if one was asked for.
+    """
+
+    choices: tuple[Choice, ...]
     finished: Finished
     fingerprint: str
+    prompt_text: str = ""
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The first answer's."""
+        return self.choices[0].text
 
 
 class Generation:
@@ -140,11 +170,9 @@ class Inference:
         while True:
             with await self._begin(demand, runs) as generation:
                 try:
-                    text, finished = await _collect(generation)
+                    return await _collect(generation)
                 except WorkerCrashed as error:
                     runs.next_or_raise(error)
-                    continue
-            return Completed(text=text, finished=finished, fingerprint=generation.fingerprint)
 
     async def begin(self, demand: Demand) -> Generation:
         """Wait until a worker has accepted the request; the caller reads and closes the generation.
@@ -271,18 +299,53 @@ async def _received(stream: GenerationStream, trial: Trial) -> list[GenerationEv
         raise
 
 
-async def _collect(generation: Generation) -> tuple[str, Finished]:
-    texts: list[str] = []
+async def _collect(generation: Generation) -> Completed:
+    collected = _Collected()
     while events := await generation.receive():
         for event in events:
             match event:
                 case TextDelta():
-                    texts.append(event.text)
+                    collected.answer(event.choice_index).append(event)
+                case PromptText():
+                    collected.prompt.append(event)
+                case ChoiceEnded():
+                    collected.reasons[event.choice_index] = event.reason
                 case Finished():
-                    return "".join(texts), event
+                    collected.reasons[event.choice_index] = event.reason
+                    return collected.completed(event, generation.fingerprint)
                 case Failed():
                     raise error_of(event)
     raise EngineFailed("the answer has no end")
+
+
+@attrs.define
+class _Collected:
+    """What has come so far. An answer without any text has a reason only."""
+
+    prompt: list[PromptText] = attrs.field(factory=list)
+    answers: dict[int, list[TextDelta]] = attrs.field(factory=dict)
+    reasons: dict[int, FinishReason] = attrs.field(factory=dict)
+
+    def answer(self, choice_index: int) -> list[TextDelta]:
+        return self.answers.setdefault(choice_index, [])
+
+    def completed(self, finished: Finished, fingerprint: str) -> Completed:
+        return Completed(
+            choices=tuple(self._choice(index) for index in sorted(self.reasons)),
+            finished=finished,
+            fingerprint=fingerprint,
+            prompt_text="".join(piece.text for piece in self.prompt),
+            prompt_logprobs=_joined(self.prompt),
+        )
+
+    def _choice(self, index: int) -> Choice:
+        deltas = self.answer(index)
+        text = "".join(delta.text for delta in deltas)
+        return Choice(text=text, reason=self.reasons[index], logprobs=_joined(deltas))
+
+
+def _joined(pieces: Iterable[TextDelta] | Iterable[PromptText]) -> tuple[TokenLogprob, ...]:
+    return tuple(logprob for piece in pieces for logprob in piece.logprobs)
 
 
 def sampling_for(model: Model, said: ModelSettings, asked: SamplingParams) -> SamplingParams:

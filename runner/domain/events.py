@@ -1,8 +1,10 @@
 """What a generation reports, in the order it happens.
 
-    Accepted, TextDelta*, (Finished | Failed)
+    Accepted, PromptText*, (TextDelta | ChoiceEnded)*, (Finished | Failed)
 
-`Failed` may come first or at any point; after `Finished` or `Failed` nothing follows. Values only.
+`Failed` may come first or at any point; after `Finished` or `Failed` nothing follows. Where several answers
+were asked for, each but the last has a `ChoiceEnded`, and `Finished` tells of the last and of all together.
+Values only.
 """
 
 from __future__ import annotations
@@ -19,9 +21,39 @@ class FinishReason(enum.Enum):
     """`max_tokens` or the context was reached."""
 
 
+@attrs.frozen
+class RankedToken:
+    """A token that might have come, as text with the names of control tokens, and its log-probability."""
+
+    token_id: int
+    text: bytes
+    logprob: float
+
+
+@attrs.frozen
+class TokenLogprob:
+    """A token that came, what the model thought of it, and of the likeliest ones at its place, best first.
+
+    From the raw logits, before any sampling parameter or constraint; `LOGPROB_MIN` stands for all below it.
+    None: nothing came before it, as for the first token of a prompt.
+    """
+
+    token_id: int
+    text: bytes
+    logprob: float | None
+    top: tuple[RankedToken, ...] = ()
+
+
+LOGPROB_MIN = -9999.0
+"""JSON has no infinity; OpenAI's own stand-in for it."""
+
+
 @attrs.frozen(kw_only=True)
 class Usage:
-    """Token counts of one generation. `cached_tokens` of the prompt were not prefilled again."""
+    """Token counts of all answers to one request, whose prompt counts once.
+
+    `cached_tokens` of the prompt were not prefilled again.
+    """
 
     prompt_tokens: int
     completion_tokens: int
@@ -48,11 +80,30 @@ class Accepted:
 class TextDelta:
     """Text to append: whole characters only, never the beginning of a stop string.
 
-    `n_tokens` counts the tokens consumed since the previous delta.
+    `n_tokens` counts the tokens consumed since the previous delta; `logprobs` has one entry for each when
+    they were asked for. `choice_index` tells which of the answers goes on.
     """
 
     text: str
     n_tokens: int
+    choice_index: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@attrs.frozen
+class PromptText:
+    """A piece of the prompt, echoed, in order; it stands before every answer."""
+
+    text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@attrs.frozen
+class ChoiceEnded:
+    """One of several answers is complete; others go on."""
+
+    choice_index: int
+    reason: FinishReason
 
 
 @attrs.frozen(kw_only=True)
@@ -60,6 +111,7 @@ class Finished:
     reason: FinishReason
     usage: Usage
     timings: Timings
+    choice_index: int = 0
 
 
 @attrs.frozen(kw_only=True)
@@ -72,4 +124,4 @@ class Failed:
     context_size: int | None = None
 
 
-GenerationEvent = Accepted | TextDelta | Finished | Failed
+GenerationEvent = Accepted | PromptText | TextDelta | ChoiceEnded | Finished | Failed

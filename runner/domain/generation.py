@@ -77,6 +77,8 @@ class GenerationRequest:
     `ignore_eos` generates until `max_tokens` or the context ends. `constraint` None lets any text follow.
     `cache_prompt` lets it use what is kept of prompts that begin alike, and keep its own for others, within
     what belongs to `cache_owner`: nobody's response times tell of another owner's prompts.
+    `n` answers are generated. `logprobs` is the number of likeliest tokens that are told with each; None: not
+    even its own. `echo` puts the prompt before the answers, with logprobs where they were asked for.
     """
 
     request_id: str
@@ -88,3 +90,6 @@ class GenerationRequest:
     constraint: Constraint | None = None
     cache_prompt: bool = True
     cache_owner: str = ""
+    n: int = 1
+    logprobs: int | None = None
+    echo: bool = False

@@ -75,6 +75,8 @@ BREAKERS_MAX = 16
 BREAKER_BYTES_MAX = 40  # llama.cpp cuts longer ones off (MAX_CHAR_LEN in llama-sampler.cpp)
 CHOICES = Range(1, 8)
 """Answers to one request."""
+LOGPROBS = Range(0, 20)
+"""Likeliest tokens that are told with each."""
 
 
 class Stage(enum.Enum):

@@ -32,12 +32,14 @@ class LoadedFacts:
     """What a backend knows once it is loaded. `devices` are empty where the engine reports no sizes.
 
     `shares_cells`: sequences can have cells in common. Not where a model keeps one state per sequence.
+    `n_outputs`: rows of one forward pass whose logits can be had.
     """
 
     engine_version: str
     architecture: str
     trained_context_size: int
     n_vocab: int
+    n_outputs: int
     shares_cells: bool = True
     devices: tuple[DeviceBuffers, ...] = ()
 
@@ -47,7 +49,7 @@ class BatchArrays:
     """The rows of the next forward pass, reused for every step; all arrays of shape (batch_size,).
 
     Row `i` computes token `tokens[i]` at `positions[i]` of sequence `sequence_ids[i]`; when `wants_logits[i]`
-    is 1 its logits may be sampled afterwards. At most one row of a sequence may want them, its last.
+    is 1 its logits may be read afterwards. At most `LoadedFacts.n_outputs` rows may want them.
     """
 
     tokens: npt.NDArray[np.int32]
@@ -133,6 +135,9 @@ class Backend(Protocol):
 
     def token_piece(self, token_id: int) -> bytes:
         """The bytes a token stands for in the answer: none for control tokens, may be part of a character."""
+
+    def token_text(self, token_id: int) -> bytes:
+        """The same, but control tokens stand for their names."""
 
     def is_end_of_generation(self, token_id: int) -> bool: ...
 

@@ -10,7 +10,7 @@ Imports nothing of ours. Called by `engine.py` in the order of this file.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Generic, Protocol, TypeVar
 
 import attrs
@@ -125,6 +125,23 @@ def plan_step(running: Iterable[C], prefill_budget: int, *, decoded_last: bool) 
         for candidate, count in zip(prompts, counts, strict=True)
         if count
     ]
+
+
+def fit_outputs(chunks: list[Chunk[C]], n_outputs: int, is_scored: Callable[[C], bool]) -> list[Chunk[C]]:
+    """The chunks of a prefilling step, cut so that no more than `n_outputs` rows want logits.
+
+    Scored chunks want those of all their rows, the others of their last one, for which there is always room.
+    """
+    left = n_outputs - sum(chunk.is_last and not is_scored(chunk.sequence) for chunk in chunks)
+    fitted = []
+    for chunk in chunks:
+        if is_scored(chunk.sequence):
+            count = min(chunk.count, left)
+            left -= count
+            chunk = attrs.evolve(chunk, count=count, is_last=chunk.is_last and count == chunk.count)
+        if chunk.count:
+            fitted.append(chunk)
+    return fitted
 
 
 def share_rows(pending: Sequence[int], budget: int) -> list[int]:

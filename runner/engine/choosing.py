@@ -1,28 +1,48 @@
 """The choice of one sequence's next token: sampler, constraint and logprobs together.
 
-Owns what outlives preemption of that choice. Imports the samplers' protocol and `constraints.py`.
+Owns what outlives preemption of that choice. Imports the samplers' protocol, `constraints.py` and
+`logprobs.py`.
 """
 
 from __future__ import annotations
 
+from runner.domain.events import TokenLogprob
 from runner.engine.backend import Sampler
 from runner.engine.constraints import ConstraintBroken, Matcher
+from runner.engine.logprobs import Scorer
 from runner.engine.sampler import LogitsOf
 
 
 class Chooser:
-    """Belongs to one sequence. `matcher` None: any token may follow."""
+    """Belongs to one sequence. `matcher` None: any token may follow; `scorer` None: logprobs are not told."""
 
-    def __init__(self, sampler: Sampler, logits_of: LogitsOf, matcher: Matcher | None = None) -> None:
+    def __init__(
+        self,
+        sampler: Sampler,
+        logits_of: LogitsOf,
+        matcher: Matcher | None = None,
+        scorer: Scorer | None = None,
+    ) -> None:
         self._sampler = sampler
         self._logits_of = logits_of
         self._matcher = matcher
+        self.scorer = scorer
+        self.logprob: TokenLogprob | None = None
+        """Of the token that was chosen last."""
 
     def choose(self, row: int) -> int:
         """The token that follows row `row` of the last decode.
 
         Raises UnusableLogits, and ConstraintBroken where the constraint leaves nothing to choose.
         """
+        if self.scorer is None:
+            return self._choose(row)
+        scores = self.scorer.look(row)  # before anything is ruled out in place
+        token_id = self._choose(row)
+        self.logprob = scores.of(token_id)
+        return token_id
+
+    def _choose(self, row: int) -> int:
         if self._matcher is None:
             return self._sampler.sample(row)
         token_id = self._choose_allowed(row, self._matcher)

@@ -11,25 +11,30 @@ import bisect
 import secrets
 import time
 from collections.abc import Callable
+from typing import Final
 
 import attrs
 
 from runner.domain.engine import EngineCounts, EngineOptions
-from runner.domain.events import Failed, Finished, FinishReason, TextDelta
+from runner.domain.events import ChoiceEnded, Failed, Finished, FinishReason, PromptText, TextDelta
 from runner.engine.backend import Backend, DecodeResult
 from runner.engine.batcher import (
     ALONE_LIMIT_S,
     STEP_LIMIT_S,
     Chunk,
     count_planned,
+    fit_outputs,
     may_join,
     must_preempt,
     next_chunk,
     plan_step,
 )
 from runner.engine.cells import CellPool
+from runner.engine.choices import Choices
 from runner.engine.choosing import Chooser
 from runner.engine.constraints import ConstraintBroken
+from runner.engine.echo import Echo
+from runner.engine.logprobs import Scorer
 from runner.engine.sampler import SamplerPlan, UnusableLogits, plan_sampler
 from runner.engine.sequence import Sequence, SequenceRequest, SequenceState
 from runner.engine.sharing import Sharing
@@ -37,7 +42,9 @@ from runner.errors import ContextLengthExceeded, EngineFailed, FieldFault, Inval
 
 __all__ = ["Engine", "EngineEvent", "EngineStatistics", "SequenceRequest", "StepOutput"]
 
-EngineEvent = TextDelta | Finished | Failed
+EngineEvent = PromptText | TextDelta | ChoiceEnded | Finished | Failed
+
+_NO_NUMBERS: Final = "the model produced numbers that are not finite"
 
 
 @attrs.frozen
@@ -102,7 +109,7 @@ class Engine:
             max_retained=options.max_retained if backend.facts.shares_cells else 0,
         )
         self._sharing = Sharing(self._cells)
-        self._alive: dict[str, Sequence] = {}
+        self._alive: dict[str, Choices] = {}
         self._waiting: list[Sequence] = []
         """Oldest first; preempted ones are among them, at the place of their arrival."""
         self._running: list[Sequence] = []
@@ -150,14 +157,14 @@ class Engine:
             raise ContextLengthExceeded(n_prompt, self._context_size)
         if request.request_id in self._alive:
             raise InvalidParameter(FieldFault("request_id", "is in use"))
-        sequence = self._new_sequence(request)
-        self._alive[request.request_id] = sequence
-        self._waiting.append(sequence)
+        sequences = [self._new_sequence(request, index) for index in range(request.n)]
+        self._alive[request.request_id] = Choices(sequences)
+        self._waiting += sequences
 
     def cancel(self, request_id: str) -> None:
-        """End a sequence at once, without an event; unknown ids are ignored. Only between steps."""
-        sequence = self._alive.get(request_id)
-        if sequence is not None:
+        """End its sequences at once, without an event; unknown ids are ignored. Only between steps."""
+        choices = self._alive.get(request_id)
+        for sequence in () if choices is None else tuple(choices.alive):
             self._end(sequence)
 
     def set_threads(self, n_threads: int) -> None:
@@ -195,10 +202,14 @@ class Engine:
 
     # who takes part
 
-    def _new_sequence(self, request: SequenceRequest) -> Sequence:
+    def _new_sequence(self, request: SequenceRequest, choice_index: int) -> Sequence:
+        """Of several answers with one seed, each has its own seed."""
+        sampling = request.sampling
+        if sampling.seed is not None and choice_index:
+            sampling = attrs.evolve(sampling, seed=sampling.seed + choice_index)
         forbidden = tuple(sorted(self._backend.end_of_generation)) if request.ignore_eos else ()
         plan = plan_sampler(
-            request.sampling,
+            sampling,
             fresh_seed=secrets.randbits(32),
             context_size=self._context_size,
             prompt=request.prompt_tokens,
@@ -213,17 +224,27 @@ class Engine:
             order=self._n_submitted,
             n_tokens_max=n_tokens_max,
             chooser=self._new_chooser(request, plan),
+            choice_index=choice_index,
+            echo=self._new_echo(request) if request.echo and choice_index == 0 else None,
         )
 
     def _new_chooser(self, request: SequenceRequest, plan: SamplerPlan) -> Chooser:
         matcher = None if request.constraint is None else request.constraint.start()
-        return Chooser(self._backend.new_sampler(plan), self._backend.logits, matcher)
+        sampler = self._backend.new_sampler(plan)
+        return Chooser(sampler, self._backend.logits, matcher, self._new_scorer(request))
+
+    def _new_scorer(self, request: SequenceRequest) -> Scorer | None:
+        if request.logprobs is None:
+            return None
+        return Scorer(self._backend.logits, self._backend.token_text, request.logprobs)
+
+    def _new_echo(self, request: SequenceRequest) -> Echo:
+        return Echo(request.prompt_tokens, self._backend.token_text, self._new_scorer(request))
 
     def _end_the_satisfied(self, step: _Step) -> None:
         """Those who asked for no token at all."""
         for sequence in [sequence for sequence in self._waiting if sequence.is_full]:
-            step.events.append((sequence.request.request_id, sequence.finished(FinishReason.LENGTH)))
-            self._end(sequence)
+            self._finish(sequence, FinishReason.LENGTH, None, step)
 
     def _count_planned(self) -> int:
         return count_planned(self._cells.n_used, self._running)
@@ -265,7 +286,10 @@ class Engine:
             self._waiting.remove(sequence)
             self._cells.expect_no_longer(sequence)
         sequence.end()
-        del self._alive[sequence.request.request_id]
+        choices = self._alive[sequence.request.request_id]
+        choices.alive.remove(sequence)
+        if not choices.alive:
+            del self._alive[sequence.request.request_id]
 
     # the forward pass
 
@@ -294,7 +318,13 @@ class Engine:
     def _plan(self) -> list[Chunk[Sequence]]:
         self._sharing.part_from_leaders(self._running)
         taking_part = [sequence for sequence in self._running if sequence.leader is None]
-        return plan_step(taking_part, self._prefill_chunk, decoded_last=self._decoded_last)
+        return self._plan_for(taking_part, decoded_last=self._decoded_last)
+
+    def _plan_for(self, sequences: list[Sequence], *, decoded_last: bool) -> list[Chunk[Sequence]]:
+        chunks = plan_step(sequences, self._prefill_chunk, decoded_last=decoded_last)
+        if any(_scores_prompt(chunk.sequence) for chunk in chunks):
+            return fit_outputs(chunks, self._backend.facts.n_outputs, _scores_prompt)
+        return chunks
 
     def _advance_one_by_one(self, chunks: list[Chunk[Sequence]], step: _Step) -> None:
         """After a failed pass: who fails alone has failed, and nobody else has.
@@ -314,7 +344,7 @@ class Engine:
         """Bring one sequence to where `chunk` would have brought it."""
         sequence = chunk.sequence
         while sequence.is_running and sequence.n_filled < chunk.start + chunk.count:
-            parts = plan_step([sequence], self._prefill_chunk, decoded_last=False)
+            parts = self._plan_for([sequence], decoded_last=False)
             if self._decode(parts) is DecodeResult.DONE:
                 self._collect(parts, step)
             else:
@@ -358,14 +388,14 @@ class Engine:
                 batch.tokens[row] = sequence.tokens[start]
                 batch.positions[row] = start
                 batch.sequence_ids[row] = sequence.slot
-                batch.wants_logits[row] = chunk.is_last
+                batch.wants_logits[row] = chunk.is_last or _scores_prompt(sequence)
             else:
                 rows = slice(row, row + count)
                 batch.tokens[rows] = sequence.tokens[start : start + count]
                 batch.positions[rows] = range(start, start + count)
                 batch.sequence_ids[rows] = sequence.slot
-                batch.wants_logits[rows] = 0
-                batch.wants_logits[row + count - 1] = chunk.is_last
+                batch.wants_logits[rows] = _scores_prompt(sequence)
+                batch.wants_logits[row + count - 1] = chunk.is_last or _scores_prompt(sequence)
             row += count
         return row
 
@@ -376,14 +406,30 @@ class Engine:
         for chunk in chunks:
             row += chunk.count
             sequence = chunk.sequence
+            if not sequence.is_running:
+                continue  # another answer to the same request has failed
             self._cells.fill(sequence.slot, sequence.tokens[chunk.start : chunk.start + chunk.count])
             sequence.n_filled += chunk.count
             if sequence.state is SequenceState.DECODING:
                 step.decode_tokens += chunk.count
             else:
                 step.prefill_tokens += chunk.count
+            if sequence.echo is not None and not self._echo(sequence, chunk, row - chunk.count, step):
+                continue
             if chunk.is_last:
                 self._sample(sequence, row - 1, now_s, step)
+
+    def _echo(self, sequence: Sequence, chunk: Chunk[Sequence], first_row: int, step: _Step) -> bool:
+        """Tell of the prompt what `chunk` has computed; False when the sequence has failed."""
+        assert sequence.echo is not None
+        try:
+            text = sequence.echo.advance(chunk.start, chunk.start + chunk.count, first_row)
+        except UnusableLogits:
+            self._fail(sequence, _NO_NUMBERS, step)
+            return False
+        if text is not None:
+            step.events.append((sequence.request.request_id, text))
+        return True
 
     def _sample(self, sequence: Sequence, row: int, now_s: float, step: _Step) -> None:
         """Choose the token that follows `row`, show its text, and end the sequence when it is time to:
@@ -394,7 +440,7 @@ class Engine:
         try:
             token_id = sequence.chooser.choose(row)
         except UnusableLogits:
-            self._fail(sequence, "the model produced numbers that are not finite", step)
+            self._fail(sequence, _NO_NUMBERS, step)
             return
         except ConstraintBroken:
             self._fail(sequence, "the constraint became too complex to follow", step)
@@ -418,12 +464,20 @@ class Engine:
     def _finish(self, sequence: Sequence, reason: FinishReason, rest: TextDelta | None, step: _Step) -> None:
         if rest is not None:
             step.events.append((sequence.request.request_id, rest))
-        step.events.append((sequence.request.request_id, sequence.finished(reason)))
+        request_id = sequence.request.request_id
+        step.events.append((request_id, self._alive[request_id].ending(sequence, reason)))
         self._end(sequence)
 
     def _fail(self, sequence: Sequence, message: str, step: _Step) -> None:
-        step.events.append((sequence.request.request_id, Failed(code=EngineFailed.code, message=message)))
-        self._end(sequence, keep=False)
+        """Other answers to the same request end with it."""
+        request_id = sequence.request.request_id
+        step.events.append((request_id, Failed(code=EngineFailed.code, message=message)))
+        for other in tuple(self._alive[request_id].alive):
+            self._end(other, keep=False)
+
+
+def _scores_prompt(sequence: Sequence) -> bool:
+    return sequence.echo is not None and sequence.echo.is_scored
 
 
 def _order(sequence: Sequence) -> int:

@@ -168,12 +168,29 @@ class _Cells:
     def read_script(self) -> Script:
         """Also finds where the answer starts: after the last `<|answer|>`."""
         if self.script is None:
-            if ANSWER in self.tokens:
-                self.answer_start = len(self.tokens) - self.tokens[::-1].index(ANSWER)
-                self.script = read_script(_question(self.tokens[: self.answer_start - 1]))
-            else:
-                self.script = Script(answer=b"", is_endless=True)
+            if ANSWER not in self.tokens:  # yet: these may be rows within a prompt
+                return Script(answer=b"", is_endless=True)
+            self.answer_start = len(self.tokens) - self.tokens[::-1].index(ANSWER)
+            self.script = read_script(_question(self.tokens[: self.answer_start - 1]))
         return self.script
+
+
+@attrs.frozen
+class _WantedRow:
+    """A row whose logits are wanted, as its sequence stood then."""
+
+    row: int
+    last_token: int
+    n_answered: int
+    script: Script
+
+    @classmethod
+    def of(cls, row: int, cells: _Cells) -> _WantedRow:
+        script = cells.read_script()
+        return cls(row, cells.tokens[-1], cells.n_answered, script)
+
+    def has_due(self, kind: str) -> bool:
+        return any(fault.is_due(kind, self.n_answered) for fault in self.script.faults)
 
 
 def _question(tokens: list[int]) -> bytes:
@@ -209,6 +226,7 @@ class ScriptedBackend:
             architecture="scripted",
             trained_context_size=1 << 20,
             n_vocab=N_VOCAB,
+            n_outputs=self._batch.size,
             devices=(DeviceBuffers(device="cpu", weights_bytes=weights_bytes),),
         )
         self.is_closed = False
@@ -291,6 +309,9 @@ class ScriptedBackend:
     def token_piece(self, token_id: int) -> bytes:
         return bytes((token_id,)) if token_id < 256 else b""
 
+    def token_text(self, token_id: int) -> bytes:
+        return _Vocabulary.tokens[token_id]
+
     def is_end_of_generation(self, token_id: int) -> bool:
         return token_id == END
 
@@ -333,7 +354,7 @@ class ScriptedBackend:
         self._logits.clear()
         if self.cells_used + n_rows > self._options.n_cells:
             return DecodeResult.NO_CELLS
-        scripts = []
+        wanted: list[_WantedRow] = []
         for row in range(n_rows):
             cells = self._cells.setdefault(self._sequence_id(row), _Cells())
             if self._batch.positions[row] != len(cells.tokens):
@@ -341,14 +362,12 @@ class ScriptedBackend:
             cells.tokens.append(int(self._batch.tokens[row]))
             cells.numbers.append(next(self._numbers))
             if self._batch.wants_logits[row]:
-                scripts.append((row, cells, cells.read_script()))
-        if slow_s := max((script.slow_s for _, _, script in scripts), default=0.0):
+                wanted.append(_WantedRow.of(row, cells))
+        if slow_s := max((one.script.slow_s for one in wanted), default=0.0):
             self._sleep(slow_s)
-        if any(
-            fault.is_due("fail", cells.n_answered) for _, cells, script in scripts for fault in script.faults
-        ):
+        if any(one.has_due("fail") for one in wanted):
             return DecodeResult.FAILED
-        self._logits = {row: _next_logits(cells, script, self.n_threads) for row, cells, script in scripts}
+        self._logits = {one.row: _next_logits(one, self.n_threads) for one in wanted}
         return DecodeResult.DONE
 
     def _sequence_id(self, row: int) -> int:
@@ -369,14 +388,14 @@ class _Vocabulary:
         return list(text)
 
 
-def _next_logits(cells: _Cells, script: Script, n_threads: int) -> npt.NDArray[np.float32]:
+def _next_logits(wanted: _WantedRow, n_threads: int) -> npt.NDArray[np.float32]:
     """The script's next token first, the alphabet's second; or the fault that is due."""
-    n_answered = cells.n_answered
+    script, n_answered = wanted.script, wanted.n_answered
     if n_answered == 0 and script.n_noise:
         os.write(1, b"." * script.n_noise)
         os.write(2, b"." * script.n_noise)
     logits = np.zeros(N_VOCAB, np.float32)
-    logits[_next_letter(cells.tokens[-1])] = 1.0
+    logits[_next_letter(wanted.last_token)] = 1.0
     if n_answered < len(script.answer):
         logits[script.answer[n_answered]] = 2.0
     elif n_answered < len(script.answer) + script.n_told_threads:

@@ -34,6 +34,7 @@ from runner.engine.llama_loading import (
     load_model,
     needs_guards,
     new_context,
+    outputs_of,
     rows_of,
     shares_cells,
 )
@@ -74,6 +75,7 @@ class LlamaBackend:
         self._batch = batch
         self._c_batch = _CBatch(batch)
         self._pieces: dict[int, bytes] = {}
+        self._texts: dict[int, bytes] = {}
         self._logits_views: dict[int, npt.NDArray[np.float32]] = {}
         self._is_closed = False
 
@@ -96,7 +98,7 @@ class LlamaBackend:
         except BaseException:
             lib.llama_model_free(model)
             raise
-        facts = _facts(model, log.buffers.devices())
+        facts = _facts(model, outputs_of(model, options), log.buffers.devices())
         batch = BatchArrays.empty(rows_of(options))
         guard_offset = ids_of(model, options) if needs_guards(model, options) else 0
         return cls(model, context, facts, batch, control_texts.found, guard_offset)
@@ -157,10 +159,18 @@ class LlamaBackend:
             piece = self._pieces[token_id] = self._read_piece(token_id, _PIECE_BYTES)
         return piece
 
-    def _read_piece(self, token_id: int, capacity: int) -> bytes:
+    def token_text(self, token_id: int) -> bytes:
+        text = self._texts.get(token_id)
+        if text is None:
+            text = self._texts[token_id] = self._read_piece(token_id, _PIECE_BYTES, names_control=True)
+        return text
+
+    def _read_piece(self, token_id: int, capacity: int, *, names_control: bool = False) -> bytes:
         buffer = ctypes.create_string_buffer(capacity)
-        length = lib.llama_token_to_piece(self._vocab, token_id, buffer, capacity, 0, False)
-        return buffer.raw[:length] if length >= 0 else self._read_piece(token_id, -length)
+        length = lib.llama_token_to_piece(self._vocab, token_id, buffer, capacity, 0, names_control)
+        if length < 0:
+            return self._read_piece(token_id, -length, names_control=names_control)
+        return buffer.raw[:length]
 
     def _token_text(self, token_id: int) -> str:
         return "" if token_id == lib.LLAMA_TOKEN_NULL else _token_text(self._vocab, token_id)
@@ -264,12 +274,13 @@ def _pointer(array: npt.NDArray[Any], element: Any) -> Any:
     return ctypes.cast(array.ctypes.data, ctypes.POINTER(element))
 
 
-def _facts(model: Model, devices: tuple[DeviceBuffers, ...]) -> LoadedFacts:
+def _facts(model: Model, n_outputs: int, devices: tuple[DeviceBuffers, ...]) -> LoadedFacts:
     return LoadedFacts(
         engine_version=engine_version(),
         architecture=_meta_text(model, b"general.architecture"),
         trained_context_size=lib.llama_model_n_ctx_train(model),
         n_vocab=lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model)),
+        n_outputs=n_outputs,
         shares_cells=shares_cells(model),
         devices=devices,
     )

@@ -107,6 +107,11 @@ def ids_of(model: Model, options: EngineOptions) -> int:
     return options.max_sequences + (options.max_retained if shares_cells(model) else 0)
 
 
+def outputs_of(model: Model, options: EngineOptions) -> int:
+    """Rows of one forward pass that logits are kept of; as many as the library has ids, or it aborts."""
+    return ids_of(model, options) * (2 if needs_guards(model, options) else 1)
+
+
 def new_context(model: Model, options: EngineOptions) -> Context:
     """Raises LoadingFailed, also for models that do not generate text (encoders, diffusion)."""
     if lib.llama_model_has_encoder(model) or lib.llama_model_is_diffusion(model):
@@ -115,8 +120,7 @@ def new_context(model: Model, options: EngineOptions) -> Context:
     n_rows = rows_of(options)
     params.n_ctx = max(options.n_cells, n_rows)  # the library silently cuts n_batch down to n_ctx
     params.n_batch = params.n_ubatch = n_rows
-    n_ids = ids_of(model, options) * (2 if needs_guards(model, options) else 1)
-    params.n_seq_max = params.n_outputs_max = n_ids  # with fewer outputs the library ends the process
+    params.n_seq_max = params.n_outputs_max = outputs_of(model, options)
     params.n_threads = params.n_threads_batch = options.n_threads
     params.type_k = _CACHE_TYPES[options.key_type]
     params.type_v = _CACHE_TYPES[options.value_type]

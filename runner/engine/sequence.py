@@ -13,11 +13,12 @@ from types import MappingProxyType
 import attrs
 
 from runner.domain.engine import CacheMiss
-from runner.domain.events import Finished, FinishReason, TextDelta, Timings, Usage
+from runner.domain.events import Finished, FinishReason, TextDelta, Timings, TokenLogprob, Usage
 from runner.domain.sampling import SamplingParams
 from runner.engine.choosing import Chooser
 from runner.engine.constraints import CompiledConstraint
 from runner.engine.detokenizer import Detokenizer
+from runner.engine.echo import Echo
 from runner.engine.prefix import Namespace
 from runner.engine.stopping import StopMatcher
 from runner.errors import RunnerError
@@ -62,6 +63,7 @@ class SequenceRequest:
 
     `max_tokens` None means "to the end of the context". `submitted_s` is `time.monotonic()` of the arrival,
     from which the queueing time counts. Cells are shared within `namespace`, and not at all when it is None.
+    `n`, `logprobs` and `echo` are those of `GenerationRequest`.
     """
 
     request_id: str
@@ -72,6 +74,9 @@ class SequenceRequest:
     ignore_eos: bool = False
     constraint: CompiledConstraint | None = None
     namespace: Namespace | None = attrs.field(factory=Namespace)
+    n: int = 1
+    logprobs: int | None = None
+    echo: bool = False
     submitted_s: float
 
 
@@ -87,14 +92,26 @@ class Sequence:
     """
 
     __slots__ = (
-        "_admitted_s", "_detokenizer", "_first_token_s", "_last_token_s", "_matcher", "_n_untold",
-        "_was_preempted", "chooser", "leader", "miss", "n_awaited", "n_cached", "n_filled", "n_prompt",
-        "n_tokens_max", "order", "request", "slot", "state", "tokens",
+        "_admitted_s", "_detokenizer", "_first_token_s", "_last_token_s", "_matcher", "_n_untold", "_untold",
+        "_was_preempted", "choice_index", "chooser", "echo", "leader", "miss", "n_awaited", "n_cached",
+        "n_filled", "n_prompt", "n_tokens_max", "order", "request", "slot", "state", "tokens",
     )  # fmt: skip
 
-    def __init__(self, request: SequenceRequest, *, order: int, n_tokens_max: int, chooser: Chooser) -> None:
-        """`n_tokens_max` counts prompt and answer. `order` grows with every submission."""
+    def __init__(
+        self,
+        request: SequenceRequest,
+        *,
+        order: int,
+        n_tokens_max: int,
+        chooser: Chooser,
+        choice_index: int = 0,
+        echo: Echo | None = None,
+    ) -> None:
+        """`n_tokens_max` counts prompt and answer. `order` grows with every submission. `choice_index` is the
+        place of this one among the `n` answers to the request, of which one echoes the prompt."""
         self.request = request
+        self.echo = echo
+        self.choice_index = choice_index
         self.order = order
         self.n_tokens_max = n_tokens_max
         self.chooser = chooser
@@ -110,6 +127,7 @@ class Sequence:
         self._detokenizer = Detokenizer()
         self._matcher = StopMatcher(request.stop) if request.stop else None
         self._n_untold = 0
+        self._untold: list[TokenLogprob] = []
         self._was_preempted = False
         self._admitted_s: float | None = None
         self._first_token_s: float | None = None
@@ -191,6 +209,8 @@ class Sequence:
         self._last_token_s = now_s
         self.tokens.append(token_id)
         self._n_untold += 1
+        if self.chooser.logprob is not None:
+            self._untold.append(self.chooser.logprob)
 
     def add_text(self, piece: bytes) -> TextDelta | None:
         """What may be shown after the last token, whose bytes are `piece`; None when there is nothing yet."""
@@ -220,7 +240,10 @@ class Sequence:
         if not text:
             return None
         n_tokens, self._n_untold = self._n_untold, 0
-        return TextDelta(text, n_tokens)
+        logprobs, self._untold = self._untold, []
+        if self.met_stop_string:
+            logprobs = _covering(text, logprobs)
+        return TextDelta(text, n_tokens, self.choice_index, tuple(logprobs))
 
     def finished(self, reason: FinishReason) -> Finished:
         """The last event. The token that ended the turn counts as a completion token, as in llama-server."""
@@ -244,3 +267,15 @@ class Sequence:
             prefill_s=first_s - admitted_s,
             decode_s=last_s - first_s,
         )
+
+
+def _covering(text: str, logprobs: list[TokenLogprob]) -> list[TokenLogprob]:
+    """Those of the tokens that `text` is made of, without the ones that only the stop string had."""
+    left = len(text.encode("utf-8"))
+    found = []
+    for logprob in logprobs:
+        if left <= 0:
+            break
+        found.append(logprob)
+        left -= len(logprob.text)
+    return found

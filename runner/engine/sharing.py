@@ -17,7 +17,7 @@ import attrs
 
 from runner.domain.engine import CacheMiss
 from runner.engine.cells import LEAST_SHARED, CellPool
-from runner.engine.prefix import Match, common_length
+from runner.engine.prefix import NO_MATCH, Match, common_length
 from runner.engine.sequence import Sequence
 
 
@@ -45,7 +45,9 @@ class Sharing:
         return f"<Sharing: {self.n_hits} hits, {sum(self.misses.values())} misses>"
 
     def look_up(self, sequence: Sequence, running: Iterable[Sequence]) -> Prospect:
-        """Changes nothing."""
+        """Changes nothing. A prompt that is echoed with logprobs is computed, whoever else has it."""
+        if sequence.echo is not None and sequence.echo.is_scored:
+            return Prospect(NO_MATCH, None, 0, 0)
         match = self._cells.find(sequence.tokens, sequence.request.namespace)
         leader, n_awaited = self._find_leader(sequence, running, match.count)
         return Prospect(match, leader, n_awaited, max(n_awaited, self._cells.count_in_use(match)))

@@ -10,7 +10,7 @@ import attrs
 
 from runner.domain.engine import DeviceBuffers, EngineCounts, EngineSizes
 from runner.domain.engine import EngineOptions as EngineOptions
-from runner.domain.events import Accepted, Failed, Finished, TextDelta
+from runner.domain.events import GenerationEvent
 from runner.domain.generation import GenerationRequest
 from runner.hardware.pinning import DevicePin
 
@@ -102,7 +102,7 @@ class LoadFailed:
     message: str
 
 
-StepEvent = Accepted | TextDelta | Finished | Failed
+StepEvent = GenerationEvent
 
 
 @attrs.frozen(kw_only=True)

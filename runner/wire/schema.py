@@ -6,7 +6,8 @@ Each direction has its own table of tags, so that a worker cannot send what only
 lengths and types are checked before a value is built: to the daemon a worker is a stranger (W07).
 `Hello` keeps its form in every version, so that a worker of another version can be told apart.
 
-Imports the domain's values, device pins, the messages and `checks.py`. Used by `runner.wire.codec` alone.
+Imports the domain's values, device pins, the messages and `checks.py`; events are in `event_schema.py`. Used
+by `runner.wire.codec` alone.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from runner.domain.engine import CacheMiss, EngineCounts
-from runner.domain.events import Accepted, Failed, Finished, FinishReason, TextDelta, Timings, Usage
 from runner.domain.generation import (
     ChatMessage,
     ChatPrompt,
@@ -25,9 +25,9 @@ from runner.domain.generation import (
     TextPrompt,
     TokenPrompt,
 )
+from runner.domain.sampling import CHOICES, LOGPROBS, Range
 from runner.hardware.pinning import DevicePin
 from runner.wire.checks import (
-    COUNT_MAX,
     ERROR_TEXT_LIMIT,
     NAME_LIMIT,
     Fields,
@@ -48,6 +48,7 @@ from runner.wire.checks import (
     cut_text,
     paths_fields,
 )
+from runner.wire.event_schema import event_fields, read_event
 from runner.wire.messages import (
     Cancel,
     FromWorker,
@@ -60,7 +61,6 @@ from runner.wire.messages import (
     SetThreads,
     Shutdown,
     Step,
-    StepEvent,
     ToWorker,
 )
 from runner.wire.sampling_schema import constraint_fields, read_constraint, read_sampling, sampling_fields
@@ -75,7 +75,6 @@ PART: Final = 0
 _LOAD_MODEL, _GENERATE, _CANCEL, _SHUTDOWN, _SET_THREADS = 1, 2, 3, 4, 5
 _HELLO, _LOAD_PROGRESS, _LOADED, LOAD_FAILED, _STEP = 16, 17, 18, 19, 20
 
-_ACCEPTED, _DELTA, _FINISHED, _FAILED = 0, 1, 2, 3
 _CHAT, _TEXT, _TOKENS = 0, 1, 2
 _ROLES: Final = frozenset({"system", "developer", "user", "assistant", "tool"})
 
@@ -108,6 +107,7 @@ def _encode_generate(message: Generate) -> list[Any]:
         request.ignore_eos,
         constraint_fields(request.constraint),
         (request.cache_prompt, request.cache_owner),
+        (request.n, request.logprobs, request.echo),
     ]
 
 
@@ -171,7 +171,7 @@ def _encode_step(message: Step) -> list[Any]:
         message.waiting,
         message.cells_used,
         _encode_meters(message),
-        [_encode_event(request_id, event) for request_id, event in message.events],
+        [event_fields(request_id, event) for request_id, event in message.events],
     ]
 
 
@@ -186,28 +186,6 @@ def _encode_meters(message: Step) -> Fields:
         counts.reused_tokens,
         *counts.misses,
     )
-
-
-def _encode_event(request_id: str, event: StepEvent) -> Fields:
-    match event:
-        case TextDelta():
-            return request_id, _DELTA, event.text, event.n_tokens
-        case Accepted():
-            return request_id, _ACCEPTED, event.prompt_tokens
-        case Finished():
-            usage, timings = event.usage, event.timings
-            counts = (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
-            seconds = (float(timings.queued_s), float(timings.prefill_s), float(timings.decode_s))
-            return request_id, _FINISHED, event.reason.value, counts, seconds
-        case Failed():
-            return (
-                request_id,
-                _FAILED,
-                event.code,
-                cut_text(event.message),
-                event.prompt_tokens,
-                event.context_size,
-            )
 
 
 _ENCODERS: Final[Mapping[type, Callable[[Any], list[Any]]]] = {
@@ -241,8 +219,9 @@ def _read_pin(fields: Fields) -> DevicePin:
 
 
 def _read_generate(fields: Fields) -> Generate:
-    _, request_id, prompt, sampling, max_tokens, stop, ignore_eos, constraint, caching = fields
+    _, request_id, prompt, sampling, max_tokens, stop, ignore_eos, constraint, caching, told = fields
     cache_prompt, cache_owner = as_array(caching)
+    n, logprobs, echo = as_array(told)
     return Generate(
         GenerationRequest(
             request_id=as_request_id(request_id),
@@ -254,8 +233,17 @@ def _read_generate(fields: Fields) -> Generate:
             constraint=read_constraint(constraint),
             cache_prompt=as_flag(cache_prompt),
             cache_owner=as_text(cache_owner, NAME_LIMIT),
+            n=_as_integer_within(CHOICES, n),
+            logprobs=None if logprobs is None else _as_integer_within(LOGPROBS, logprobs),
+            echo=as_flag(echo),
         )
     )
+
+
+def _as_integer_within(bounds: Range, value: Any) -> int:
+    if as_integer(value) not in bounds:
+        raise Malformed("a number outside its range")
+    return value  # type: ignore[no-any-return]  # as_integer() has checked it
 
 
 def _read_prompt(fields: Fields) -> Prompt:
@@ -347,7 +335,7 @@ def _read_step(fields: Fields) -> Step:
         running=as_count(running),
         waiting=as_count(waiting),
         cells_used=as_count(cells_used),
-        events=tuple([_read_event(fields) for fields in as_array(events)]),
+        events=tuple([read_event(fields) for fields in as_array(events)]),
         cells_retained=as_count(cells_retained),
         step_s=as_seconds(step_s),
         computing_s=as_seconds(computing_s),
@@ -361,50 +349,6 @@ def _read_counts(items: list[Any]) -> EngineCounts:
         raise Malformed("not one count for each kind of miss")
     return EngineCounts(
         preemptions=preemptions, reuse_hits=reuse_hits, reused_tokens=reused_tokens, misses=tuple(misses)
-    )
-
-
-def _read_event(fields: Any) -> tuple[str, StepEvent]:
-    """The hot path: deltas first, checks inline."""
-    if type(fields) is not tuple or len(fields) < 3 or type(fields[1]) is not int:
-        raise Malformed("an event of wrong shape")
-    request_id = as_request_id(fields[0])
-    kind = fields[1]
-    if kind == _DELTA:
-        _, _, text, n_tokens = fields
-        if type(text) is not str or type(n_tokens) is not int or not 0 <= n_tokens <= COUNT_MAX:
-            raise Malformed("a delta of wrong types")
-        return request_id, TextDelta(text, n_tokens)
-    if kind == _ACCEPTED:
-        _, _, prompt_tokens = fields
-        return request_id, Accepted(prompt_tokens=as_count(prompt_tokens))
-    if kind == _FINISHED:
-        return request_id, _read_finished(fields)
-    if kind == _FAILED:
-        _, _, code, message, prompt_tokens, context_size = fields
-        return request_id, Failed(
-            code=as_code(code),
-            message=as_text(message, ERROR_TEXT_LIMIT),
-            prompt_tokens=None if prompt_tokens is None else as_count(prompt_tokens),
-            context_size=None if context_size is None else as_count(context_size),
-        )
-    raise Malformed("unknown kind of event")
-
-
-def _read_finished(fields: Fields) -> Finished:
-    _, _, reason, counts, seconds = fields
-    prompt_tokens, completion_tokens, cached_tokens = as_array(counts)
-    queued_s, prefill_s, decode_s = as_array(seconds)
-    return Finished(
-        reason=FinishReason(as_text(reason)),
-        usage=Usage(
-            prompt_tokens=as_count(prompt_tokens),
-            completion_tokens=as_count(completion_tokens),
-            cached_tokens=as_count(cached_tokens),
-        ),
-        timings=Timings(
-            queued_s=as_seconds(queued_s), prefill_s=as_seconds(prefill_s), decode_s=as_seconds(decode_s)
-        ),
     )
 
 

@@ -35,8 +35,9 @@ if TYPE_CHECKING:
     from runner.chat.control_text import ControlTexts
     from runner.chat.template import ChatTemplate
 
-QUEUE_MAX = 128
-"""Requests that may wait here; the daemon queues at most 64 per model, so this is never met in order."""
+QUEUE_MAX = 512
+"""Sequences that may wait here; the daemon sends at most 64 requests, of at most 8 answers each, so this is
+never met in order."""
 
 _COUNTED_BYTES = 64
 """Bytes per cell of the context that are tokenised before a longer text is refused: no language has more
@@ -115,6 +116,9 @@ class Preparer:
             stop=request.stop,
             ignore_eos=request.ignore_eos,
             namespace=Namespace(owner=request.cache_owner) if request.cache_prompt else None,
+            n=request.n,
+            logprobs=request.logprobs,
+            echo=request.echo,
             submitted_s=submitted_s,
         )
 

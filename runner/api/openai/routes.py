@@ -1,7 +1,7 @@
 """The OpenAI dialect over HTTP: models, chat completions, text completions.
 
-The same routes stand under each of `PREFIXES`. Nothing is decided here: bodies go through `schema`, shapes
-through `convert`, generations through `inference`.
+The same routes stand under each of `PREFIXES`. Nothing is decided here: bodies go through `schema` and
+`convert`, answers through `replies`, generations through `inference`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from runner.api.bodies import parsed_body
 from runner.api.generation_source import GenerationSource, hold_head
 from runner.api.inference import Demand, Inference
 from runner.api.middleware import request_id
-from runner.api.openai import convert
-from runner.api.openai.convert import ReplyHead, Shape, StreamEncoder
+from runner.api.openai import convert, replies
+from runner.api.openai.replies import ReplyHead, Shape, StreamEncoder
 from runner.api.openai.schema import ChatRequest, CompletionRequest, parse_chat, parse_completion
 from runner.api.streaming import EventStream, request_nursery
 from runner.errors import NotFound
@@ -47,10 +47,10 @@ def blueprint(context: AppContext) -> Blueprint:
         return _json(orjson.dumps(convert.model_object(model, default)))
 
     async def chat_completions() -> TrioResponse:
-        return await _generate(inference, convert.CHAT, await parsed_body(parse_chat))
+        return await _generate(inference, replies.CHAT, await parsed_body(parse_chat))
 
     async def completions() -> TrioResponse:
-        return await _generate(inference, convert.COMPLETION, await parsed_body(parse_completion))
+        return await _generate(inference, replies.COMPLETION, await parsed_body(parse_completion))
 
     async def unknown_backend(backend: str, path: str) -> TrioResponse:
         raise NotFound(f"there is no backend {backend[:64]!r}; it is llama.cpp")
@@ -85,10 +85,15 @@ async def _generate(
         label=request_id(),
     )
     if not request.stream:
-        return _json(convert.reply(shape, head, await inference.complete(demand)))
+        return _json(replies.reply(shape, head, await inference.complete(demand), convert.wanted(request)))
     opening = inference.begin_soon(demand, request_nursery())
     await hold_head(opening)
-    encoder = StreamEncoder(shape, head, has_usage_chunk=convert.wants_usage_chunk(request))
+    encoder = StreamEncoder(
+        shape,
+        head,
+        has_usage_chunk=convert.wants_usage_chunk(request),
+        wanted=convert.wanted(request),
+    )
     return EventStream(GenerationSource(opening, encoder))
 
 

@@ -29,6 +29,8 @@ from runner.domain.generation import (
 from runner.domain.sampling import (
     BREAKER_BYTES_MAX,
     BREAKERS_MAX,
+    CHOICES,
+    LOGPROBS,
     RANGES,
     STOP_BYTES_MAX,
     STOP_MAX,
@@ -207,6 +209,7 @@ class GenerationFields:
     stream_options: StreamOptions | None = None
     ignore_eos: bool | None = None
     cache_prompt: bool | None = None
+    n: Annotated[int, CHOICES] | None = None
     keep_alive: KeepAlive | None = None
 
     @property
@@ -220,6 +223,8 @@ class ChatRequest(GenerationFields):
     """Body of `/v1/chat/completions`."""
 
     messages: Annotated[tuple[Message, ...], Length(1, MESSAGES_MAX)]
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, LOGPROBS] | None = None
     max_completion_tokens: MaxTokens | None = None
     chat_template_kwargs: Annotated[Mapping[str, str | int | bool], By(read_template_options)] | None = None
 
@@ -229,6 +234,9 @@ class CompletionRequest(GenerationFields):
     """Body of `/v1/completions`."""
 
     prompt: Annotated[TextPrompt | TokenPrompt, By(read_prompt)]
+    logprobs: Annotated[int, LOGPROBS] | None = None
+    echo: bool | None = None
+    best_of: Annotated[int, CHOICES] | None = None
 
 
 def _constraint_faults(request: GenerationFields) -> list[tuple[str, Fault]]:
@@ -239,6 +247,20 @@ def _constraint_faults(request: GenerationFields) -> list[tuple[str, Fault]]:
         for first in sent[:1]
         for other in sent[1:]
     ]
+
+
+def _choice_faults(request: GenerationFields) -> list[tuple[str, Fault]]:
+    """What does not go together about several answers, and about logprobs."""
+    if isinstance(request, ChatRequest):
+        if request.top_logprobs and not request.logprobs:
+            return [("top_logprobs", Fault("needs logprobs: true"))]
+    elif isinstance(request, CompletionRequest) and request.best_of is not None:
+        n = request.n or 1
+        if request.best_of < n:
+            return [("best_of", Fault(f"must be at least n, which is {n}"))]
+        if request.best_of > n and request.stream:
+            return [("best_of", Fault("cannot be streamed: which is best is known at the end"))]
+    return []
 
 
 def _alias_faults(document: dict[str, Any]) -> list[tuple[str, Fault]]:
@@ -264,7 +286,7 @@ def _parse(body: bytes, kind: type[T], table: Mapping[str, unsupported.Known]) -
     if type(document) is dict:
         faults += _alias_faults(document)
     if request is not None:
-        faults += _constraint_faults(request)
+        faults += _constraint_faults(request) + _choice_faults(request)
     if type(document) is dict and not document.keys().isdisjoint(table):
         faults += unsupported.faults(document, table, _SCHEMA)
     raise_faults(faults)

@@ -1,6 +1,6 @@
 """Known fields that would change the result and are not implemented: refused unless they change nothing.
 
-`n: 1`, `echo: false` or `tools: []` ask for what happens anyway and pass; everything else is
+`lora: []`, `suffix: ""` or `tools: []` ask for what happens anyway and pass; everything else is
 refused, since an answer that ignores them would be taken for one that honours them. Types and ranges are
 checked first (N12). Fields that no result depends on (`user`, `metadata`, `service_tier`, …)
 are not listed: they are ignored like unknown ones. What becomes implemented moves to `schema.py`.
@@ -14,10 +14,8 @@ from typing import Annotated, Any, Final
 import attrs
 
 from runner.api.structure import By, Fault, Length, Schema, Unsupported
-from runner.domain.sampling import Range
+from runner.domain.sampling import LOGPROBS, Range
 
-N_MAX: Final = 8
-TOP_LOGPROBS_MAX: Final = 20
 FUNCTIONS_MAX: Final = 256
 
 
@@ -46,9 +44,8 @@ _EMPTY_OBJECT: Final = Known(dict, _empty)
 _NOTHING: Final = Known(Anything, _only())
 
 _BOTH: Final[Mapping[str, Known]] = {
-    # several answers, probabilities
-    "n": Known(Annotated[int, Range(1, N_MAX)], _only(1)),
-    "n_probs": Known(Annotated[int, Range(0, TOP_LOGPROBS_MAX)], _only(0)),
+    # probabilities, other ways to search
+    "n_probs": Known(Annotated[int, LOGPROBS], _only(0)),
     "use_beam_search": _FLAG_OFF,
     # the choice of the next token
     "bad_words": _EMPTY_LIST,
@@ -63,8 +60,6 @@ _BOTH: Final[Mapping[str, Known]] = {
 
 CHAT: Final[Mapping[str, Known]] = {
     **_BOTH,
-    "logprobs": _FLAG_OFF,
-    "top_logprobs": Known(Annotated[int, Range(0, TOP_LOGPROBS_MAX)], _only(0)),
     "tools": Known(Annotated[tuple[Anything, ...], Length(0, FUNCTIONS_MAX)], _empty),
     "tool_choice": Known(str | dict, _only("none", "auto")),
     "functions": Known(Annotated[tuple[Anything, ...], Length(0, FUNCTIONS_MAX)], _empty),
@@ -85,9 +80,6 @@ CHAT: Final[Mapping[str, Known]] = {
 
 COMPLETION: Final[Mapping[str, Known]] = {
     **_BOTH,
-    "best_of": Known(Annotated[int, Range(1, N_MAX)], _only(1)),
-    "logprobs": Known(Annotated[int, Range(0, TOP_LOGPROBS_MAX)], _only()),  # 0 asks for the chosen token's
-    "echo": _FLAG_OFF,
     "suffix": _EMPTY_TEXT,
     "input_prefix": _EMPTY_TEXT,
     "input_suffix": _EMPTY_TEXT,

@@ -231,7 +231,7 @@ def test_logits_of_other_cuts_are_close(backend: Backend) -> None:
 def watch_logits(backend: Backend, engine: Engine, request_id: str) -> Callable[[], npt.NDArray[np.float32]]:
     """After the first token of a request: a copy of the logits it was chosen from."""
     seen: list[npt.NDArray[np.float32]] = []
-    sampler = engine._alive[request_id].chooser._sampler
+    sampler = engine._alive[request_id].alive[0].chooser._sampler
     sample = sampler.sample
 
     def copying(row: int) -> int:

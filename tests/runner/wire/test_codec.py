@@ -25,7 +25,19 @@ from runner.domain.engine import (
     EngineOptions,
     FlashAttention,
 )
-from runner.domain.events import Accepted, Failed, Finished, FinishReason, TextDelta, Timings, Usage
+from runner.domain.events import (
+    Accepted,
+    ChoiceEnded,
+    Failed,
+    Finished,
+    FinishReason,
+    PromptText,
+    RankedToken,
+    TextDelta,
+    Timings,
+    TokenLogprob,
+    Usage,
+)
 from runner.domain.generation import (
     ChatMessage,
     ChatPrompt,
@@ -108,14 +120,30 @@ loaded_messages = st.builds(
     load_s=seconds,
     devices=device_lists,
 )
+choice_indices = st.integers(0, 7)
+ranked_tokens = st.builds(RankedToken, counts, st.binary(max_size=5), reals)
+logprobs = st.lists(
+    st.builds(
+        TokenLogprob,
+        counts,
+        st.binary(max_size=5),
+        st.none() | reals,
+        st.lists(ranked_tokens, max_size=3).map(tuple),
+    ),
+    max_size=3,
+).map(tuple)
 events = st.one_of(
     st.builds(TextDelta, texts, counts),
+    st.builds(TextDelta, texts, counts, choice_indices, logprobs),
+    st.builds(PromptText, texts, logprobs),
+    st.builds(ChoiceEnded, choice_indices, st.sampled_from(FinishReason)),
     st.builds(Accepted, prompt_tokens=counts),
     st.builds(
         Finished,
         reason=st.sampled_from(FinishReason),
         usage=st.builds(Usage, prompt_tokens=counts, completion_tokens=counts, cached_tokens=counts),
         timings=st.builds(Timings, queued_s=seconds, prefill_s=seconds, decode_s=seconds),
+        choice_index=choice_indices,
     ),
     st.builds(
         Failed,
@@ -191,6 +219,9 @@ requests = st.builds(
     max_tokens=st.none() | positives,
     stop=st.lists(st.text(min_size=1, max_size=9), max_size=3).map(tuple),
     ignore_eos=st.booleans(),
+    n=st.integers(1, 8),
+    logprobs=st.none() | st.integers(0, 20),
+    echo=st.booleans(),
     constraint=st.none()
     | st.builds(Constraint, kind=st.sampled_from(ConstraintKind), source=texts, path=texts),
     cache_prompt=st.booleans(),
@@ -458,7 +489,7 @@ def test_W07_a_message_with_one_byte_changed_is_a_message_or_a_fault(
 _METERS = (300, 0.25, 0.24, 1, 2, 340, 3, 0, 0, 0, 0)
 _STEP = (20, 7, 0, 1, 1, 0, 9, _METERS)
 _DELTA = ("r1", 1, "text", 1)
-_FINISHED = ("r1", 2, "stop", (1, 2, 0), (0.0, 0.1, 0.2))
+_FINISHED = ("r1", 2, "stop", (1, 2, 0), (0.0, 0.1, 0.2), 0)
 _FAILED = ("r1", 3, "template_failed", "no", None, None)
 
 
@@ -561,10 +592,22 @@ def test_W07_a_payload_that_is_no_message_is_refused(
         (*_STEP, [("r1", 1, "text")]),
         (*_STEP, [(*_DELTA, 0)]),
         (*_STEP, [("r1", 0, "5")]),
-        (*_STEP, [("r1", 2, "tool", (1, 2, 0), (0.0, 0.1, 0.2))]),
-        (*_STEP, [("r1", 2, "stop", (1, 2), (0.0, 0.1, 0.2))]),
-        (*_STEP, [("r1", 2, "stop", (1, 2, 0), (0.0, 0.1, float("nan")))]),
-        (*_STEP, [("r1", 2, "stop", 5, (0.0, 0.1, 0.2))]),
+        (*_STEP, [("r1", 2, "tool", (1, 2, 0), (0.0, 0.1, 0.2), 0)]),
+        (*_STEP, [("r1", 2, "stop", (1, 2), (0.0, 0.1, 0.2), 0)]),
+        (*_STEP, [("r1", 2, "stop", (1, 2, 0), (0.0, 0.1, float("nan")), 0)]),
+        (*_STEP, [("r1", 2, "stop", 5, (0.0, 0.1, 0.2), 0)]),
+        (*_STEP, [("r1", 2, "stop", (1, 2, 0), (0.0, 0.1, 0.2), 8)]),
+        (*_STEP, [("r1", 4, "x", 1, 8, ())]),
+        (*_STEP, [("r1", 4, "x", 1, -1, ())]),
+        (*_STEP, [("r1", 4, "x", -1, 0, ())]),
+        (*_STEP, [("r1", 4, "x", 1, 0, (5,))]),
+        (*_STEP, [("r1", 4, "x", 1, 0, ((5, "text", -0.1, ()),))]),
+        (*_STEP, [("r1", 4, "x", 1, 0, ((5, b"text", float("nan"), ()),))]),
+        (*_STEP, [("r1", 4, "x", 1, 0, ((5, b"text", -0.1, ((5, b"t", -0.1),) * 21),))]),
+        (*_STEP, [("r1", 5, 8, "stop")]),
+        (*_STEP, [("r1", 5, 0, "tool")]),
+        (*_STEP, [("r1", 6, b"text", ())]),
+        (*_STEP, [("r1", 7, 0, 0)]),
         (*_STEP, [("r1", 3, "Template-Failed", "no", None, None)]),
         (*_STEP, [("r1", 3, "template_failed", None, None, None)]),
         (*_STEP, [("r1", 3, "template_failed", "no", "9", None)]),
@@ -587,7 +630,7 @@ _NUMBERS = (
 )
 _SAMPLING = (_NUMBERS, ("\n",), ((5, -100.0),), ("top_k", "temperature"))
 _CONSTRAINT = ("json_schema", '{"type":"object"}', "response_format")
-_REQUEST = (2, "r1", (1, "hi"), _SAMPLING, 16, (), False, _CONSTRAINT, (True, ""))
+_REQUEST = (2, "r1", (1, "hi"), _SAMPLING, 16, (), False, _CONSTRAINT, (True, ""), (2, 5, True))
 
 
 def _number_with(index: int, value: Any) -> tuple[Any, ...]:
@@ -637,6 +680,12 @@ def _request_with(index: int, value: Any) -> tuple[Any, ...]:
         _request_with(7, (_CONSTRAINT[0], b"{}", "p")),
         _request_with(7, (_CONSTRAINT[0], "x" * (SOURCE_BYTES_MAX + 1), "p")),
         _request_with(7, (*_CONSTRAINT[:2], "p" * (PATH_CHARACTERS_MAX + 1))),
+        _request_with(9, (0, 5, True)),
+        _request_with(9, (9, 5, True)),
+        _request_with(9, (2, -1, True)),
+        _request_with(9, (2, 21, True)),
+        _request_with(9, (2, 5, None)),
+        _request_with(9, (2, 5)),
         _request_with(8, True),
         _request_with(8, (True,)),
         _request_with(8, (1, "")),

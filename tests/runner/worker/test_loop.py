@@ -13,7 +13,15 @@ import attrs
 import pytest
 
 from runner.domain.constraints import Constraint, ConstraintKind
-from runner.domain.events import Accepted, Failed, Finished, FinishReason, GenerationEvent, TextDelta
+from runner.domain.events import (
+    Accepted,
+    Failed,
+    Finished,
+    FinishReason,
+    GenerationEvent,
+    PromptText,
+    TextDelta,
+)
 from runner.domain.generation import ChatMessage, ChatPrompt, TextPrompt, TokenPrompt
 from runner.engine.fake import N_VOCAB, ScriptedBackend
 from runner.hardware.pinning import DevicePin
@@ -459,3 +467,27 @@ def test_a_constrained_request_can_be_cancelled_while_it_is_prepared(loaded: Wor
     )
     events = loaded.outcomes("one")
     assert not has_ended(events.get("gone", []))
+
+
+# several answers, logprobs, echo
+
+
+def test_several_answers_come_through_one_request(loaded: WorkerThread) -> None:
+    loaded.send(chat("one", "[[say hello]]", n=3))
+    events = loaded.outcome("one")
+    assert [type(event) for event in events].count(Accepted) == 1
+    texts = ["", "", ""]
+    for event in events:
+        if isinstance(event, TextDelta):
+            texts[event.choice_index] += event.text
+    assert texts == ["hello"] * 3
+
+
+def test_logprobs_and_the_prompt_come_through_frames(loaded: WorkerThread) -> None:
+    loaded.send(generate("one", TokenPrompt(tuple(b"abc")), logprobs=20, echo=True, max_tokens=2))
+    events = loaded.outcome("one")
+    pieces = [event for event in events if isinstance(event, PromptText)]
+    assert "".join(piece.text for piece in pieces) == "abc"
+    assert [one.logprob is None for piece in pieces for one in piece.logprobs] == [True, False, False]
+    answered = [one for event in events if isinstance(event, TextDelta) for one in event.logprobs]
+    assert [(one.text, len(one.top)) for one in answered] == [(b"d", 20), (b"e", 20)]

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.api.inference import Completed
-from runner.api.openai import convert
-from runner.api.openai.convert import CHAT, COMPLETION, ReplyHead, StreamEncoder
+from runner.api.inference import Choice, Completed
+from runner.api.openai import convert, replies
+from runner.api.openai.replies import CHAT, COMPLETION, ReplyHead, StreamEncoder
 from runner.api.openai.schema import parse_chat, parse_completion
 from runner.domain.events import Accepted, Failed, Finished, FinishReason, TextDelta, Timings, Usage
 from runner.domain.generation import ChatMessage, ChatPrompt, GenerationRequest, TextPrompt
@@ -42,7 +42,7 @@ def events_in(stream: bytes) -> list[Any]:
     return found
 
 
-def encoder(shape: convert.Shape = CHAT, *, has_usage_chunk: bool = False) -> StreamEncoder:
+def encoder(shape: replies.Shape = CHAT, *, has_usage_chunk: bool = False) -> StreamEncoder:
     made = StreamEncoder(shape, HEAD, has_usage_chunk=has_usage_chunk)
     made.opening("fp_1")
     return made
@@ -129,8 +129,10 @@ def test_a_usage_chunk_comes_only_when_it_was_asked_for(options: Any) -> None:
 
 
 def test_a_chat_reply_has_the_shape_that_clients_read() -> None:
-    completed = Completed(text='"Hi"\n', finished=FINISHED, fingerprint="fp_1")
-    assert json.loads(convert.reply(CHAT, HEAD, completed)) == {
+    completed = Completed(
+        choices=(Choice(text='"Hi"\n', reason=FINISHED.reason),), finished=FINISHED, fingerprint="fp_1"
+    )
+    assert json.loads(replies.reply(CHAT, HEAD, completed)) == {
         "id": "chatcmpl-1",
         "object": "chat.completion",
         "created": 1700000000,
@@ -166,14 +168,16 @@ def test_a_chat_reply_has_the_shape_that_clients_read() -> None:
 
 
 def test_a_text_reply_has_its_text_in_the_choice() -> None:
-    completed = Completed(text="Hi", finished=FINISHED, fingerprint="fp_1")
-    answer = json.loads(convert.reply(COMPLETION, HEAD, completed))
+    completed = Completed(
+        choices=(Choice(text="Hi", reason=FINISHED.reason),), finished=FINISHED, fingerprint="fp_1"
+    )
+    answer = json.loads(replies.reply(COMPLETION, HEAD, completed))
     assert answer["object"] == "text_completion"
     assert answer["choices"] == [{"index": 0, "text": "Hi", "logprobs": None, "finish_reason": "length"}]
 
 
 def test_rates_of_nothing_are_zero() -> None:
-    timings = convert.timings_object(
+    timings = replies.timings_object(
         Usage(prompt_tokens=5, completion_tokens=0, cached_tokens=5),
         Timings(queued_s=0.0, prefill_s=0.0, decode_s=0.0),
     )
@@ -256,7 +260,7 @@ NASTY = st.text(st.characters(codec="utf-8") | st.sampled_from('\r\n\0\u2028\\"'
 
 @given(st.lists(NASTY, max_size=5), st.booleans(), st.sampled_from([CHAT, COMPLETION]))
 def test_N20_whatever_the_model_says_the_stream_parses_to_exactly_these_texts(
-    texts: list[str], has_usage_chunk: bool, shape: convert.Shape
+    texts: list[str], has_usage_chunk: bool, shape: replies.Shape
 ) -> None:
     made = encoder(shape, has_usage_chunk=has_usage_chunk)
     stream = made.encode([*(TextDelta(text, 1) for text in texts), FINISHED])

@@ -103,16 +103,16 @@ async def test_N12_faults_are_answered_before_any_model_is_loaded(
 
 
 async def test_N12_all_faults_are_in_one_message() -> None:
-    body = {**CHAT, "temperature": 3, "top_p": "x", "n": 2}
+    body = {**CHAT, "temperature": 3, "top_p": "x", "n": 9}
     error = await error_of(await post(client_over(FakeParts.make()), "/v1/chat/completions", body))
     for name in ("temperature", "top_p", "n"):
         assert f"{name}: " in error["message"]
 
 
 async def test_a_field_that_is_not_implemented_is_refused_by_name() -> None:
-    response = await post(client_over(FakeParts.make()), "/v1/chat/completions", {**CHAT, "logprobs": True})
+    response = await post(client_over(FakeParts.make()), "/v1/chat/completions", {**CHAT, "audio": {}})
     error = await error_of(response)
-    assert (response.status_code, error["code"], error["param"]) == (400, "unsupported_parameter", "logprobs")
+    assert (response.status_code, error["code"], error["param"]) == (400, "unsupported_parameter", "audio")
 
 
 async def test_N13_a_field_that_nobody_knows_never_reaches_the_worker() -> None:

@@ -147,8 +147,6 @@ def test_a_null_in_an_optional_field_counts_as_absent(parse: Any) -> None:
             [[], ["temperature"], ["typ_p"], ["typical_p", "top_k"]],
             [["top_q"], ["top_k", "top_k"], ["typ_p", "typical_p"], [4], "kfypmt"],
         ),
-        # known, not implemented: their types and ranges hold all the same (N12)
-        ("n", [1], [0, 9, 1.0]),
     ],
 )
 def test_N12_ranges_and_types_are_checked_at_below_and_above(
@@ -168,22 +166,41 @@ def test_N12_the_number_of_messages_is_limited() -> None:
         assert refusal(chat, messages=[TURN] * count) == (InvalidParameter, ["messages"])
 
 
-def test_N12_the_number_of_functions_and_logprobs_is_limited() -> None:
+def test_N12_the_numbers_of_functions_and_of_likeliest_tokens_are_limited() -> None:
     for name in ("tools", "functions"):
         assert refusal(chat, **{name: [{}] * 256}) == (UnsupportedParameter, [name])
         assert refusal(chat, **{name: [{}] * 257}) == (InvalidParameter, [name])
-    for value, kind in ((20, UnsupportedParameter), (21, InvalidParameter), (-1, InvalidParameter)):
-        assert refusal(chat, top_logprobs=value) == (kind, ["top_logprobs"])
-    for value, kind in ((8, UnsupportedParameter), (9, InvalidParameter)):
-        assert refusal(chat, n=value) == (kind, ["n"])
+    assert chat(logprobs=True, top_logprobs=20).top_logprobs == 20
+    assert completion(logprobs=20).logprobs == 20
+    for value in (21, -1):
+        assert refusal(chat, logprobs=True, top_logprobs=value) == (InvalidParameter, ["top_logprobs"])
+        assert refusal(completion, logprobs=value) == (InvalidParameter, ["logprobs"])
+
+
+@BOTH
+def test_N12_the_number_of_answers_is_limited(parse: Any) -> None:
+    for value in (1, 8):
+        assert parse(n=value).n == value
+    for value in (0, 9, 1.0, True):
+        assert refusal(parse, n=value) == (InvalidParameter, ["n"])
+
+
+def test_N12_the_best_of_some_is_of_as_many_as_are_shown_and_no_stream() -> None:
+    assert completion(best_of=8, n=8, stream=True).best_of == 8
+    assert completion(best_of=8).best_of == 8
+    for fields in ({"best_of": 9}, {"best_of": 2, "n": 3}, {"best_of": 2, "stream": True}):
+        assert refusal(completion, **fields) == (InvalidParameter, ["best_of"])
+
+
+def test_likeliest_tokens_come_with_logprobs() -> None:
+    assert chat(top_logprobs=0).top_logprobs == 0
+    for fields in ({}, {"logprobs": False}):
+        assert refusal(chat, top_logprobs=1, **fields) == (InvalidParameter, ["top_logprobs"])
 
 
 @pytest.mark.parametrize(
     ("field", "changes_nothing", "changes"),
     [
-        ("n", [1], [2]),
-        ("logprobs", [False], [True]),
-        ("top_logprobs", [0], [1]),
         ("tools", [[]], [[{"type": "function"}]]),
         ("tool_choice", ["none", "auto"], ["required", {"type": "function"}]),
         ("functions", [[]], [[{}]]),
@@ -215,11 +232,7 @@ def test_known_fields_are_refused_only_when_they_would_change_the_result(
 @pytest.mark.parametrize(
     ("field", "changes_nothing", "changes"),
     [
-        ("best_of", [1], [2]),
-        ("n", [1], [2]),
-        ("echo", [False], [True]),
         ("suffix", [""], ["end"]),
-        ("logprobs", [None], [0, 5]),
     ],
 )
 def test_known_fields_of_text_completions(
@@ -323,18 +336,18 @@ def test_a_faulty_prompt_within_a_list_is_named(prompt: object) -> None:
 
 def test_N12_every_faulty_field_is_named_in_one_answer() -> None:
     kind, paths = refusal(
-        chat, model="..", messages=[{"role": "x"}], temperature=3, stop=[""], n=2, tools=1, logprobs=True
+        chat, model="..", messages=[{"role": "x"}], temperature=3, stop=[""], n=9, tools=1, audio={}
     )
     assert kind is InvalidParameter
     assert paths == [
         "model",
         "temperature",
         "stop[0]",
+        "n",
         "messages[0].role",
         "messages[0].content",
-        "n",
         "tools",
-        "logprobs",
+        "audio",
     ]
 
 

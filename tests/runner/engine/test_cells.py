@@ -251,7 +251,7 @@ def test_where_nothing_can_be_shared_nothing_is_kept() -> None:
     assert bench.memory.n_used == 0
 
 
-def test_what_was_given_up_is_remembered_within_bounds_O08() -> None:
+def test_O08_what_was_given_up_is_remembered_within_bounds() -> None:
     bench = Bench(max_retained=1)
     for index in range(1100):
         bench.retain(run_of(index * 100, LEAST_SHARED))

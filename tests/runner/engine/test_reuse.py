@@ -279,6 +279,29 @@ def test_a_preempted_sequence_finds_what_was_not_needed_of_it() -> None:
     assert bench.prefilled < n_prompts + n_preempted - 48, "its beginning was still there"
 
 
+def test_O08_distinct_prompts_level_off(bench: Bench) -> None:
+    """Ids, cells, edges of the tree, and what is remembered of prompts that were given up."""
+    sizes = []
+    for index in range(60):
+        bench.submit(str(index), f"<|user|>{index}" + "x" * 300 + "<|end|>", max_tokens=1)
+        bench.run()
+        pool = bench.engine._cells
+        sizes.append((len(pool._retained), pool.n_retained, len(list(pool._tree._edges()))))
+    assert len(set(sizes[10:])) <= 2
+    assert max(sizes) <= (OPTIONS.max_retained, OPTIONS.n_cells // 2, 2 * OPTIONS.max_retained)
+
+
+def test_N23_a_sequence_cancelled_in_a_long_prefill_leaves_at_the_next_step(bench: Bench) -> None:
+    bench.submit("long", "<|user|>" + "x" * 400 + "<|end|>")
+    bench.submit("other", "<|user|>[[say y]]<|end|>", namespace=None)
+    bench.step()
+    bench.engine.cancel("long")
+    assert bench.engine.statistics().running == 1
+    bench.run()
+    assert bench.text("other") == "y"
+    assert bench.prefilled < 40
+
+
 def test_steps_are_timed_in_and_outside_the_forward_pass() -> None:
     options = OPTIONS
     times = iter(range(1000))

@@ -23,7 +23,7 @@ _HINTS: Mapping[str, str] = MappingProxyType(
     {
         "ambiguous": "write more digits of the id",
         "context_length_exceeded": "shorten the prompt; in a chat, /clear forgets what was said",
-        "content_mismatch": "nothing of it was kept; `runner ctl verify` checks what is in the store",
+        "content_mismatch": "nothing of it was kept; whoever offers it has to put it right",
         "disk_full": "`runner ctl df` tells what takes how much; `runner ctl rm` and `prune` make room",
         "incomplete": "`runner ctl status` tells whether the daemon still runs, and where its log is",
         "insufficient_memory": "`runner ctl ps` lists what is loaded, `runner ctl unload` makes room",
@@ -33,7 +33,6 @@ _HINTS: Mapping[str, str] = MappingProxyType(
         "model_not_found": "`runner ctl ls` lists the models; `runner ctl pull NAME` fetches one",
         "registry_address_refused": "`private_registries` in the settings allows hosts at private addresses",
         "registry_unavailable": "check the name and the network; what was fetched is kept",
-        "remote_model_not_found": "a name without a registry means docker.io, without a namespace ai/",
         "request_not_found": "the latest thousand requests are remembered, until the daemon ends",
         "store_damaged": "`runner ctl verify` finds what is damaged, `runner ctl repair` fetches it again",
         "unknown": "another program may listen at this address; --host names the daemon's",

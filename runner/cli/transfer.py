@@ -29,6 +29,7 @@ from runner.units import format_bytes, format_duration
 
 _HUB = "huggingface.co"
 _SECRETS = ("HF_TOKEN", "RUNNER_REGISTRY_PASSWORD", "DOCKER_PASSWORD", "DOCKER_HUB_PASSWORD")
+_WRONG_CONTENT = frozenset({"content_mismatch", "invalid_manifest", "invalid_model_file"})
 _SECRET_FIELDS = ("username", "password", "bearer_token")
 _DONE = {"pull": "pulled", "push": "pushed", "repair": "repaired"}
 
@@ -196,7 +197,7 @@ def follow(
     except ApiError as error:
         if as_json:
             print_line({"type": "error", "error": {"code": error.error_code, "message": str(error)}})
-        elif not is_silent and latest is not None and latest["done_bytes"]:
+        elif not is_silent and latest is not None and latest["done_bytes"] and _may_go_on(error):
             _tell_kept("not finished", verb, name, latest)
         raise
     if not is_silent:
@@ -210,6 +211,11 @@ def without_secrets(client: Client, body: Mapping[str, Any]) -> Mapping[str, Any
         return body
     message(f"credentials of this environment are not sent unencrypted to {client.target}")
     return {name: value for name, value in body.items() if name not in _SECRET_FIELDS}
+
+
+def _may_go_on(error: ApiError) -> bool:
+    """What is wrong with the content itself is not kept."""
+    return error.error_code not in _WRONG_CONTENT
 
 
 def _tell_kept(how: str, verb: str, name: str, latest: Mapping[str, Any] | None) -> None:

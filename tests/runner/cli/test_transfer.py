@@ -120,6 +120,11 @@ def test_a_failure_on_the_way_tells_what_is_kept(cli: Cli) -> None:
     ]
 
 
+def test_S02_nothing_is_said_to_be_kept_of_wrong_content(cli: Cli) -> None:
+    cli.routes[PULL] = lambda _: told(progress(layer(30 * MIB)), failure("content_mismatch", "other bytes"))
+    assert "kept, and" not in cli("ctl", "pull", "m").stderr
+
+
 def test_a_stream_that_ends_without_success_is_an_error(cli: Cli) -> None:
     cli.routes[PULL] = lambda _: told(progress(layer(MIB)))
     ended = cli("ctl", "pull", "m")

@@ -257,14 +257,21 @@ class StoreHandle:
             findings=tuple(findings),
         )
 
-    async def publish_verbatim(self, manifest: bytes, config: bytes, tag: Reference | None) -> Model:
+    async def publish_verbatim(
+        self,
+        manifest: bytes,
+        config: bytes,
+        tag: Reference | None,
+        *,
+        origin: Reference | None = None,
+    ) -> Model:
         """Make a model of layers that lie in the store, with these very bytes as its manifest and config.
 
-        `tag` None: it is found by its digest alone, and names that it has already stay. Raises
-        InvalidManifest, ContentMismatch when the config is another one, BlobNotFound for a layer that is
-        missing, DiskFull.
+        `tag` None: it is found by its digest alone, names that it has already stay, and `origin`, the
+        digest reference that it was pulled by, is kept while it has none. Raises InvalidManifest,
+        ContentMismatch when the config is another one, BlobNotFound for a layer that is missing, DiskFull.
         """
-        return await self._address.ask(lambda reply: PublishVerbatim(manifest, config, tag, reply))
+        return await self._address.ask(lambda reply: PublishVerbatim(manifest, config, tag, origin, reply))
 
     async def publish(
         self,

@@ -178,9 +178,12 @@ class RequireRoom:
 
 @attrs.frozen
 class PublishVerbatim:
+    """`origin` is the digest reference that a model without a tag was pulled by."""
+
     manifest: bytes
     config: bytes
     tag: Reference | None
+    origin: Reference | None
     reply: Reply[Model]
 
 

@@ -297,8 +297,8 @@ class StoreRun:
             case PublishModel(config, media_type, layers, tag, reply):
                 planned = plan_publish(catalog, config, layers, tag, config_media_type=media_type)
                 return self._index_work(reply, planned, self._settle_published)
-            case PublishVerbatim(manifest, config, tag, reply):
-                planned = plan_publish_verbatim(catalog, manifest, config, tag)
+            case PublishVerbatim(manifest, config, tag, origin, reply):
+                planned = plan_publish_verbatim(catalog, manifest, config, tag, origin=origin)
                 return self._index_work(reply, planned, self._settle_published)
             case TagModel(source, target, reply):
                 return self._index_work(reply, plan_tag(catalog, source, target), Change.model)

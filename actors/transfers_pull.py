@@ -90,7 +90,9 @@ async def pull(request: PullRequest, course: Course, tools: PullTools) -> tuple[
             tools.store.abandon_uploads(each.digest for each in fetching.descriptors)
             raise
         course.enter(TransferPhase.PUBLISHING)
-        model = await tools.store.publish_verbatim(remote.content, config, name_of(request.reference))
+        name = name_of(request.reference)
+        origin = attrs.evolve(request.reference, digest=remote.digest) if name is None else None
+        model = await tools.store.publish_verbatim(remote.content, config, name, origin=origin)
     return model, result_of(model, request.reference, fetching)
 
 

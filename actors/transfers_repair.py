@@ -68,11 +68,11 @@ async def _fetch(
     hubs: HubTools,
 ) -> int:
     """How many bytes came."""
-    if not found.tags:
+    if not found.places:
         raise InvalidParameter(FieldFault("model", "has no name that tells where it came from"))
     error: RegistryError | None = None
     async with registries.turns.turn(found.model_id, course):
-        for place in found.tags:
+        for place in found.places:
             try:
                 fetching = await _fetching(damaged, found.manifest, place, request, course, registries, hubs)
                 course.enter(TransferPhase.TRANSFERRING)

@@ -43,5 +43,6 @@ ANNOTATION_FILE_PATH = "org.cncf.model.filepath"
 ANNOTATION_FILE_METADATA = "org.cncf.model.file.metadata+json"
 ANNOTATION_TYPE_UNTESTED = "org.cncf.model.file.mediatype.untested"
 ANNOTATION_CONTEXT_SIZE = "runner.model.context-size"
+ANNOTATION_ORIGIN = "runner.model.origin"
 """Ours, on a manifest: the context size was chosen by whoever packaged the model. Without it a size in the
 config that equals the trained one says nothing, since other tools write that one for every model."""

@@ -74,18 +74,29 @@ def plan_publish(
     return plan_publish_verbatim(catalog, content, config, name)
 
 
-def plan_publish_verbatim(catalog: Catalog, content: bytes, config: bytes, name: Reference | None) -> Change:
+def plan_publish_verbatim(
+    catalog: Catalog,
+    content: bytes,
+    config: bytes,
+    name: Reference | None,
+    *,
+    origin: Reference | None = None,
+) -> Change:
     """A new model with these very bytes as its manifest and config, of layers that lie in the store.
 
-    Without a name it is found by its digest; names that it has already stay. Raises InvalidManifest for
-    documents that cannot be read, and ContentMismatch when the config is not the manifest's.
+    Without a name it is found by its digest, and `origin` tells where that was pulled; names that it has
+    already stay. Raises InvalidManifest for documents that cannot be read, and ContentMismatch when the
+    config is not the manifest's.
     """
     manifest = Manifest.parse(content)  # what we write is held to the limits for what we read, too
     if manifest.config.digest != Digest.of(config) or manifest.config.size_bytes != len(config):
         raise ContentMismatch(f"the config is not {manifest.config.digest}, which the manifest names")
     descriptor = Descriptor.of(content, manifest.media_type)
     stored = StoredModel.of(descriptor, manifest, ModelConfig.parse(config))
-    index = catalog.index.with_model(descriptor, _as_target(name) if name is not None else None)
+    if origin is not None and (origin.tag is not None or origin.digest != descriptor.digest):
+        raise InvalidReference(str(origin), "an origin has the digest of the manifest and no tag")
+    target = None if name is None else _as_target(name)
+    index = catalog.index.with_model(descriptor, target, None if name is not None else origin)
     return Change(
         model_id=descriptor.digest,
         catalog=catalog.with_model(index, stored),

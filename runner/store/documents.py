@@ -21,13 +21,20 @@ from runner.store.catalog import Catalog
 
 @attrs.frozen(kw_only=True)
 class ModelDocuments:
-    """`manifest_bytes` and `config_bytes` are verbatim, verified; `config_bytes` None: missing or damaged."""
+    """`manifest_bytes` and `config_bytes` are verbatim, verified; `config_bytes` None: missing or damaged.
+    `origin` is the digest reference that a model without tags was pulled by."""
 
     descriptor: Descriptor
     tags: tuple[Reference, ...]
+    origin: Reference | None
     manifest: Manifest
     manifest_bytes: bytes
     config_bytes: bytes | None
+
+    @property
+    def places(self) -> tuple[Reference, ...]:
+        """Where the model may be had: what its names tell, else where it came from."""
+        return self.tags or (() if self.origin is None else (self.origin,))
 
     @property
     def model_id(self) -> Digest:
@@ -56,6 +63,7 @@ def read_documents(catalog: Catalog, model_id: Digest, blobs: BlobStore) -> Mode
     return ModelDocuments(
         descriptor=catalog.index.manifests()[model_id],
         tags=catalog.index.names_of(model_id),
+        origin=catalog.index.origin_of(model_id),
         manifest=manifest,
         manifest_bytes=content,
         config_bytes=config,

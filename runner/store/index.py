@@ -21,10 +21,14 @@ from runner.oci.reference import Reference
 
 @attrs.frozen
 class IndexEntry:
-    """One descriptor of the index; `manifest` carries no annotations here."""
+    """One descriptor of the index; `manifest` carries no annotations here.
+
+    `origin` is the digest reference that a model without a name was pulled by.
+    """
 
     manifest: Descriptor
     name: Reference | None
+    origin: Reference | None = None
 
     @property
     def model_id(self) -> Digest:
@@ -35,13 +39,20 @@ class IndexEntry:
         """The entry in a descriptor of `index.json`; raises InvalidManifest."""
         if descriptor.media_type != media_types.IMAGE_MANIFEST:
             raise InvalidManifest("the index holds something that is no image manifest")
-        text = descriptor.annotations.get(media_types.ANNOTATION_REFERENCE)
-        return cls(attrs.evolve(descriptor, annotations={}), None if text is None else _name(text))
+        name = descriptor.annotations.get(media_types.ANNOTATION_REFERENCE)
+        origin = descriptor.annotations.get(media_types.ANNOTATION_ORIGIN)
+        return cls(
+            attrs.evolve(descriptor, annotations={}),
+            None if name is None else _name(name),
+            None if name is not None or origin is None else _origin(origin, descriptor.digest),
+        )
 
     def descriptor(self) -> Descriptor:
-        if self.name is None:
-            return self.manifest
-        return attrs.evolve(self.manifest, annotations={media_types.ANNOTATION_REFERENCE: str(self.name)})
+        if self.name is not None:
+            return attrs.evolve(self.manifest, annotations={media_types.ANNOTATION_REFERENCE: str(self.name)})
+        if self.origin is not None:
+            return attrs.evolve(self.manifest, annotations={media_types.ANNOTATION_ORIGIN: str(self.origin)})
+        return self.manifest
 
 
 @attrs.frozen
@@ -55,12 +66,19 @@ class StoreIndex:
         """An index of these entries: a name goes to its first entry, a nameless model has one entry."""
         named: dict[Reference, IndexEntry] = {}
         models: dict[Digest, Descriptor] = {}
+        origins: dict[Digest, Reference] = {}
         for entry in entries:
             models.setdefault(entry.model_id, entry.manifest)
+            if entry.origin is not None:
+                origins.setdefault(entry.model_id, entry.origin)
             if entry.name is not None:
                 named.setdefault(entry.name, entry)
         with_name = {entry.model_id for entry in named.values()}
-        unnamed = [IndexEntry(models[model_id], None) for model_id in models if model_id not in with_name]
+        unnamed = [
+            IndexEntry(models[model_id], None, origins.get(model_id))
+            for model_id in models
+            if model_id not in with_name
+        ]
         in_order = sorted(named.values(), key=lambda entry: str(entry.name))
         return cls((*in_order, *sorted(unnamed, key=lambda entry: entry.model_id.hex)))
 
@@ -87,15 +105,22 @@ class StoreIndex:
             entry.name for entry in self.entries if entry.model_id == model_id and entry.name is not None
         )
 
+    def origin_of(self, model_id: Digest) -> Reference | None:
+        """The digest reference that a model without a name was pulled by."""
+        origins = (entry.origin for entry in self.entries if entry.model_id == model_id)
+        return next((origin for origin in origins if origin is not None), None)
+
     def manifests(self) -> dict[Digest, Descriptor]:
         """Every model once."""
         return {entry.model_id: entry.manifest for entry in self.entries}
 
     # changing
 
-    def with_model(self, manifest: Descriptor, name: Reference | None) -> Self:
+    def with_model(
+        self, manifest: Descriptor, name: Reference | None, origin: Reference | None = None
+    ) -> Self:
         """With this model under this name, which moves here if another model has it."""
-        return self.of((IndexEntry(manifest, name), *self.entries))
+        return self.of((IndexEntry(manifest, name, origin), *self.entries))
 
     def without_name(self, name: Reference) -> Self:
         """Without this name; its model stays."""
@@ -130,6 +155,15 @@ def salvage(content: bytes) -> StoreIndex:
         except InvalidManifest:
             continue
     return StoreIndex.of(found)
+
+
+def _origin(text: str, model_id: Digest) -> Reference | None:
+    """Nothing depends on it, so one that is wrong is none."""
+    try:
+        origin = Reference.parse(text)
+    except InvalidReference:
+        return None
+    return origin if origin.tag is None and origin.digest == model_id else None
 
 
 def _name(text: str) -> Reference:

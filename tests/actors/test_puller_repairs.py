@@ -88,6 +88,17 @@ async def test_S24_a_model_that_could_not_be_used_for_want_of_a_file_is_repaired
         assert await is_sound(into, name)
 
 
+async def test_S24_a_model_that_was_pulled_by_its_digest_is_repaired_from_there(tmp_path, server):
+    model_id = Digest.of(server.add_model(SMALL).encode())
+    async with pulls(tmp_path / "store") as into:
+        await into.pull(Reference.parse(f"{server.netloc}/ai/tiny@{model_id}"))
+        file_of(into, SMALL).unlink()
+    async with pulls(tmp_path / "store") as into:
+        await into.repair(str(model_id))
+        assert file_of(into, SMALL).read_bytes() == SMALL
+        assert await into.names() == [model_id.short()]
+
+
 async def test_S24_a_repeated_pull_heals_what_was_found_damaged(tmp_path, server):
     async with pulls(tmp_path / "store") as into:
         name = await pushed(into, server, SMALL)

@@ -165,3 +165,27 @@ def test_any_bytes_are_an_index_or_an_InvalidManifest(content):
         StoreIndex.parse(content)
     except InvalidManifest:
         return
+
+
+def test_where_a_model_without_a_name_came_from_is_kept_until_it_has_one():
+    origin = Reference.parse(f"example.com/c@{A.digest}")
+    index = StoreIndex().with_model(A, None, origin).with_model(A, None)
+    again = StoreIndex.parse(index.encode())
+    assert again == index
+    assert again.origin_of(A.digest) == origin
+    assert again.model_of(origin) is None
+    named = again.with_model(A, NAME_A)
+    assert named.origin_of(A.digest) is None
+    assert named.names_of(A.digest) == (NAME_A,)
+    assert again.without_model(A.digest).origin_of(A.digest) is None
+
+
+@pytest.mark.parametrize("text", ["", "../x", "example.com/c:1", f"example.com/c@{B.digest}"])
+def test_an_origin_that_cannot_be_one_is_none(text):
+    entry = Descriptor(
+        media_type=A.media_type,
+        size_bytes=A.size_bytes,
+        digest=A.digest,
+        annotations={media_types.ANNOTATION_ORIGIN: text},
+    )
+    assert IndexEntry.of(entry) == IndexEntry(A, None)

@@ -220,12 +220,14 @@ def _may_go_on(error: ApiError) -> bool:
 
 def _tell_kept(how: str, verb: str, name: str, latest: Mapping[str, Any] | None) -> None:
     """That nothing is lost, and what to do."""
-    again = f"`runner ctl {verb} {name}` goes on from there"
     if latest is None or not latest["done_bytes"]:
         message(f"{how}; nothing was transferred yet")
     elif verb == "push":
-        message(f"{how} at {amount(latest)}; what the registry has stays there, and {again}")
+        message(
+            f"{how} at {amount(latest)}; parts that the registry has whole are not sent again by the same command"
+        )
     else:
+        again = f"`runner ctl {verb} {name}` goes on from there"
         message(f"{how} at {amount(latest)}; what was fetched is kept, and {again}")
 
 

@@ -120,6 +120,11 @@ def test_a_failure_on_the_way_tells_what_is_kept(cli: Cli) -> None:
     ]
 
 
+def test_a_push_that_failed_tells_what_is_not_sent_again(cli: Cli) -> None:
+    cli.routes[PUSH] = lambda _: told(progress(layer(30 * MIB)), failure("registry_unavailable", "too slow"))
+    assert "whole are not sent again by the same command" in cli("ctl", "push", "m").stderr
+
+
 def test_S02_nothing_is_said_to_be_kept_of_wrong_content(cli: Cli) -> None:
     cli.routes[PULL] = lambda _: told(progress(layer(30 * MIB)), failure("content_mismatch", "other bytes"))
     assert "kept, and" not in cli("ctl", "pull", "m").stderr

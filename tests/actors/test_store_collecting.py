@@ -115,6 +115,23 @@ async def test_pruning_takes_models_without_a_name_and_what_is_young(tmp_path, i
         assert len(await running.store.list()) == (2 if is_dry else 1)
 
 
+async def test_a_collection_does_just_what_it_told(tmp_path):
+    async with running_store(tmp_path / "store") as running:
+        await running.package("a:1", WEIGHTS, LICENSE)
+        await running.package("b:1", OTHER, LICENSE)
+        await running.store.untag(reference("b:1"))
+        await running.upload(b"waits")
+        (await running.store.begin_download(LARGE_LAYER)).close()
+        before = await running.store.df()
+        told = await running.store.gc(prune_untagged=True, dry_run=True)
+        assert (await running.store.df()).total_bytes == before.total_bytes
+        done = await running.store.gc(prune_untagged=True)
+        assert done == attrs.evolve(told, is_dry_run=False)
+        after = await running.store.df()
+        assert before.total_bytes - after.total_bytes == done.freed_bytes
+        assert (await running.store.gc(prune_untagged=True)).freed_bytes == 0
+
+
 async def test_S26_an_upload_that_waits_to_be_packaged_survives_pruning_and_one_that_was_refused_does_not(
     tmp_path,
 ):

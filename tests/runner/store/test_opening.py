@@ -14,9 +14,12 @@ import pytest
 
 from runner.errors import StartRefused
 from runner.oci.digest import Digest
+from runner.oci.manifest import Descriptor
+from runner.store.changes import plan_remove
 from runner.store.disk import Disk
 from runner.store.gc import LEFTOVER_AGE_S
 from runner.store.opening import open_store
+from runner.store.pieces import PIECE_BYTES
 from tests.support import models
 from tests.support.cut_disk import CountingDisk, fail_at
 from tests.support.models import NOW_S
@@ -55,6 +58,10 @@ def test_S25_everything_in_a_store_is_for_its_owner_alone(tmp_path):
         root = tmp_path / "store"
         with models.opened(root) as store:
             models.publish(store, "a:1", WEIGHTS)
+            models.put_blob(store, bytes(PIECE_BYTES + 1))
+            partial = store.directory.downloads.begin(Descriptor.of(b"half", "any"))
+            partial.write_at(0, b"ha")
+            partial.close()
     finally:
         os.umask(before)
     for path in (root, *root.rglob("*")):
@@ -238,6 +245,42 @@ def test_S26_content_that_nothing_refers_to_goes_after_7_days(root, beyond_s, go
     with models.opened(root) as store:
         assert path.exists() != goes
         assert store.notices == (("removed 1 leftover files",) if goes else ())
+        assert set(models.shown(store)) == {"ai/a:1"}
+
+
+@pytest.mark.parametrize(("beyond_s", "goes"), [(-60, False), (60, True)])
+def test_S26_an_unfinished_download_goes_7_days_after_it_went_on_last(root, beyond_s, goes):
+    with models.opened(root) as store:
+        partial = store.directory.downloads.begin(Descriptor.of(b"content", "any"))
+        partial.write_at(0, b"con")
+        partial.close()
+    for path in (root / "partial").iterdir():
+        aged(path, LEFTOVER_AGE_S + beyond_s)
+    with models.opened(root) as store:
+        assert any((root / "partial").iterdir()) != goes
+        assert store.notices == (("removed 1 leftover files",) if goes else ())
+
+
+def test_records_of_content_that_is_not_there_go(root):
+    (root / "pieces" / ("0" * 64)).write_bytes(b"")
+    with models.opened(root):
+        assert not any((root / "pieces").iterdir())
+
+
+def test_S18_what_a_removal_left_goes_at_the_next_start(root):
+    with models.opened(root) as store:
+        change = plan_remove(store.catalog, models.name("a:1"), force=False, is_pinned=lambda model_id: False)
+        store.directory.condemn(change.unneeded)
+        store.directory.commit(change.catalog.index)  # here it ends
+    with models.opened(root):
+        assert not any((root / "blobs" / "sha256").iterdir())
+
+
+def test_S18_a_removal_that_did_not_happen_leaves_its_model_whole(root):
+    with models.opened(root) as store:
+        change = plan_remove(store.catalog, models.name("a:1"), force=False, is_pinned=lambda model_id: False)
+        store.directory.condemn(change.unneeded)
+    with models.opened(root) as store:
         assert set(models.shown(store)) == {"ai/a:1"}
 
 

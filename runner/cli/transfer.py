@@ -224,7 +224,8 @@ def _tell_kept(how: str, verb: str, name: str, latest: Mapping[str, Any] | None)
         message(f"{how}; nothing was transferred yet")
     elif verb == "push":
         message(
-            f"{how} at {amount(latest)}; parts that the registry has whole are not sent again by the same command"
+            f"{how} at {amount(latest)}; parts that the registry has whole are not sent again by the same "
+            f"command"
         )
     else:
         again = f"`runner ctl {verb} {name}` goes on from there"

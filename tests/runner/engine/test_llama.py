@@ -6,7 +6,6 @@ so the same sequence in another batch has other last bits: those are compared by
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
@@ -17,12 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from runner.domain.constraints import Constraint, ConstraintKind
 from runner.domain.engine import EngineOptions
 from runner.domain.events import Finished, FinishReason, TextDelta
 from runner.domain.sampling import SamplingParams
 from runner.engine.backend import Backend, DecodeResult, load_backend
-from runner.engine.constraints import CompiledConstraint, ConstraintCompiler
 from runner.engine.engine import Engine, SequenceRequest
 from runner.engine.llama import engine_version
 from runner.engine.sampler import Drawn, SamplerPlan, Temperature, TopK
@@ -325,75 +322,6 @@ def test_a_draw_keeps_to_its_filters(backend: Backend) -> None:
     greedy = backend.new_sampler(SamplerPlan())
     assert greedy.sample(n_rows - 1) == backend.logits(n_rows - 1).argmax()
     backend.drop_cells(0)
-
-
-# constraints
-
-
-PERSON = """{"type": "object", "properties": {"name": {"type": "string"}, "age": {"type": "integer"},
-"colours": {"type": "array", "items": {"enum": ["red", "green", "blue"]}, "minItems": 1, "maxItems": 3}},
-"required": ["name", "age", "colours"], "additionalProperties": false}"""
-
-
-@pytest.fixture(scope="module")
-def compiler(backend: Backend) -> ConstraintCompiler:
-    return ConstraintCompiler(backend.new_constraint_tokenizer)
-
-
-def constrained(
-    engine: Engine, backend: Backend, compiled: CompiledConstraint, *samplings: SamplingParams
-) -> list[str]:
-    """Whole answers, one for each."""
-    tokens = tuple(backend.tokenize(QUESTION, add_special=True, parse_special=True))
-    for index, sampling in enumerate(samplings):
-        engine.submit(
-            SequenceRequest(
-                request_id=str(index),
-                prompt_tokens=tokens,
-                sampling=sampling,
-                max_tokens=100,
-                constraint=compiled,
-                submitted_s=time.monotonic(),
-            )
-        )
-    texts, ends = run(engine)
-    return [texts[name] for name, end in ends.items() if end.reason is FinishReason.STOP]
-
-
-def test_answers_match_their_schema_whatever_the_sampling(
-    backend: Backend, engine: Engine, compiler: ConstraintCompiler
-) -> None:
-    schema = Constraint(kind=ConstraintKind.JSON_SCHEMA, source=PERSON, path="response_format")
-    samplings = [GREEDY] + [SamplingParams(temperature=1.5, seed=seed, min_p=0.1) for seed in range(4)]
-    samplings += [SamplingParams(mirostat=2, seed=1), SamplingParams(repeat_penalty=1.3, temperature=0)]
-    answers = [
-        json.loads(text) for text in constrained(engine, backend, compiler.compile(schema), *samplings)
-    ]
-    assert len(answers) >= 3
-    for answer in answers:
-        assert list(answer) == ["name", "age", "colours"]
-        assert type(answer["age"]) is int
-        assert 1 <= len(answer["colours"]) <= 3
-        assert {"red", "green", "blue"}.issuperset(answer["colours"])
-
-
-def test_the_end_of_a_turn_is_an_end_in_a_constraint_too(
-    backend: Backend, engine: Engine, compiler: ConstraintCompiler
-) -> None:
-    words = Constraint(kind=ConstraintKind.REGEX, source="[a-zA-Z .]+", path="guided_regex")
-    [text] = constrained(engine, backend, compiler.compile(words), GREEDY)
-    assert "Paris" in text
-    assert "<" not in text
-
-
-def test_equal_seeds_give_equal_constrained_answers(
-    backend: Backend, engine: Engine, compiler: ConstraintCompiler
-) -> None:
-    digits = Constraint(kind=ConstraintKind.REGEX, source="[0-9]{12}", path="guided_regex")
-    compiled = compiler.compile(digits)
-    hot = SamplingParams(temperature=1.5, seed=5)
-    answers = [constrained(engine, backend, compiled, hot) for _ in range(2)]
-    assert answers[0] == answers[1]
 
 
 # loading

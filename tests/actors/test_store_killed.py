@@ -37,7 +37,7 @@ def test_S18_S19_S23_a_process_that_is_killed_or_whose_calls_fail_leaves_the_old
     for (_, code), errors in failed.items():
         assert set(errors) <= {"DiskFull" if code == "ENOSPC" else "StoreError"}
     points = sum(len(states) for states in killed.values())
-    assert points >= 8
+    assert points >= 4
     print(
         f"\n{command}: {points} kill points", {call: len(states) for call, states in killed.items() if states}
     )

@@ -34,6 +34,7 @@ import trio
 import trio._threads
 
 from actors.puller import Network
+from runner.domain.settings import ModelSettings
 from runner.domain.transfer import PullRequest
 from runner.errors import ModelNotFound, RunnerError
 from runner.oci import media_types
@@ -78,6 +79,10 @@ async def _one_model(running: RunningStore) -> None:
 
 async def _tag(running: RunningStore) -> None:
     await running.store.tag(name("old:1"), reference("old:2"))
+
+
+async def _configure(running: RunningStore) -> None:
+    await running.store.configure(name("old:1"), ModelSettings(context_size=512, keep_alive_s=9.0))
 
 
 async def _two_models(running: RunningStore) -> None:
@@ -132,6 +137,7 @@ def serve(registry: RegistryServer) -> str:
 COMMANDS = {
     "pull": Command(prepare=_one_model, run=_pull, check=_nothing_is_left),
     "tag": Command(prepare=_one_model, run=_tag),
+    "configure": Command(prepare=_one_model, run=_configure),
     "rm": Command(prepare=_two_models, run=_remove, check=_nothing_is_left),
     "gc": Command(prepare=_much_garbage, run=_collect, check=_nothing_is_left),
 }

@@ -136,7 +136,7 @@ class Call:
         )
 
     def _check_unresolved(self) -> None:
-        host = self.target.host
+        host = self.target.host.rstrip(".")
         if self.is_named_by_user or self._is_allowed():
             return
         if "." not in host or host.endswith(_INTERNAL_SUFFIXES):

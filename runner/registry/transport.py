@@ -31,6 +31,7 @@ SMALL_ANSWER_BYTES_MAX: Final = 64 << 10
 SMALL_ANSWER_S: Final = 120.0
 _REDIRECTS: Final = (301, 302, 303, 307, 308)
 _KEEPS_METHOD: Final = (307, 308)
+_SECRET_HEADERS: Final = frozenset({"authorization", "cookie", "proxy-authorization"})
 
 
 @attrs.frozen
@@ -266,6 +267,8 @@ class Door:
     def _headers(
         self, headers: Mapping[str, str] | None, authorization: Authorization | None
     ) -> dict[str, str]:
+        if not _SECRET_HEADERS.isdisjoint(name.lower() for name in headers or ()):
+            raise ValueError("secrets are given as `authorization`, which knows where they may go")
         sent = {"Accept-Encoding": "identity", "User-Agent": self.rules.user_agent, **(headers or {})}
         if authorization is not None:
             sent["Authorization"] = authorization.value

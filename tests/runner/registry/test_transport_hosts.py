@@ -425,7 +425,16 @@ def test_S10_a_target_at_a_private_address_is_refused_before_the_proxy_is_asked(
 
 
 @pytest.mark.parametrize(
-    "host", ["metadata", "metadata.google.internal", "nas.local", "db.lan", "x.home.arpa"]
+    "host",
+    [
+        "metadata",
+        "metadata.google.internal",
+        "nas.local",
+        "db.lan",
+        "x.home.arpa",
+        "nas.local.",
+        "localhost.",
+    ],
 )
 def test_S10_an_internal_name_that_only_the_proxy_can_resolve_is_refused(host: str) -> None:
     with scripted_proxy() as proxy:

@@ -266,6 +266,7 @@ def _traced(root: Path, command: Command, injection: str) -> Iterator[_Traced]:
         ours.close()
         _obey(root, command, theirs)
     theirs.close()
+    assert ours.recv(1), "the store did not open"
     trace = ["strace", "-f", "-qqq", "-o", os.devnull, "-e", f"trace={injection.split(':')[0]}"]
     tracer = subprocess.Popen(
         [*trace, "-e", f"inject={injection}", "-p", str(process_id)], stderr=subprocess.PIPE
@@ -294,6 +295,7 @@ def _obey(root: Path, command: Command, line: socket.socket) -> None:
 async def _run_when_told(root: Path, command: Command, line: socket.socket) -> None:
     """Only the command itself meets kills and errors: the store is open when strace attaches."""
     async with _running(root) as running:
+        line.send(b".")
         line.recv(1)
         try:
             await command.run(running)

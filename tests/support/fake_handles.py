@@ -6,7 +6,8 @@ that a test can say that nothing was left.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Callable, Collection
+from collections.abc import AsyncIterable, Callable, Collection, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import attrs
@@ -45,6 +46,7 @@ from runner.domain.status import (
 from runner.errors import BlobNotFound, ModelInUse, ModelNotFound, RunnerError, WorkerCrashed
 from runner.oci.digest import Digest
 from runner.oci.reference import ModelName, Reference
+from runner.store.blobs import StoredBlob
 from runner.store.package import PackageSpec
 from tests.support.fake_transfers import FakeRemote, FakeTransfers
 
@@ -353,6 +355,14 @@ class FakeStore:
         self.changes.append(("blob", size_bytes, digest))
         self.received.append(content)
         return UploadedBlob(digest=str(Digest.of(content)), size_bytes=len(content))
+
+    def holding(self, digests: Iterable[Digest]) -> AbstractContextManager[None]:
+        """There is no content to keep."""
+        return nullcontext()
+
+    async def hold_blobs(self, digests: tuple[Digest, ...]) -> tuple[StoredBlob, ...]:
+        await trio.lowlevel.checkpoint()
+        raise BlobNotFound(str(digests[0]))
 
     async def df(self) -> DiskReport:
         await trio.lowlevel.checkpoint()

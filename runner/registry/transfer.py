@@ -236,7 +236,7 @@ class BlobPlan:
         self._next_id = 0
         self._has_ranges: bool | None = None if may_range else False
         self._must_start_over = False
-        self._limit = rules.connections
+        self._limit = self._limit_before = float(rules.connections)
         self._failures = 0
         self._gained_bytes = 0
         self._round_first_id = 0
@@ -280,8 +280,8 @@ class BlobPlan:
                 self._take(attempt_id, position, now_s)
                 return ()
             case RangeFailed():
-                self._take(event.attempt_id, event.position, now_s)
-                return self._fail(event, now_s)
+                attempt = self._take(event.attempt_id, event.position, now_s)
+                return self._fail(event, now_s, was_answered=attempt.opened_s is not None)
             case RangesRefused():
                 return self._refuse(event, now_s)
             case _:
@@ -296,39 +296,57 @@ class BlobPlan:
             self._has_ranges = True
         return ()
 
-    def _take(self, attempt_id: int, position: int, now_s: float) -> None:
+    def _take(self, attempt_id: int, position: int, now_s: float) -> _Attempt:
         """The attempt has ended at `position`; what it leaves of its range is to be fetched."""
         attempt = self._attempts.pop(attempt_id)
         if not attempt.is_aborted and attempt.opened_s is not None and now_s > attempt.opened_s:
             self._old_rates.append((position - attempt.start) / (now_s - attempt.opened_s))
         if self._must_start_over:
-            return
+            return attempt
         if self._has_ranges is False and position < attempt.end:
             position = attempt.start
         self._gained_bytes += position - attempt.start
-        if position < attempt.end:
+        if position >= attempt.end:
+            self._limit = min(self._limit + 0.25, self._rules.connections)
+        else:
             reissues = attempt.reissues + (1 if attempt.is_aborted else 0)
             self._pending.append(_Piece(position, attempt.end, reissues))
             self._pending.sort()
+        return attempt
 
     # what went wrong
 
-    def _fail(self, event: RangeFailed, now_s: float) -> tuple[BlobEffect, ...]:
+    def _fail(self, event: RangeFailed, now_s: float, *, was_answered: bool) -> tuple[BlobEffect, ...]:
         """Count the failure once for all that were under way together, and wait (S06)."""
-        if event.error.retry_after_s is not None:  # it is too much for the server
-            self._limit = max(1, self._limit // 2)
         if event.attempt_id >= self._round_first_id:
+            self._limit_before = self._limit
             if self._gained_bytes >= self._reset_bytes and self._has_ranges is not False:
                 self._failures = 0
             self._failures += 1
             self._gained_bytes = 0
             self._round_first_id = self._next_id
+        self._lower_limit(event, was_answered=was_answered)
         delay_s = pause_before(self._failures + 1, event.error, chance=event.chance)
         if delay_s is None:
             self._has_given_up = True
             return (*(AbortAttempt(each) for each in self._attempts), GiveUp())
         self._not_before_s = max(self._not_before_s, now_s + delay_s)
         return ()
+
+    def _lower_limit(self, event: RangeFailed, *, was_answered: bool) -> None:
+        """How many requests go side by side from now on; each piece that ends adds a quarter of one.
+
+        1. The server says that it is too much: half as many.
+        2. It did not answer, and others go on: as many as those are, since it may take no more.
+        3. All have failed: as many as before, since it was not their number.
+        """
+        n_going_on = sum(attempt.opened_s is not None for attempt in self._attempts.values())
+        if event.error.retry_after_s is not None:
+            self._limit = max(1, self._limit // 2)  # 1
+        elif n_going_on and not was_answered:
+            self._limit = max(1, min(int(self._limit_before) - 1, n_going_on))  # 2
+        elif not self._attempts:
+            self._limit = self._limit_before  # 3
 
     def _refuse(self, event: RangesRefused, now_s: float) -> tuple[BlobEffect, ...]:
         """S20. The first time, all begin again without ranges; after that it is a failure."""
@@ -337,7 +355,7 @@ class BlobPlan:
             return ()
         if self._has_ranges is False:
             self._pending = [_Piece(0, self.size_bytes)]
-            return self._fail(_as_failure(event), now_s)
+            return self._fail(_as_failure(event), now_s, was_answered=True)
         self._has_ranges = False
         self._must_start_over = True
         self._pending = []
@@ -359,7 +377,7 @@ class BlobPlan:
     def _issue(self, now_s: float) -> tuple[BlobEffect, ...]:
         if self._has_given_up or self._must_start_over or now_s < self._not_before_s:
             return ()
-        limit = self._limit if self._has_ranges else 1
+        limit = int(self._limit) if self._has_ranges else 1
         effects = []
         while self._pending and len(self._attempts) < limit:
             effects.append(self._fetch(self._cut()))
@@ -415,7 +433,7 @@ class BlobPlan:
     def _share(self, now_s: float) -> list[BlobEffect]:
         """With nothing pending and a connection free, the longest rest is fetched from both its halves."""
         effects: list[BlobEffect] = []
-        while not self._pending and len(self._attempts) < self._limit and now_s >= self._not_before_s:
+        while not self._pending and len(self._attempts) < int(self._limit) and now_s >= self._not_before_s:
             candidates = [each for each in self._attempts.values() if self._can_share(each)]
             if not candidates:
                 break

@@ -190,6 +190,28 @@ def test_S06_a_throttling_server_gets_half_as_many_requests():
     assert plan.handle(Look({}), 8) == (fetch(4, 0, 250), fetch(5, 1000, 1250))
 
 
+def test_S06_a_server_that_takes_only_so_many_connections_is_asked_for_no_more():
+    plan = plan_of()
+    plan.handle(Look({}), 0)
+    plan.handle(RangeOpened(0), 0)
+    plan.handle(RangeOpened(1), 0)
+    for attempt_id in (2, 3):  # of four, it takes two
+        assert plan.handle(failed(attempt_id, 250 * attempt_id), 0.1) == ()
+    assert plan.handle(Look({}), 10) == ()
+    assert plan.failures == 1
+    assert plan.handle(RangeEnded(0, 250), 11) == (fetch(4, 500, 750),)
+    for attempt_id, end in ((1, 500), (4, 750), (5, 1000)):
+        plan.handle(RangeOpened(attempt_id), 12)
+        assert len(plan.handle(RangeEnded(attempt_id, end), 12)) == (1 if attempt_id != 5 else 2)
+
+
+def test_an_interruption_of_all_does_not_lower_their_number():
+    plan = opened_plan()
+    for attempt_id in range(4):
+        plan.handle(failed(attempt_id, 250 * attempt_id), 1)
+    assert len(plan.handle(Look({}), 2)) == 4
+
+
 # ranges refused
 
 

@@ -23,7 +23,7 @@ import attrs
 import trio
 
 from actors.deaths import DeathKind, DeathReport
-from actors.leases import StoreLeases
+from actors.leases import StoreVisits
 from actors.probing import ProbeFailed, Prober, refused
 from actors.sizing import (
     EngineSettings,
@@ -110,7 +110,7 @@ class Footprints:
         self,
         probe: Prober,
         measurements: Measurements,
-        store: StoreLeases,
+        store: StoreVisits,
         *,
         engine_identity: str,
         engine: EngineSettings,
@@ -200,9 +200,11 @@ class Footprints:
                 await self._has_news.wait()
 
     async def _measure_default(self, model_id: Digest) -> None:
+        """Without a lease: nobody should be refused a removal because of it."""
         try:
-            with await self._store.lease(model_id) as lease:
-                await self._measure(lease.files, wished_options(lease.files, self._engine))
+            with trio.CancelScope() as scope, self._store.visiting(model_id, scope.cancel):
+                files = await self._store.files(model_id)
+                await self._measure(files, wished_options(files, self._engine))
         except RunnerError:
             pass  # removed meanwhile, or no model that can be loaded, which its load will say
 

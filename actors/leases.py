@@ -7,8 +7,8 @@ pinning and releasing never wait.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -24,6 +24,7 @@ class Pins:
     def __init__(self) -> None:
         self._counts: dict[Digest, int] = {}
         self._held: Counter[Digest] = Counter()
+        self._visitors: dict[Digest, list[Callable[[], None]]] = {}
 
     def add(self, model_id: Digest) -> None:
         self._counts[model_id] = self._counts.get(model_id, 0) + 1
@@ -37,6 +38,23 @@ class Pins:
 
     def is_pinned(self, model_id: Digest) -> bool:
         return model_id in self._counts
+
+    @contextmanager
+    def visiting(self, model_id: Digest, leave: Callable[[], None]) -> Iterator[None]:
+        """While the block runs, the model is looked at, and not pinned: whoever removes it calls `leave`."""
+        visitors = self._visitors.setdefault(model_id, [])
+        visitors.append(leave)
+        try:
+            yield
+        finally:
+            visitors.remove(leave)
+            if not visitors and self._visitors.get(model_id) is visitors:
+                del self._visitors[model_id]
+
+    def send_away(self, model_id: Digest) -> None:
+        """The model goes: tell those who only look at it."""
+        for leave in tuple(self._visitors.get(model_id, ())):
+            leave()
 
     @contextmanager
     def holding(self, digests: Iterable[Digest]) -> Iterator[None]:
@@ -92,6 +110,14 @@ class StoreLeases(Protocol):
     """What loads need of the store."""
 
     async def lease(self, model_id: Digest) -> StoreLease: ...
+
+
+class StoreVisits(StoreLeases, Protocol):
+    """What measurements need of the store."""
+
+    def visiting(self, model_id: Digest, leave: Callable[[], None]) -> AbstractContextManager[None]: ...
+
+    async def files(self, model_id: Digest) -> ModelFiles: ...
 
 
 class KeptUploads:

@@ -114,6 +114,15 @@ class StoreHandle:
             raise
         return StoreLease(files, self._pins)
 
+    def visiting(self, model_id: Digest, leave: Callable[[], None]) -> AbstractContextManager[None]:
+        """While the block runs, `leave` is called when the model is removed, which nothing else hinders. For
+        what is done in the background: nobody should be refused a removal for it."""
+        return self._pins.visiting(model_id, leave)
+
+    async def files(self, model_id: Digest) -> ModelFiles:
+        """As `lease`, but they may go at any moment."""
+        return await self._address.ask(lambda reply: OpenFiles(model_id, reply))
+
     async def receive_blob(
         self, chunks: AsyncIterable[bytes], *, size_bytes: int | None = None, digest: Digest | None = None
     ) -> UploadedBlob:

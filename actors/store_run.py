@@ -330,6 +330,7 @@ class StoreRun:
         planned = plan_remove(self._catalog, change.name, force=change.force, is_pinned=is_pinned, kept=kept)
         if planned.model_id not in planned.catalog.index.manifests():
             self._removing = frozenset({planned.model_id})
+            self._pins.send_away(planned.model_id)
         return self._index_work(change.reply, planned, lambda done: done.removals)
 
     def _plan_collection(self, change: CollectGarbage) -> Work:
@@ -344,6 +345,8 @@ class StoreRun:
         is_dry_run = change.is_dry_run
         if not is_dry_run:
             self._removing = frozenset(removal.model_id for removal in removals)
+            for removal in removals:
+                self._pins.send_away(removal.model_id)
 
         def settle(report: GcReport) -> GcReport:
             if removals and not is_dry_run:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 
 import attrs
@@ -89,6 +89,15 @@ class FakeStore:
             raise ModelNotFound(str(model_id))
         self.pins.add(model_id)
         return StoreLease(files, self.pins)
+
+    def visiting(self, model_id: Digest, leave: Callable[[], None]) -> AbstractContextManager[None]:
+        return self.pins.visiting(model_id, leave)
+
+    async def files(self, model_id: Digest) -> ModelFiles:
+        await trio.lowlevel.checkpoint()
+        if not self.is_there:
+            raise ModelNotFound(str(model_id))
+        return files
 
 
 async def at_once(call: Callable[..., object], *arguments: object) -> object:
@@ -367,6 +376,21 @@ async def test_a_model_that_was_removed_meanwhile_is_passed_over(bench: Bench) -
         bench.footprints.anticipate(files.model.id)
         await trio.sleep(5)
     assert bench.prober.asked == []
+    assert bench.notices == []
+
+
+async def test_a_model_that_is_measured_in_the_background_may_be_removed(bench: Bench) -> None:
+    bench.prober.delay_s = 15
+    async with bench.running():
+        bench.footprints.anticipate(files.model.id)
+        await trio.sleep(5)
+        assert bench.prober.running == 1
+        assert not bench.store.pins.is_pinned(files.model.id)
+        bench.store.pins.send_away(files.model.id)
+        await trio.sleep(1)
+        assert bench.prober.running == 0
+        bench.prober.delay_s = 0.5
+        assert (await bench.size()).footprint.basis is Basis.PROBE
     assert bench.notices == []
 
 

@@ -39,6 +39,19 @@ def test_a_model_is_pinned_until_its_last_lease_is_released():
     assert not pins.is_pinned(DIGEST)
 
 
+def test_who_only_looks_at_a_model_hinders_nobody_and_is_told_when_it_goes():
+    pins, told = Pins(), []
+    with pins.visiting(DIGEST, lambda: told.append(1)):
+        with pins.visiting(DIGEST, lambda: told.append(2)):
+            assert not pins.is_pinned(DIGEST)
+            pins.send_away(Digest.of(b"another"))
+            pins.send_away(DIGEST)
+            assert told == [1, 2]
+        pins.send_away(DIGEST)
+    pins.send_away(DIGEST)
+    assert told == [1, 2, 1]
+
+
 def test_releasing_twice_is_releasing_once():
     pins = Pins()
     first, second = lease_on(pins), lease_on(pins)

@@ -62,6 +62,27 @@ async def test_what_was_packaged_is_listed_found_inspected_and_leased(tmp_path):
         assert await running.store.list() == (model,)
 
 
+async def test_a_removal_sends_away_who_only_looks_at_the_model(tmp_path):
+    async with running_store(tmp_path / "store") as running:
+        store, told = running.store, []
+        model = await running.package("a:1", WEIGHTS)
+        await store.tag(name("a:1"), reference("b:1"))
+        with store.visiting(model.id, lambda: told.append("leave")):
+            assert (await store.files(model.id)).weights[0].read_bytes() == WEIGHTS
+            await store.remove(name("a:1"))
+            assert told == []
+            await store.remove(name("b:1"))
+            assert told == ["leave"]
+        other = await running.package("c:1", OTHER_WEIGHTS)
+        await store.untag(reference("c:1"))
+        with store.visiting(other.id, lambda: told.append("leave")):
+            await store.gc(prune_untagged=True, dry_run=True)
+            assert told == ["leave"]
+            await store.gc(prune_untagged=True)
+            assert told == ["leave", "leave"]
+        assert await store.list() == ()
+
+
 async def test_tag_untag_and_remove_change_what_is_shown(tmp_path):
     async with running_store(tmp_path / "store") as running:
         store = running.store

@@ -68,7 +68,8 @@ class Downloads:
         try:
             self._require(sum(end - start for start, end in partial.missing()))
         except BaseException:
-            partial.close()
+            end = partial.close if partial.done_bytes else partial.discard
+            end()
             raise
         self._open.add(partial)
         return partial

@@ -104,6 +104,13 @@ def test_S03_a_download_that_does_not_fit_keeps_what_is_there(store, downloads, 
     again.close()
 
 
+def test_S03_a_download_that_does_not_fit_at_all_leaves_nothing(store, downloads, monkeypatch):
+    monkeypatch.setattr(Disk, "free_bytes", lambda self, path: downloads.keep_free_bytes)
+    with pytest.raises(DiskFull):
+        downloads.begin(DESCRIPTOR)
+    assert names(store) == set()
+
+
 def put_damaged(store):
     """The large content, with its second piece wrong."""
     blobs = store.directory.blobs

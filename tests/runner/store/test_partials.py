@@ -17,7 +17,15 @@ from runner.store.blobs import BlobStore
 from runner.store.disk import Disk
 from runner.store.layout import StoreLayout
 from runner.store.partials import PartialBlob
-from tests.support.cut_disk import CountingDisk, ForgetfulDisk, Killed, cut_at, do_nothing, fail_at
+from tests.support.cut_disk import (
+    BlockingDisk,
+    CountingDisk,
+    ForgetfulDisk,
+    Killed,
+    cut_at,
+    do_nothing,
+    fail_at,
+)
 
 CONTENT = random.Random(5).randbytes(100_000)
 DESCRIPTOR = Descriptor.of(CONTENT, "application/octet-stream")
@@ -84,6 +92,47 @@ def test_threads_that_write_the_same_bytes_leave_the_first(layout):
     for thread in threads:
         thread.join()
     finish(layout, partial)
+
+
+def test_threads_write_hash_and_checkpoint_at_once(layout):
+    partial = begin(layout)
+    chances = [random.Random(seed) for seed in range(6)]
+
+    def write_some(chance):
+        while missing := partial.missing():
+            start, end = chance.choice(missing)
+            start = chance.randrange(start, end)
+            write(partial, (max(0, start - 500), min(start + 2500, 100_000)))
+
+    def look_after():
+        while partial.missing():
+            partial.checkpoint()
+            partial.hash_forward(3000)
+
+    workers = [threading.Thread(target=write_some, args=(chance,)) for chance in chances]
+    workers += [threading.Thread(target=look_after) for _ in range(2)]
+    for thread in workers:
+        thread.start()
+    for thread in workers:
+        thread.join()
+    finish(layout, partial)
+
+
+def test_closing_waits_for_a_thread_that_writes(layout):
+    disk = BlockingDisk()
+    partial = begin(layout, disk)
+    disk.stop_at("write")
+    writer = threading.Thread(target=write, args=(partial, (0, 5000)))
+    writer.start()
+    assert disk.has_stopped.wait(5)
+    closer = threading.Thread(target=partial.close)
+    closer.start()
+    disk.let_go()
+    closer.join()
+    writer.join()
+    again = begin(layout)
+    assert again.done_bytes in (0, 5000)  # written before or after the last checkpoint
+    finish(layout, again)
 
 
 def test_bytes_that_were_hashed_are_never_written_again(layout):

@@ -103,7 +103,8 @@ class BlobTransfers:
 
     def _begin(self, ticket: BlobTicket, source: BlobSource) -> _Flight:
         descriptor = ticket.descriptor
-        flight = _Flight(descriptor, source, BlobMeter(descriptor.size_bytes), ticket.is_repair)
+        meter = BlobMeter(descriptor.size_bytes, done_bytes=ticket.meter.done_bytes)
+        flight = _Flight(descriptor, source, meter, ticket.is_repair)
         self._flights[descriptor.digest] = flight
         self._nursery.start_soon(self._run, flight)
         return flight

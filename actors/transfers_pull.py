@@ -22,7 +22,7 @@ from runner.domain.transfer import PullRequest, RemoteCredentials, TransferPhase
 from runner.errors import BadInput, BlobNotFound, ModelNotFound, StoreDamaged
 from runner.oci.digest import Digest
 from runner.oci.layers import kind_of_layer
-from runner.oci.manifest import Descriptor
+from runner.oci.manifest import Descriptor, Manifest
 from runner.oci.model_config import CONFIG_BYTES_MAX
 from runner.oci.reference import ModelName, Reference
 from runner.registry.abort import Abort
@@ -77,18 +77,16 @@ async def pull(request: PullRequest, course: Course, tools: PullTools) -> tuple[
     fetching = _fetching(request, remote, course, tools)
     config_descriptor = remote.manifest.config
     with tools.store.holding((*(each.digest for each in fetching.descriptors), config_descriptor.digest)):
-        if await is_stored(remote.digest, tools.store):
+        was_stored = await is_stored(remote.digest, tools.store)
+        if was_stored:
+            fetching.expect_all()
             await _fetch(fetching, course, tools)  # nothing, unless it is damaged: no reason to queue for
         else:
             async with tools.turns.turn(remote.digest, course):
                 await _fetch(fetching, course, tools)
         config = await _config(config_descriptor, request, course, tools)
-        course.enter(TransferPhase.VERIFYING)
-        try:
-            await check_model(remote.manifest, config, tools.store)
-        except BadInput:
-            tools.store.abandon_uploads(each.digest for each in fetching.descriptors)
-            raise
+        if not was_stored or fetching.transferred_bytes:
+            await _check(remote.manifest, config, fetching, course, tools)
         course.enter(TransferPhase.PUBLISHING)
         name = name_of(request.reference)
         origin = attrs.evolve(request.reference, digest=remote.digest) if name is None else None
@@ -130,6 +128,17 @@ async def _config(descriptor: Descriptor, request: PullRequest, course: Course, 
         tools.client.read_small, request.reference, descriptor, CONFIG_BYTES_MAX, given=request.given
     )
     return await tools.threads.ask(lambda abort: read(abort=abort), course.board.note)
+
+
+async def _check(
+    manifest: Manifest, config: bytes, fetching: Fetching, course: Course, tools: PullTools
+) -> None:
+    course.enter(TransferPhase.VERIFYING)
+    try:
+        await check_model(manifest, config, tools.store)
+    except BadInput:
+        tools.store.abandon_uploads(each.digest for each in fetching.descriptors)
+        raise
 
 
 async def is_stored(model_id: Digest, store: StoreHandle) -> bool:

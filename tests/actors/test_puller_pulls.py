@@ -79,6 +79,17 @@ async def test_a_model_is_pulled_and_can_be_loaded(tmp_path, server):
         assert told[-1].direction is TransferDirection.PULL
 
 
+async def test_of_a_model_that_is_there_nothing_is_told_to_be_missing(tmp_path, server, monkeypatch):
+    add_model(server)
+    async with pulls(tmp_path / "store") as into:
+        await into.pull(server.reference())
+        monkeypatch.setattr("actors.transfers_pull.check_model", None)  # it has been looked at
+        result, told = await into.follow(PullRequest(reference=server.reference()))
+        assert result.was_cached
+        assert all(progress.done_bytes == progress.total_bytes for progress in told)
+        assert TransferPhase.TRANSFERRING not in {progress.phase for progress in told}
+
+
 async def test_progress_counts_every_layer_to_its_end(tmp_path, server):
     add_model(server)
     async with pulls(tmp_path / "store") as into:

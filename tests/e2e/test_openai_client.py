@@ -95,7 +95,7 @@ def test_errors_are_the_clients_own_classes(client: openai.OpenAI) -> None:
         client.chat.completions.create(model=MODEL, messages=_ask("x"), temperature=3)  # type: ignore[arg-type]
     assert "temperature" in wrong.value.message
     with pytest.raises(openai.BadRequestError) as unsupported:
-        client.chat.completions.create(model=MODEL, messages=_ask("x"), n=2)  # type: ignore[arg-type]
+        client.chat.completions.create(model=MODEL, messages=_ask("x"), verbosity="high")  # type: ignore[arg-type]
     assert unsupported.value.code == "unsupported_parameter"
     with pytest.raises(openai.BadRequestError) as long:
         client.chat.completions.create(model=MODEL, messages=_ask("word " * 9000))  # type: ignore[arg-type]

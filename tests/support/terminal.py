@@ -34,10 +34,9 @@ class OnTerminal:
     def wait_for(self, text: str) -> None:
         """Until `text` is written, after what was waited for before."""
         deadline_s = time.monotonic() + LIMIT_S
-        while (index := self._read.find(text.encode(), self._seen)) < 0:
+        while not self._meets(text):
             assert time.monotonic() < deadline_s, f"{text!r} did not come: {self.screen!r}"
             assert self._receive(), f"it ended without {text!r}: {self.screen!r}"
-        self._seen = index + len(text.encode())
 
     def type(self, text: str) -> None:
         os.write(self._descriptor, text.encode())
@@ -45,6 +44,20 @@ class OnTerminal:
     def interrupt(self) -> None:
         """Ctrl-C."""
         self.type("\x03")
+
+    def interrupt_the_prompt(self, answer: str) -> None:
+        """Ctrl-C until `answer` is written. Python may sleep through one that comes just before it waits for
+        a key."""
+        deadline_s = time.monotonic() + LIMIT_S
+        while time.monotonic() < deadline_s:
+            self.interrupt()
+            again_s = time.monotonic() + LIMIT_S / 8
+            while (left_s := again_s - time.monotonic()) > 0:
+                if self._meets(answer):
+                    return
+                if select.select([self._descriptor], [], [], left_s)[0]:
+                    assert self._receive(), f"it ended without {answer!r}: {self.screen!r}"
+        raise AssertionError(f"{answer!r} did not come: {self.screen!r}")
 
     def end_by(self, number: signal.Signals) -> int:
         """The exit status. Python may sleep through one that comes just before it waits for a key."""
@@ -60,6 +73,14 @@ class OnTerminal:
         while self._receive():
             pass
         return self._process.wait(LIMIT_S)
+
+    def _meets(self, text: str) -> bool:
+        """Whether `text` is written already; then what comes before it counts as seen."""
+        index = self._read.find(text.encode(), self._seen)
+        if index < 0:
+            return False
+        self._seen = index + len(text.encode())
+        return True
 
     def _receive(self) -> bool:
         ready, _, _ = select.select([self._descriptor], [], [], LIMIT_S)

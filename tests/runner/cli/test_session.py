@@ -152,8 +152,7 @@ def test_ctrl_c_at_the_prompt_clears_the_line(cli: Cli, model: EchoModel) -> Non
     with chat() as terminal:
         terminal.type("never sent")
         terminal.wait_for("never sent")
-        terminal.interrupt()
-        terminal.wait_for("/bye or Ctrl-D leaves")
+        terminal.interrupt_the_prompt("/bye or Ctrl-D leaves")
         terminal.wait_for("> ")
         ask(terminal, "one", "echo: one")
         terminal.type("/bye\n")

@@ -12,7 +12,15 @@ from typing import Final
 
 import trio
 
-from runner.domain.events import Failed, Finished, GenerationEvent, PromptText, TextDelta, TokenLogprob
+from runner.domain.events import (
+    Examined,
+    Failed,
+    Finished,
+    GenerationEvent,
+    PromptText,
+    TextDelta,
+    TokenLogprob,
+)
 from runner.errors import ReaderTooSlow, RunnerError
 
 UNDELIVERED_LIMIT_BYTES: Final = 1024 * 1024
@@ -93,7 +101,7 @@ class GenerationStream:
             match event:
                 case TextDelta() | PromptText():
                     self._undelivered_bytes += _size_bytes(event.text) + _logprobs_bytes(event.logprobs)
-                case Finished() | Failed():
+                case Finished() | Failed() | Examined():
                     self._has_ended = True
         if self._undelivered_bytes > UNDELIVERED_LIMIT_BYTES or len(self._events) > UNDELIVERED_LIMIT_EVENTS:
             self._give_up()

@@ -27,6 +27,7 @@ from runner.api.trials import Trial, Trials
 from runner.domain.events import (
     Accepted,
     ChoiceEnded,
+    Examined,
     Failed,
     Finished,
     FinishReason,
@@ -188,23 +189,23 @@ class Inference:
         nursery.start_soon(opening.run, self, demand)
         return opening
 
-    async def _begin(self, demand: Demand, runs: _Runs) -> Generation:
-        model = await self._store.resolve(demand.name)
-        runs.sampling = sampling_for(model, demand.said, demand.request.sampling)
-        settings = model.settings
-        kept_s = settings.keep_alive_s if demand.keep_alive_s is None else demand.keep_alive_s
+    async def examine(self, demand: Demand) -> Examined:
+        """What a worker tells of a prompt; the request says what. Raises what `begin` raises."""
+        runs = _Runs(demand)
+        model = await self._model(demand, runs)
         while True:
             with ExitStack() as taken:
-                trial = await self._trials.enter(model, runs.request)
-                taken.callback(trial.close)
-                lease = await self._scheduler.acquire(
-                    model,
-                    keep_alive_s=kept_s,
-                    pin=settings.pin,
-                    request_id=demand.request.request_id,
-                    label=demand.label,
-                )
-                taken.callback(lease.release)
+                lease, trial = await self._leased(model, demand, runs, taken)
+                try:
+                    return await _examined(lease, trial, taken)
+                except (WorkerCrashed, Unavailable) as error:
+                    runs.next_or_raise(error)
+
+    async def _begin(self, demand: Demand, runs: _Runs) -> Generation:
+        model = await self._model(demand, runs)
+        while True:
+            with ExitStack() as taken:
+                lease, trial = await self._leased(model, demand, runs, taken)
                 try:
                     return await _accepted(lease, trial, model, taken)
                 except (
@@ -212,6 +213,27 @@ class Inference:
                     Unavailable,
                 ) as error:  # the second: it ended between lease and request
                     runs.next_or_raise(error)
+
+    async def _model(self, demand: Demand, runs: _Runs) -> Model:
+        model = await self._store.resolve(demand.name)
+        runs.sampling = sampling_for(model, demand.said, demand.request.sampling)
+        return model
+
+    async def _leased(
+        self, model: Model, demand: Demand, runs: _Runs, taken: ExitStack
+    ) -> tuple[ModelLease, Trial]:
+        settings = model.settings
+        trial = await self._trials.enter(model, runs.request)
+        taken.callback(trial.close)
+        lease = await self._scheduler.acquire(
+            model,
+            keep_alive_s=settings.keep_alive_s if demand.keep_alive_s is None else demand.keep_alive_s,
+            pin=settings.pin,
+            request_id=demand.request.request_id,
+            label=demand.label,
+        )
+        taken.callback(lease.release)
+        return lease, trial
 
 
 class _Runs:
@@ -289,6 +311,20 @@ async def _accepted(lease: ModelLease, trial: Trial, model: Model, taken: ExitSt
             trial.ended_well()
             raise error_of(failed)
     raise EngineFailed("the worker did not say whether it accepts the request")
+
+
+async def _examined(lease: ModelLease, trial: Trial, taken: ExitStack) -> Examined:
+    stream = lease.worker.open_stream(trial.request)
+    taken.callback(stream.close)
+    trial.began(lease.worker)
+    match await _received(stream, trial):
+        case [Examined() as examined]:
+            trial.ended_well()
+            return examined
+        case [Failed() as failed]:
+            trial.ended_well()
+            raise error_of(failed)
+    raise EngineFailed("the worker did not tell what it was asked")
 
 
 async def _received(stream: GenerationStream, trial: Trial) -> list[GenerationEvent]:

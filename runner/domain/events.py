@@ -4,7 +4,7 @@
 
 `Failed` may come first or at any point; after `Finished` or `Failed` nothing follows. Where several answers
 were asked for, each but the last has a `ChoiceEnded`, and `Finished` tells of the last and of all together.
-Values only.
+An examination has one event, `Examined` or `Failed`. Values only.
 """
 
 from __future__ import annotations
@@ -114,6 +114,15 @@ class Finished:
     choice_index: int = 0
 
 
+@attrs.frozen
+class Examined:
+    """What was asked about a prompt: `n_tokens` where that was counted, and its text in UTF-8 or its token
+    ids, four bytes each in native order."""
+
+    n_tokens: int
+    data: bytes = b""
+
+
 @attrs.frozen(kw_only=True)
 class Failed:
     """The end of a generation that did not finish; `code` and the numbers rebuild an error of ours."""
@@ -124,4 +133,4 @@ class Failed:
     context_size: int | None = None
 
 
-GenerationEvent = Accepted | PromptText | TextDelta | ChoiceEnded | Finished | Failed
+GenerationEvent = Accepted | PromptText | TextDelta | ChoiceEnded | Finished | Failed | Examined

@@ -5,6 +5,7 @@ Values only; every field has been checked by the dialect that built it.
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -68,6 +69,23 @@ class TokenPrompt:
 Prompt = ChatPrompt | TextPrompt | TokenPrompt
 
 
+class Examination(enum.Enum):
+    """What is told of a prompt instead of answering it."""
+
+    COUNT = "count"
+    """How many tokens it has."""
+    TOKENS = "tokens"
+    """Which, as the model would be given them."""
+    PLAIN_TOKENS = "plain_tokens"
+    """Those of a text alone, without what the model wants around a prompt."""
+    TEXT = "text"
+    """The text that messages become by the template, or that token ids stand for."""
+
+
+EXAMINED_BYTES_MAX = 512 * 1024
+"""What one examination may tell: one frame's worth."""
+
+
 @attrs.frozen(kw_only=True)
 class GenerationRequest:
     """One sequence to generate.
@@ -79,6 +97,7 @@ class GenerationRequest:
     what belongs to `cache_owner`: nobody's response times tell of another owner's prompts.
     `n` answers are generated. `logprobs` is the number of likeliest tokens that are told with each; None: not
     even its own. `echo` puts the prompt before the answers, with logprobs where they were asked for.
+    With `examination` nothing is generated.
     """
 
     request_id: str
@@ -93,3 +112,4 @@ class GenerationRequest:
     n: int = 1
     logprobs: int | None = None
     echo: bool = False
+    examination: Examination | None = None

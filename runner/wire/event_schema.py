@@ -10,6 +10,7 @@ from typing import Any
 from runner.domain.events import (
     Accepted,
     ChoiceEnded,
+    Examined,
     Failed,
     Finished,
     FinishReason,
@@ -38,7 +39,7 @@ from runner.wire.checks import (
 )
 from runner.wire.messages import StepEvent
 
-_ACCEPTED, _DELTA, _FINISHED, _FAILED, _CHOICE_DELTA, _CHOICE_ENDED, _PROMPT_TEXT = range(7)
+_ACCEPTED, _DELTA, _FINISHED, _FAILED, _CHOICE_DELTA, _CHOICE_ENDED, _PROMPT_TEXT, _EXAMINED = range(8)
 
 
 def event_fields(request_id: str, event: StepEvent) -> Fields:
@@ -53,6 +54,8 @@ def event_fields(request_id: str, event: StepEvent) -> Fields:
             return request_id, _PROMPT_TEXT, text, _logprobs_fields(logprobs)
         case ChoiceEnded(choice_index, reason):
             return request_id, _CHOICE_ENDED, choice_index, reason.value
+        case Examined(n_tokens, data):
+            return request_id, _EXAMINED, n_tokens, data
         case Finished():
             usage, timings = event.usage, event.timings
             counts = (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
@@ -115,6 +118,9 @@ def _read_rare_event(kind: int, fields: Fields) -> StepEvent:
     if kind == _PROMPT_TEXT:
         _, _, text, logprobs = fields
         return PromptText(as_text(text), _read_logprobs(as_array(logprobs)))
+    if kind == _EXAMINED:
+        _, _, n_tokens, data = fields
+        return Examined(as_count(n_tokens), as_bytes(data))
     raise Malformed("unknown kind of event")
 
 

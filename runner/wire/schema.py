@@ -20,6 +20,7 @@ from runner.domain.engine import CacheMiss, EngineCounts
 from runner.domain.generation import (
     ChatMessage,
     ChatPrompt,
+    Examination,
     GenerationRequest,
     Prompt,
     TextPrompt,
@@ -107,8 +108,13 @@ def _encode_generate(message: Generate) -> list[Any]:
         request.ignore_eos,
         constraint_fields(request.constraint),
         (request.cache_prompt, request.cache_owner),
-        (request.n, request.logprobs, request.echo),
+        _told_fields(request),
     ]
+
+
+def _told_fields(request: GenerationRequest) -> Fields:
+    examination = request.examination
+    return request.n, request.logprobs, request.echo, None if examination is None else examination.value
 
 
 def _encode_prompt(prompt: Prompt) -> list[Any]:
@@ -221,7 +227,7 @@ def _read_pin(fields: Fields) -> DevicePin:
 def _read_generate(fields: Fields) -> Generate:
     _, request_id, prompt, sampling, max_tokens, stop, ignore_eos, constraint, caching, told = fields
     cache_prompt, cache_owner = as_array(caching)
-    n, logprobs, echo = as_array(told)
+    n, logprobs, echo, examination = as_array(told)
     return Generate(
         GenerationRequest(
             request_id=as_request_id(request_id),
@@ -236,6 +242,7 @@ def _read_generate(fields: Fields) -> Generate:
             n=_as_integer_within(CHOICES, n),
             logprobs=None if logprobs is None else _as_integer_within(LOGPROBS, logprobs),
             echo=as_flag(echo),
+            examination=None if examination is None else Examination(as_text(examination)),
         )
     )
 

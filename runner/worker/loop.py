@@ -49,7 +49,16 @@ from runner.wire.messages import (
     ToWorker,
 )
 from runner.worker.channel import Channel, DaemonGone
-from runner.worker.preparation import QUEUE_MAX, Outcome, Preparation, Prepared, Preparer, Refused, failure
+from runner.worker.preparation import (
+    QUEUE_MAX,
+    Answered,
+    Outcome,
+    Preparation,
+    Prepared,
+    Preparer,
+    Refused,
+    failure,
+)
 
 EXIT_DONE: Final = 0
 """Told to stop, or the daemon has closed the channel, or the load has failed and the daemon was told so."""
@@ -247,6 +256,8 @@ class Worker:
                         self._submit(engine, item)
                     case Refused():
                         self._events.append((item.request_id, item.failed))
+                    case Answered():
+                        self._send_step(engine, ((item.request_id, item.examined),))  # may fill a frame
             self._advance(engine)
 
     def _items(self, *, wait: bool) -> Iterator[_Item]:
@@ -283,10 +294,17 @@ class Worker:
             output = engine.step()
             events += output.events
             prefill_tokens, decode_tokens = output.prefill_tokens, output.decode_tokens
-        statistics = engine.statistics()
-        if not events and statistics == self._told:
-            return
-        self._told = statistics
+        if events or engine.statistics() != self._told:
+            self._send_step(engine, tuple(events), prefill_tokens, decode_tokens)
+
+    def _send_step(
+        self,
+        engine: Engine,
+        events: tuple[tuple[str, StepEvent], ...],
+        prefill_tokens: int = 0,
+        decode_tokens: int = 0,
+    ) -> None:
+        statistics = self._told = engine.statistics()
         self._channel.send(
             Step(
                 step_index=statistics.step_index,
@@ -299,7 +317,7 @@ class Worker:
                 step_s=statistics.step_s,
                 computing_s=statistics.computing_s,
                 counts=statistics.counts,
-                events=tuple(events),
+                events=events,
             )
         )
 

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+from array import array
 from collections.abc import Callable
 from functools import partial
 from queue import SimpleQueue
@@ -22,8 +23,16 @@ from typing import TYPE_CHECKING, assert_never
 import attrs
 
 from runner.domain.engine import EngineOptions
-from runner.domain.events import Failed
-from runner.domain.generation import ChatPrompt, GenerationRequest, TextPrompt, TokenPrompt
+from runner.domain.events import Examined, Failed
+from runner.domain.generation import (
+    EXAMINED_BYTES_MAX,
+    ChatPrompt,
+    Examination,
+    GenerationRequest,
+    Prompt,
+    TextPrompt,
+    TokenPrompt,
+)
 from runner.engine.backend import Backend
 from runner.engine.constraints import CompiledConstraint, ConstraintCompiler
 from runner.engine.prefix import Namespace
@@ -61,7 +70,15 @@ class Refused:
     failed: Failed
 
 
-Outcome = Prepared | Refused
+@attrs.frozen
+class Answered:
+    """Needs no engine."""
+
+    request_id: str
+    examined: Examined
+
+
+Outcome = Prepared | Refused | Answered
 
 
 def failure(error: RunnerError) -> Failed:
@@ -95,15 +112,7 @@ class Preparer:
         """All but its constraint, which is compiled elsewhere. Raises TemplateFailed, InvalidParameter or
         ContextLengthExceeded; nothing has happened then."""
         self._check_biases(request)
-        match request.prompt:
-            case ChatPrompt():
-                token_ids = self._chat_tokens(request.prompt)
-            case TextPrompt():
-                token_ids = self._text_tokens(request.prompt.text)
-            case TokenPrompt():
-                token_ids = self._checked_tokens(request.prompt.token_ids)
-            case _:
-                assert_never(request.prompt)
+        token_ids = self._prompt_tokens(request.prompt)
         if not token_ids:
             raise InvalidParameter(FieldFault("prompt", "must hold at least one token"))
         if len(token_ids) >= self._context_size:
@@ -121,6 +130,42 @@ class Preparer:
             echo=request.echo,
             submitted_s=submitted_s,
         )
+
+    def examine(self, prompt: Prompt, examination: Examination) -> Examined:
+        """Raises TemplateFailed, InvalidParameter, and ContextLengthExceeded for what is far too long; what
+        is only somewhat too long for the context is counted."""
+        if examination is Examination.TEXT:
+            text = self._text_of(prompt).encode("utf-8", "replace")
+            return Examined(0, _within_limit(text))
+        if examination is Examination.PLAIN_TOKENS and isinstance(prompt, TextPrompt):
+            self._refuse_far_too_long(prompt.text)
+            token_ids = self._backend.tokenize(prompt.text, add_special=False, parse_special=True)
+        else:
+            token_ids = self._prompt_tokens(prompt)
+        if examination is Examination.COUNT:
+            return Examined(len(token_ids))
+        return Examined(len(token_ids), _within_limit(array("i", token_ids).tobytes()))
+
+    def _text_of(self, prompt: Prompt) -> str:
+        match prompt:
+            case ChatPrompt():
+                return self._template.render(prompt.messages, prompt.template_options)
+            case TextPrompt():
+                return prompt.text
+            case TokenPrompt():
+                pieces = map(self._backend.token_text, self._checked_tokens(prompt.token_ids))
+                return b"".join(pieces).decode("utf-8", "replace")
+        assert_never(prompt)
+
+    def _prompt_tokens(self, prompt: Prompt) -> list[int]:
+        match prompt:
+            case ChatPrompt():
+                return self._chat_tokens(prompt)
+            case TextPrompt():
+                return self._text_tokens(prompt.text)
+            case TokenPrompt():
+                return self._checked_tokens(prompt.token_ids)
+        assert_never(prompt)
 
     def _chat_tokens(self, prompt: ChatPrompt) -> list[int]:
         """As llama.cpp tokenises a rendered prompt: with the leading token (BOS) that the model asks for,
@@ -188,6 +233,13 @@ class Preparer:
             if full[start : start + len(plain)] == plain:
                 return full[:start]
         return []
+
+
+def _within_limit(data: bytes) -> bytes:
+    if len(data) > EXAMINED_BYTES_MAX:
+        what = f"comes to {len(data)} bytes, and may come to {EXAMINED_BYTES_MAX}"
+        raise InvalidParameter(FieldFault("prompt", what))
+    return data
 
 
 @attrs.frozen
@@ -299,6 +351,8 @@ class Preparation:
 def _outcome(preparer: Preparer, job: _Job) -> Outcome:
     request_id = job.request.request_id
     try:
+        if job.request.examination is not None:
+            return Answered(request_id, preparer.examine(job.request.prompt, job.request.examination))
         return Prepared(preparer.prepare(job.request, job.submitted_s))
     except RunnerError as error:
         return Refused(request_id, failure(error))

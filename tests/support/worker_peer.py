@@ -14,7 +14,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from runner.domain.engine import EngineOptions
-from runner.domain.events import Failed, Finished, GenerationEvent, TextDelta
+from runner.domain.events import Examined, Failed, Finished, GenerationEvent, TextDelta
 from runner.domain.generation import ChatMessage, ChatPrompt, GenerationRequest, Prompt
 from runner.domain.sampling import SamplingParams
 from runner.wire.codec import FromWorkerDecoder, encode
@@ -151,7 +151,7 @@ class Peer:
 
 
 def has_ended(events: list[GenerationEvent]) -> bool:
-    return bool(events) and isinstance(events[-1], Finished | Failed)
+    return bool(events) and isinstance(events[-1], Finished | Failed | Examined)
 
 
 def text_of(events: list[GenerationEvent]) -> str:

@@ -13,6 +13,7 @@ from quart_trio.wrappers import TrioResponse
 from runner.api.bodies import parsed_body
 from runner.api.control import configuring, convert, explaining, schema
 from runner.api.control.archives import add_archive_routes
+from runner.api.control.prompts import add_prompt_routes
 from runner.api.control.transfers import add_disk_routes, add_transfer_routes
 from runner.errors import FieldFault, InvalidParameter, InvalidReference, ModelNotFound
 from runner.oci.digest import Digest
@@ -36,6 +37,7 @@ def blueprint(context: AppContext) -> Blueprint:
     _add_content_routes(routes, context)
     _add_worker_routes(routes, context)
     _add_explaining_routes(routes, context)
+    add_prompt_routes(routes, context)
     add_archive_routes(routes, context)
     add_transfer_routes(routes, context)
     add_disk_routes(routes, context)

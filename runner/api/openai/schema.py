@@ -18,10 +18,9 @@ from runner.api.openai import unsupported
 from runner.api.openai.constraint_fields import READERS, reader_of
 from runner.api.openai.sampling_fields import TOKEN_ID_MAX, read_logit_bias, read_samplers
 from runner.api.structure import By, Fault, Faults, Length, Schema, Text, Unsupported, raise_faults
+from runner.api.template_options import read_template_options
 from runner.domain.constraints import Constraint
 from runner.domain.generation import (
-    TEMPLATE_OPTION_CHARACTERS_MAX,
-    TEMPLATE_OPTIONS,
     ChatMessage,
     TextPrompt,
     TokenPrompt,
@@ -44,7 +43,6 @@ TOKENS_MAX: Final = 2**63 - 1  # of max_tokens; what exceeds the context is clam
 PART_JOINT: Final = "\n"  # between text parts of one message, as llama-server and vLLM join them
 
 _OTHER_PARTS: Final = frozenset({"image_url", "input_audio", "audio_url", "video_url", "file", "refusal"})
-_OPTION_NOUNS: Final = {bool: "true or false", int: "an integer", str: "a string"}
 _SCHEMA: Final = Schema(forbid_unknown=False)
 
 Breaker = Annotated[str, Text(1, BREAKER_BYTES_MAX)]
@@ -117,24 +115,6 @@ def _token_prompt(token_ids: list[int]) -> TokenPrompt:
     if min(token_ids) < 0 or max(token_ids) > TOKEN_ID_MAX:
         raise Fault("holds a token id outside every vocabulary")
     return TokenPrompt(tuple(token_ids))
-
-
-def read_template_options(value: Any) -> Mapping[str, str | int | bool]:
-    """What the request hands to the model's chat template: the names of G08, each of its type."""
-    if type(value) is not dict:
-        raise Fault("must be an object")
-    faults: list[tuple[str, Fault]] = []
-    for name, option in value.items():
-        kind = TEMPLATE_OPTIONS.get(name)
-        if kind is None:
-            faults.append((name[:64], Unsupported("is no option that a request may set")))
-        elif type(option) is not kind:
-            faults.append((name, Fault(f"must be {_OPTION_NOUNS[kind]}")))
-        elif isinstance(option, str) and len(option) > TEMPLATE_OPTION_CHARACTERS_MAX:
-            faults.append((name, Fault(f"must have at most {TEMPLATE_OPTION_CHARACTERS_MAX} characters")))
-    if faults:
-        raise Faults(faults[: strict_json.FAULTS_MAX])
-    return value
 
 
 def _no_calls(value: Any) -> None:

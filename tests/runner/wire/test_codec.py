@@ -28,6 +28,7 @@ from runner.domain.engine import (
 from runner.domain.events import (
     Accepted,
     ChoiceEnded,
+    Examined,
     Failed,
     Finished,
     FinishReason,
@@ -41,6 +42,7 @@ from runner.domain.events import (
 from runner.domain.generation import (
     ChatMessage,
     ChatPrompt,
+    Examination,
     GenerationRequest,
     TextPrompt,
     TokenPrompt,
@@ -137,6 +139,7 @@ events = st.one_of(
     st.builds(TextDelta, texts, counts, choice_indices, logprobs),
     st.builds(PromptText, texts, logprobs),
     st.builds(ChoiceEnded, choice_indices, st.sampled_from(FinishReason)),
+    st.builds(Examined, counts, st.binary(max_size=9)),
     st.builds(Accepted, prompt_tokens=counts),
     st.builds(
         Finished,
@@ -222,6 +225,7 @@ requests = st.builds(
     n=st.integers(1, 8),
     logprobs=st.none() | st.integers(0, 20),
     echo=st.booleans(),
+    examination=st.none() | st.sampled_from(Examination),
     constraint=st.none()
     | st.builds(Constraint, kind=st.sampled_from(ConstraintKind), source=texts, path=texts),
     cache_prompt=st.booleans(),
@@ -607,7 +611,9 @@ def test_W07_a_payload_that_is_no_message_is_refused(
         (*_STEP, [("r1", 5, 8, "stop")]),
         (*_STEP, [("r1", 5, 0, "tool")]),
         (*_STEP, [("r1", 6, b"text", ())]),
-        (*_STEP, [("r1", 7, 0, 0)]),
+        (*_STEP, [("r1", 7, 0, "text")]),
+        (*_STEP, [("r1", 7, -1, b"")]),
+        (*_STEP, [("r1", 8, 0, 0)]),
         (*_STEP, [("r1", 3, "Template-Failed", "no", None, None)]),
         (*_STEP, [("r1", 3, "template_failed", None, None, None)]),
         (*_STEP, [("r1", 3, "template_failed", "no", "9", None)]),
@@ -630,7 +636,7 @@ _NUMBERS = (
 )
 _SAMPLING = (_NUMBERS, ("\n",), ((5, -100.0),), ("top_k", "temperature"))
 _CONSTRAINT = ("json_schema", '{"type":"object"}', "response_format")
-_REQUEST = (2, "r1", (1, "hi"), _SAMPLING, 16, (), False, _CONSTRAINT, (True, ""), (2, 5, True))
+_REQUEST = (2, "r1", (1, "hi"), _SAMPLING, 16, (), False, _CONSTRAINT, (True, ""), (2, 5, True, None))
 
 
 def _number_with(index: int, value: Any) -> tuple[Any, ...]:
@@ -680,12 +686,13 @@ def _request_with(index: int, value: Any) -> tuple[Any, ...]:
         _request_with(7, (_CONSTRAINT[0], b"{}", "p")),
         _request_with(7, (_CONSTRAINT[0], "x" * (SOURCE_BYTES_MAX + 1), "p")),
         _request_with(7, (*_CONSTRAINT[:2], "p" * (PATH_CHARACTERS_MAX + 1))),
-        _request_with(9, (0, 5, True)),
-        _request_with(9, (9, 5, True)),
-        _request_with(9, (2, -1, True)),
-        _request_with(9, (2, 21, True)),
-        _request_with(9, (2, 5, None)),
-        _request_with(9, (2, 5)),
+        _request_with(9, (0, 5, True, None)),
+        _request_with(9, (9, 5, True, None)),
+        _request_with(9, (2, -1, True, None)),
+        _request_with(9, (2, 21, True, None)),
+        _request_with(9, (2, 5, None, None)),
+        _request_with(9, (2, 5, True)),
+        _request_with(9, (2, 5, True, "everything")),
         _request_with(8, True),
         _request_with(8, (True,)),
         _request_with(8, (1, "")),

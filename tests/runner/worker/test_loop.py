@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from runner.domain.constraints import Constraint, ConstraintKind
 from runner.domain.events import (
     Accepted,
+    Examined,
     Failed,
     Finished,
     FinishReason,
@@ -22,8 +24,16 @@ from runner.domain.events import (
     PromptText,
     TextDelta,
 )
-from runner.domain.generation import ChatMessage, ChatPrompt, TextPrompt, TokenPrompt
-from runner.engine.fake import N_VOCAB, ScriptedBackend
+from runner.domain.generation import (
+    EXAMINED_BYTES_MAX,
+    ChatMessage,
+    ChatPrompt,
+    Examination,
+    Prompt,
+    TextPrompt,
+    TokenPrompt,
+)
+from runner.engine.fake import ANSWER, BOS, END, N_VOCAB, ScriptedBackend
 from runner.hardware.pinning import DevicePin
 from runner.wire.messages import (
     PROTOCOL_VERSION,
@@ -491,3 +501,55 @@ def test_logprobs_and_the_prompt_come_through_frames(loaded: WorkerThread) -> No
     assert [one.logprob is None for piece in pieces for one in piece.logprobs] == [True, False, False]
     answered = [one for event in events if isinstance(event, TextDelta) for one in event.logprobs]
     assert [(one.text, len(one.top)) for one in answered] == [(b"d", 20), (b"e", 20)]
+
+
+# examinations
+
+
+def examined(worker: WorkerThread, prompt: Prompt, examination: Examination) -> Examined:
+    worker.send(generate("one", prompt, examination=examination))
+    [event] = worker.outcome("one")
+    assert isinstance(event, Examined), event
+    return event
+
+
+def token_ids(event: Examined) -> list[int]:
+    found = array("i")
+    found.frombytes(event.data)
+    return found.tolist()
+
+
+def test_a_prompt_is_examined_without_a_step(loaded: WorkerThread) -> None:
+    text = TextPrompt("hé<|end|>")
+    assert token_ids(examined(loaded, text, Examination.TOKENS)) == [BOS, *"hé".encode(), END, ANSWER]
+    assert token_ids(examined(loaded, text, Examination.PLAIN_TOKENS)) == [*"hé".encode(), END]
+    assert examined(loaded, text, Examination.COUNT) == Examined(6)
+    messages = ChatPrompt(messages=(ChatMessage(role="user", content="hi"),))
+    assert examined(loaded, messages, Examination.TEXT).data == b"<|user|>hi<|end|><|answer|>"
+    assert examined(loaded, messages, Examination.COUNT) == Examined(6)
+    tokens = TokenPrompt((BOS, *"hé".encode(), END))
+    assert examined(loaded, tokens, Examination.TEXT).data.decode() == "<|bos|>hé<|end|>"
+    assert loaded.steps[-1].step_index == 0
+
+
+def test_what_is_too_long_to_run_is_counted(loaded: WorkerThread) -> None:
+    assert examined(loaded, TextPrompt("x" * 5000), Examination.COUNT).n_tokens == 5002
+
+
+@pytest.mark.parametrize(
+    ("examination", "size"),
+    [(Examination.TEXT, EXAMINED_BYTES_MAX), (Examination.PLAIN_TOKENS, EXAMINED_BYTES_MAX // 4)],
+)
+def test_what_is_told_fits_a_frame(loaded: WorkerThread, examination: Examination, size: int) -> None:
+    assert len(examined(loaded, TextPrompt("x" * size), examination).data) == EXAMINED_BYTES_MAX
+    loaded.send(generate("two", TextPrompt("x" * (size + 1)), examination=examination))
+    [failed] = loaded.outcome("two")
+    assert isinstance(failed, Failed)
+    assert failed.code == "invalid_parameter"
+
+
+def test_an_examination_that_cannot_be_is_refused(loaded: WorkerThread) -> None:
+    loaded.send(generate("one", TokenPrompt((10**6,)), examination=Examination.TEXT))
+    [failed] = loaded.outcome("one")
+    assert isinstance(failed, Failed)
+    assert failed.code == "invalid_parameter"

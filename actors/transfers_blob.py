@@ -7,7 +7,6 @@ writes what comes to its place in the partial file. Imports the plan and the sto
 from __future__ import annotations
 
 import random
-import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -51,9 +50,9 @@ T = TypeVar("T")
 
 BUFFER_BYTES = 1 << 20  # each connection has one; larger ones gain nothing
 CHECKPOINT_BYTES = 16 << 20
-"""A kill costs at most so much of what has come…"""
+"""When so much has come, it is synced and journalled, as soon as somebody looks…"""
 CHECKPOINT_S = 2.0
-"""…or what came in so long."""
+"""…and also when less has come in so long: a kill costs no more than that."""
 LOOK_S = 0.25
 NOTES_MAX = 4
 
@@ -222,8 +221,9 @@ class _BlobTransfer:
         self._end: Exception | None = None
         self._must_begin_anew = False
         self._is_hashing = False
+        self._is_syncing = False
         self._unsynced_bytes = 0
-        self._synced_s = time.monotonic()
+        self._synced_s = trio.current_time()
 
     async def run(self) -> bool:
         """Until all bytes are there; False when they must come anew. Raises what ended it."""
@@ -332,7 +332,9 @@ class _BlobTransfer:
                     raise RegistryUnavailable(self._source.registry, "the connection ended too early")
                 self._part.write_at(ticket.position, buffer[:size_bytes])
                 ticket.position += size_bytes
-                self._checkpoint(size_bytes)
+                self._unsynced_bytes += (
+                    size_bytes  # by several threads: a few may get lost, and nothing with them
+                )
             if ticket.position == asked_end:
                 body.readinto(buffer[:1])  # sees that there is not one byte more (S02)
         finally:
@@ -342,13 +344,6 @@ class _BlobTransfer:
         if attempt_id in self._tickets:
             self._tell.send_nowait(RangeOpened(attempt_id))
 
-    def _checkpoint(self, size_bytes: int) -> None:
-        """In a thread: whenever much has come. Two may find so at once; the second finds nothing to do."""
-        self._unsynced_bytes += size_bytes
-        if self._unsynced_bytes >= CHECKPOINT_BYTES:
-            self._unsynced_bytes, self._synced_s = 0, time.monotonic()
-            self._part.checkpoint()
-
     # beside the ranges
 
     def _work_along(self) -> None:
@@ -356,9 +351,20 @@ class _BlobTransfer:
         if not self._is_hashing and not self._has_ended:
             self._is_hashing = True
             self._nursery.start_soon(self._hash_forward)
-        if self._unsynced_bytes and time.monotonic() - self._synced_s >= CHECKPOINT_S:
-            self._unsynced_bytes, self._synced_s = 0, time.monotonic()
-            self._nursery.start_soon(self._in_disk_thread, self._part.checkpoint)
+        if not self._is_syncing and self._must_checkpoint():
+            self._is_syncing, self._unsynced_bytes = True, 0
+            self._nursery.start_soon(self._checkpoint)
+
+    def _must_checkpoint(self) -> bool:
+        is_time = trio.current_time() - self._synced_s >= CHECKPOINT_S
+        return self._unsynced_bytes >= CHECKPOINT_BYTES or (self._unsynced_bytes > 0 and is_time)
+
+    async def _checkpoint(self) -> None:
+        """Beside the ranges, so that a slow disk keeps none of them waiting."""
+        try:
+            await self._in_disk_thread(self._part.checkpoint)
+        finally:
+            self._is_syncing, self._synced_s = False, trio.current_time()
 
     async def _hash_forward(self) -> None:
         try:

@@ -135,6 +135,7 @@ def _pull(directory: Path, reference: str) -> Cost:
 
 
 def _run_child(what: str, place: Path) -> Cost:
+    os.sync()  # nobody is to wait for what another has written
     command = [sys.executable, __file__, "--child", what, "--place", str(place)]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
     return Cost(**json.loads(done.stdout.splitlines()[-1]))
@@ -153,6 +154,7 @@ def _skopeo(directory: Path, host: str) -> Cost:
 
 
 def _timed(command: list[str], target: Path) -> Cost:
+    os.sync()
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     began_s = time.monotonic()
     subprocess.run(command, check=True)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -85,10 +86,32 @@ def test_K02_a_helper_that_takes_too_long_is_ended_with_all_it_started(
         one.get("reg.example")
 
 
-def test_K02_a_child_that_keeps_the_output_open_keeps_nobody_waiting(bin_path: Path, tmp_path: Path) -> None:
-    body = f"mkfifo {tmp_path}/never; cat {tmp_path}/never & wait"
-    with pytest.raises(CredentialsFailed, match="longer than 10 s"):
-        program(bin_path, body, clock=SteppingClock(step_s=11.0)).get("reg.example")
+def test_K02_a_child_of_a_helper_that_takes_too_long_is_ended_as_well(bin_path: Path, tmp_path: Path) -> None:
+    """It also holds the output open, which keeps nobody waiting."""
+    for name in ("never", "ready", "alive"):
+        os.mkfifo(tmp_path / name)
+    ready = os.open(tmp_path / "ready", os.O_RDWR)
+    alive = os.open(tmp_path / "alive", os.O_RDONLY | os.O_NONBLOCK)
+    times = iter([0.0])
+
+    def first_then_late() -> float:
+        """The deadline passes when the child runs."""
+        for _ in times:
+            return 0.0
+        if not is_late:
+            is_late.append(os.read(ready, 1))
+        return 100.0
+
+    is_late: list[bytes] = []
+    body = f"(exec 3>{tmp_path}/alive; echo > {tmp_path}/ready; cat {tmp_path}/never) & wait"
+    try:
+        with pytest.raises(CredentialsFailed, match="longer than 10 s"):
+            program(bin_path, body, clock=first_then_late).get("reg.example")
+        os.set_blocking(alive, True)
+        assert os.read(alive, 1) == b""  # which comes when the last writer is gone
+    finally:
+        os.close(ready)
+        os.close(alive)
 
 
 @pytest.mark.parametrize(

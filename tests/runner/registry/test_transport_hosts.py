@@ -200,6 +200,14 @@ def test_S07_a_location_that_is_no_plain_url_is_refused(location: str) -> None:
         assert this.network.dialled == [OWN]
 
 
+def test_S07_a_host_that_the_layers_below_write_otherwise_is_refused() -> None:
+    with scene("http://cdn.example./blob") as this:
+        this.network.addresses["cdn.example."] = (CDN,)
+        with pytest.raises(AddressRefused, match="read in two ways"):
+            this.get()
+        assert this.network.dialled == [OWN]
+
+
 def test_S07_a_url_in_an_answer_is_checked_like_a_redirect() -> None:
     with scene(cdn=("10.0.0.1",)) as this:
         with pytest.raises(AddressRefused):
@@ -381,6 +389,20 @@ def test_S08_https_is_not_left_for_http(authority: trustme.CA, ca_file: Path, lo
         with pytest.raises(RegistryError, match="plain http"):
             door.request("GET", location, origin=origin)
         assert network.dialled == [OWN]
+
+
+def test_S08_https_is_not_left_for_http_behind_a_registry_without_tls(
+    authority: trustme.CA, ca_file: Path
+) -> None:
+    rules = NetworkRules(ca_files={"cdn.example": ca_file})
+    tls = tls_for(authority, "cdn.example")
+    with ScriptedServer(lambda _request: redirect("http://reg.example/own"), tls=tls) as content:
+        with scene("https://cdn.example/blob", rules=rules) as this:
+            this.network.servers[CDN] = content.port
+            with pytest.raises(RegistryError, match="redirects from https to plain http"):
+                this.get()
+            assert len(content.requests) == 1
+            assert len(this.registry.requests) == 1
 
 
 # K08: secrets and plain http

@@ -143,3 +143,50 @@ def test_runner_run_answers(daemon: RunningDaemon) -> None:
     done = daemon.runner("run", MODEL, "Why is the sky blue?", "--max-tokens", "12", "--verbose")
     assert done.stdout.strip()
     assert "answer tokens" in done.stderr
+
+
+def test_an_answer_parses_as_the_schema_that_was_asked_for(client: openai.OpenAI) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 30}, "inhabitants": {"type": "integer"}},
+        "required": ["city", "inhabitants"],
+        "additionalProperties": False,
+    }
+    answer = client.chat.completions.create(
+        model=MODEL,
+        messages=_ask("Name the capital of France and how many people live there."),
+        response_format={
+            "type": "json_schema",
+            "json_schema": {"name": "city", "strict": True, "schema": schema},
+        },
+        temperature=0,
+        max_tokens=100,
+    )
+    parsed = json.loads(answer.choices[0].message.content or "")
+    assert list(parsed) == ["city", "inhabitants"]
+    assert type(parsed["inhabitants"]) is int
+
+
+def test_several_answers_come_with_logprobs(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model=MODEL, messages=_ask("Hello"), n=2, logprobs=True, top_logprobs=3, max_tokens=4, seed=1
+    )
+    assert [choice.index for choice in answer.choices] == [0, 1]
+    for choice in answer.choices:
+        assert choice.logprobs is not None
+        tokens = choice.logprobs.content or []
+        assert "".join(token.token for token in tokens) == choice.message.content
+        assert all(len(token.top_logprobs) == 3 and token.logprob <= 0 for token in tokens)
+
+
+def test_a_streamed_completion_echoes_its_prompt_with_logprobs(client: openai.OpenAI) -> None:
+    stream = client.completions.create(
+        model=MODEL, prompt="Once upon a", echo=True, logprobs=1, max_tokens=2, temperature=0, stream=True
+    )
+    choices = [chunk.choices[0] for chunk in stream if chunk.choices]
+    assert "".join(choice.text for choice in choices).startswith("Once upon a time")
+    told = [
+        logprob for choice in choices if choice.logprobs for logprob in choice.logprobs.token_logprobs or []
+    ]
+    assert told[0] is None
+    assert len(told) >= 5

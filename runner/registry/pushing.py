@@ -196,8 +196,13 @@ class RegistryPusher:
             if answer.status not in (202, 204):
                 raise self._upload_error(answer)
             upload.url = self._location(answer, upload.url)
-            upload.received_bytes = _received_bytes(answer, end)
+            received_bytes = _received_bytes(answer, end)
             answer.discard()
+        if received_bytes > end:
+            raise RegistryError(self._reference.registry, "it has more of the upload than was sent")
+        upload.received_bytes = received_bytes
+        if received_bytes <= start:  # else it could be sent the same for ever
+            raise RegistryUnavailable(self._reference.registry, "it kept nothing of what was sent")
 
     def _ask_how_much(self, upload: _Upload, size_bytes: int) -> None:
         """How much of the upload the registry has, and where it goes on, after a piece that failed."""

@@ -148,6 +148,43 @@ def test_an_upload_in_pieces_goes_on_where_the_registry_says(
     assert source.offsets == [0, 0, 0, 0, 40_000, 80_000]
 
 
+def test_what_a_registry_did_not_keep_of_a_piece_is_sent_again(
+    server: RegistryServer, client: RegistryClient
+) -> None:
+    source = Source()
+    is_first = [True]
+
+    def keep(request: Request) -> Reply | None:
+        if request.method != "PATCH" or not is_first:
+            return None
+        is_first.clear()
+        server.progress_of(request, request.body[:25_000])
+        return Reply(202, b"", (("Location", f"{request.path}?state=25000"), ("Range", "0-24999")))
+
+    server.before = keep
+    client.upload_blob(server.reference(), BLOB, source, chunk_bytes=40_000)
+    assert server.blobs[str(BLOB.digest)] == CONTENT
+    assert source.offsets == [0, 25_000, 65_000]
+
+
+@pytest.mark.parametrize("told", ["0-0", "0-40000"])
+def test_S05_a_registry_that_keeps_nothing_is_not_sent_the_same_for_ever(
+    server: RegistryServer, client: RegistryClient, told: str
+) -> None:
+    def before(request: Request) -> Reply | None:
+        if request.method not in ("PATCH", "GET"):
+            return None
+        return Reply(
+            202 if request.method == "PATCH" else 204, b"", (("Location", request.target), ("Range", told))
+        )
+
+    server.before = before
+    abort = Impatient()
+    with pytest.raises(RegistryError, match=r"kept nothing|more of the upload"):
+        client.upload_blob(server.reference(), BLOB, Source(), chunk_bytes=40_000, abort=abort)
+    assert len(abort.pauses) <= 4
+
+
 def test_what_arrived_without_an_answer_is_not_sent_again(
     server: RegistryServer, client: RegistryClient
 ) -> None:

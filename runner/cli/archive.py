@@ -57,14 +57,19 @@ def save(model: str, output: str, host: str | None) -> None:
 
 
 def _write(client: Client, model: str, path: Path) -> int:
-    """Whole or not at all: into a file beside it, which then takes its name."""
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    """Whole or not at all: into a file beside it, which then takes its name. A link stays one; what is no
+    regular file, as a pipe or device, takes the bytes as they come, and is not replaced."""
+    target = path.resolve()
+    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     try:
+        if target.exists() and not target.is_file():
+            with target.open("wb") as file:
+                return _copy(client, model, file, is_silent=False)
         with partial.open("xb") as file:
             size_bytes = _copy(client, model, file, is_silent=False)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
+        partial.replace(target)
     except OSError as error:
         raise click.ClickException(f"{path} cannot be written: {error.strerror or error}") from error
     finally:

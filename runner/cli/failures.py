@@ -32,7 +32,7 @@ _HINTS: Mapping[str, str] = MappingProxyType(
         "model_in_use": "`runner ctl unload` unloads a model when its requests have ended",
         "model_not_found": "`runner ctl ls` lists the models; `runner ctl pull NAME` fetches one",
         "registry_address_refused": "`private_registries` in the settings allows hosts at private addresses",
-        "registry_unavailable": "check the name and the network; what was fetched is kept",
+        "registry_unavailable": "check the name and the network",
         "request_not_found": "the latest thousand requests are remembered, until the daemon ends",
         "store_damaged": "`runner ctl verify` finds what is damaged, `runner ctl repair` fetches it again",
         "unknown": "another program may listen at this address; --host names the daemon's",

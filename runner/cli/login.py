@@ -32,7 +32,7 @@ def login(registry: str, username: str | None, password_stdin: bool) -> None:
     """
     registry = _registry(registry)
     if registry == _HUGGING_FACE:
-        raise usage_error("Hugging Face has no logins; set HF_TOKEN to a token of yours")
+        raise usage_error(f"{_HUGGING_FACE} has no logins; set HF_TOKEN to a token of yours")
     username = username or _asked("Username: ", is_hidden=False)
     password = _piped() if password_stdin else _asked("Password or token: ", is_hidden=True)
     if not username or not password:

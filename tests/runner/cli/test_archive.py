@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -57,6 +58,25 @@ def test_an_archive_that_breaks_off_leaves_the_file_that_was_there(daemon: Cli, 
     assert "broke off" in ended.stderr
     assert (tmp_path / "a.tar").read_text() == "older"
     assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
+
+
+def test_a_pipe_takes_the_archive_and_stays(daemon: Cli, tmp_path: Path) -> None:
+    pipe, took = tmp_path / "pipe", tmp_path / "took"
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: took.write_bytes(pipe.read_bytes()))
+    reader.start()
+    ended = daemon("ctl", "save", "ai/a:1", "-o", str(pipe))
+    reader.join()
+    assert ended.status == 0
+    assert took.read_bytes() == ARCHIVE
+    assert pipe.is_fifo()
+
+
+def test_a_link_stays_and_what_it_points_at_is_replaced(daemon: Cli, tmp_path: Path) -> None:
+    (tmp_path / "link.tar").symlink_to("a.tar")
+    assert daemon("ctl", "save", "ai/a:1", "-o", str(tmp_path / "link.tar")).status == 0
+    assert (tmp_path / "link.tar").is_symlink()
+    assert (tmp_path / "a.tar").read_bytes() == ARCHIVE
 
 
 def test_a_model_that_is_not_there_leaves_no_file(daemon: Cli, tmp_path: Path) -> None:

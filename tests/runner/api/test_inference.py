@@ -12,8 +12,18 @@ import pytest
 import trio
 
 from runner.api.inference import Demand, Inference, Opening, error_of, fingerprint_of
-from runner.domain.events import Accepted, Failed, GenerationEvent, TextDelta
-from runner.domain.generation import GenerationRequest, TextPrompt
+from runner.domain.events import (
+    Accepted,
+    ChoiceEnded,
+    Examined,
+    Failed,
+    FinishReason,
+    GenerationEvent,
+    PromptText,
+    TextDelta,
+    TokenLogprob,
+)
+from runner.domain.generation import Examination, GenerationRequest, TextPrompt
 from runner.domain.sampling import SamplingParams, Stage
 from runner.domain.settings import ModelSettings
 from runner.errors import (
@@ -370,3 +380,62 @@ async def test_a_model_is_pinned_as_configured(pin: bool | None) -> None:
     configured(parts, pin=pin)
     await inference_over(parts).complete(demand())
     assert parts.scheduler.pins == [pin]
+
+
+# several answers, echo, examinations
+
+HI = TokenLogprob(5, b"Hi", -0.5)
+
+
+async def test_answers_are_collected_each_by_itself_with_the_echo_before_them() -> None:
+    script: list[GenerationEvent] = [
+        Accepted(prompt_tokens=7),
+        PromptText("Wh", (HI,)),
+        PromptText("y", (HI, HI)),
+        TextDelta("a", 1, 0, (HI,)),
+        TextDelta("b", 1, 2),
+        ChoiceEnded(1, FinishReason.STOP),
+        TextDelta("c", 1, 0, (HI,)),
+        ChoiceEnded(0, FinishReason.LENGTH),
+        attrs.evolve(finished(completion_tokens=4), choice_index=2),
+    ]
+    parts = FakeParts.make(lambda _: script)
+    completed = await inference_over(parts).complete(demand())
+    assert [(choice.text, choice.reason) for choice in completed.choices] == [
+        ("ac", FinishReason.LENGTH),
+        ("", FinishReason.STOP),
+        ("b", FinishReason.STOP),
+    ]
+    assert completed.choices[0].logprobs == (HI, HI)
+    assert (completed.prompt_text, completed.prompt_logprobs) == ("Why", (HI, HI, HI))
+    assert completed.text == "ac"
+
+
+def examination() -> Demand:
+    asked = demand()
+    return attrs.evolve(asked, request=attrs.evolve(asked.request, examination=Examination.COUNT))
+
+
+async def test_an_examination_is_told_and_gives_everything_back() -> None:
+    parts = FakeParts.make(lambda _: [Examined(7)])
+    assert await inference_over(parts).examine(examination()) == Examined(7)
+    assert parts.scheduler.outstanding == 0
+
+
+async def test_O09_an_examination_that_ends_its_worker_is_tried_once_more() -> None:
+    crashed, alive = crashing(), FakeWorker(lambda _: [Examined(7)])
+    parts = FakeParts.make()
+    parts.scheduler.workers = [crashed, alive]
+    assert await inference_over(parts).examine(examination()) == Examined(7)
+    parts.scheduler.workers = [crashing(), crashing()]
+    with pytest.raises(WorkerCrashed):
+        await inference_over(parts).examine(examination())
+    assert parts.scheduler.outstanding == 0
+
+
+async def test_an_examination_that_is_refused_raises_what_the_worker_said() -> None:
+    failed = Failed(code="invalid_parameter", message="prompt: must hold at least one token")
+    parts = FakeParts.make(lambda _: [failed])
+    with pytest.raises(InvalidParameter):
+        await inference_over(parts).examine(examination())
+    assert parts.scheduler.outstanding == 0

@@ -140,10 +140,14 @@ class PullerHandle:
 
 @attrs.frozen(kw_only=True)
 class Network:
-    """The way to registries and hubs, and how much of it transfers may use."""
+    """The way to registries and hubs, and how much of it transfers may use.
+
+    `rest` is called when the last transfer has ended, to close what was kept for the next request.
+    """
 
     client: RegistryClient
     hub: Hub
+    rest: Callable[[], None] = lambda: None
     pulls: int = 2
     pushes: int = 2
     connections: int = 12
@@ -201,7 +205,8 @@ class PullerActor:
         with self._address.open() as mailbox:
             async with trio.open_nursery() as nursery:
                 work = self._work(nursery) if self._network is not None else None
-                run = _Run(mailbox, nursery, self._package, work, self._ledger)
+                rest = self._network.rest if self._network is not None else lambda: None
+                run = _Run(mailbox, nursery, self._package, work, self._ledger, rest)
                 task_status.started()
                 async for message in mailbox:
                     run.handle(message)
@@ -238,12 +243,14 @@ class _Run:
         package: Callable[[PackageModel], Awaitable[None]],
         work: _Work | None,
         ledger: TransferLedger,
+        rest: Callable[[], None],
     ) -> None:
         self._mailbox = mailbox
         self._nursery = nursery
         self._package = package
         self._work = work
         self._ledger = ledger
+        self._rest = rest
         self._by_id: dict[int, _Transfer] = {}
         self._by_request: dict[TransferRequest, _Transfer] = {}
         self._by_waiter: dict[object, _Transfer] = {}
@@ -309,6 +316,8 @@ class _Run:
     def _end(self, transfer: _Transfer) -> None:
         self._forget_request(transfer)
         self._ledger.drop(transfer.id)
+        if not self._by_id:
+            self._rest()
 
     def _forget_request(self, transfer: _Transfer) -> None:
         if self._by_request.get(transfer.request) is transfer:

@@ -289,6 +289,7 @@ class Daemon:
         return Network(
             client=registry_client(self._door, os.environ),
             hub=hub(settings, self._door, os.environ),
+            rest=self._door.rest,
             pulls=settings.transfers_at_once,
             pushes=settings.transfers_at_once,
             connections=settings.connections,

@@ -97,6 +97,12 @@ class _Adapter(HTTPAdapter):
             return host_params, {}
         return host_params, {"ssl_context": self._tls.context(current().target)}
 
+    def clear(self) -> None:
+        """Close idle connections; one in use is closed when it would be kept."""
+        self.poolmanager.clear()
+        for manager in tuple(self.proxy_manager.values()):
+            manager.clear()
+
     def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
         """Nothing: the context of the pool decides."""
 
@@ -144,7 +150,7 @@ class Carrier(oras.provider.Registry):  # type: ignore[misc]  # oras has no type
         logging.getLogger("urllib3").setLevel(
             logging.ERROR
         )  # below that it logs URLs, signatures included (K01)
-        adapter = _Adapter(rules)
+        self._adapter = adapter = _Adapter(rules)
         session = _Session()
         session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         session.adapters.clear()
@@ -154,6 +160,10 @@ class Carrier(oras.provider.Registry):  # type: ignore[misc]  # oras has no type
         self.session: requests.Session = session
         self.auth = _NoAuthentication()
         self._unretried = oras.provider.Registry.do_request.__wrapped__
+
+    def rest(self) -> None:
+        """Close the connections that are kept and not in use."""
+        self._adapter.clear()
 
     def close(self) -> None:
         """Close the connections that are kept."""

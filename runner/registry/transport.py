@@ -274,6 +274,15 @@ class Door:
             sent["Authorization"] = authorization.value
         return sent
 
+    def rest(self) -> None:
+        """Close the connections that are kept for later, but not those in use; the door stays open.
+
+        For when nothing is going on: a server closes what is idle after a while, and this end would stay.
+        """
+        with self._lock:
+            if self._carrier is not None:
+                self._carrier.rest()
+
     def close(self) -> None:
         """Close the connections that are kept."""
         with self._lock:

@@ -255,6 +255,19 @@ def test_giving_up_one_transfer_leaves_a_connection_that_another_uses_now() -> N
             assert answer.read_small() == b"hello"
 
 
+def test_a_door_at_rest_keeps_no_connection_and_can_be_used_again() -> None:
+    with serving(Reply(200, b"hello")) as server, open_door() as door:
+        door.rest()
+        get(door, server)
+        origin = endpoint_of(server)
+        with door.request("GET", server.url, origin=origin) as answer:
+            door.rest()  # one in use is left alone
+            assert answer.read_small() == b"hello"
+        door.rest()
+        assert get(door, server) == b"hello"
+        assert len(server._threads) > 1
+
+
 def test_cookies_are_not_kept() -> None:
     with serving(Reply(200, b"", (("Set-Cookie", "canary=1; Path=/"),))) as server, open_door() as door:
         get(door, server)

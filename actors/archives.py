@@ -6,7 +6,7 @@ one piece of content is in memory at a time. What an archive consists of: `runne
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Iterator
+from collections.abc import AsyncIterable, Generator, Iterator
 from functools import partial
 from typing import BinaryIO, Final, Self
 
@@ -41,7 +41,7 @@ class SavedArchive:
         self.model = held.model
         self.size_bytes = plan.size_bytes
         self._held = held
-        self._pieces = iter(_reads(held, plan))
+        self._pieces = _reads(held, plan)
         self._limiter = trio.CapacityLimiter(1)
 
     @classmethod
@@ -59,7 +59,8 @@ class SavedArchive:
         return await trio.to_thread.run_sync(self._read, limiter=self._limiter)
 
     def close(self) -> None:
-        """Give the model up; doing so again changes nothing. Does not wait."""
+        """Give the model up; doing so again changes nothing. Does not wait. Not during `next_chunk`."""
+        self._pieces.close()
         self._held.release()
 
     def _read(self) -> bytes:
@@ -79,7 +80,7 @@ def _name_of(name: ModelName, model: Model) -> Reference | None:
     return model.tags[0] if model.tags else None
 
 
-def _reads(held: HeldModel, plan: ArchivePlan) -> Iterator[bytes]:
+def _reads(held: HeldModel, plan: ArchivePlan) -> Generator[bytes, None, None]:
     for piece in plan.pieces:
         if piece.blob is None:
             yield piece.content

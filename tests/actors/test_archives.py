@@ -7,15 +7,19 @@ import os
 import subprocess
 import tarfile
 import tracemalloc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 
 import attrs
 import orjson
+import psutil
 import pytest
 import trio
 
 from actors.archives import CHUNK_BYTES, SavedArchive, load_archive
+from actors.store_handle import StoreHandle
+from runner.domain.model import Model
 from runner.errors import (
     ContentMismatch,
     DiskFull,
@@ -54,6 +58,19 @@ async def saved(running: RunningStore, which: str) -> bytes:
         return bytes(content)
     finally:
         archive.close()
+
+
+async def load(
+    store: StoreHandle, chunks: AsyncIterator[bytes], *, name: Reference | None = None
+) -> tuple[Model, ...]:
+    """With a generator that is closed here, as it is not read to its end when something is wrong."""
+    assert isinstance(chunks, AsyncGenerator)
+    async with aclosing(chunks):
+        return await load_archive(store, chunks, name=name)
+
+
+def open_files() -> list[str]:
+    return [file.path for file in psutil.Process().open_files()]
 
 
 def tar(**members: bytes) -> bytes:
@@ -105,7 +122,7 @@ async def test_what_is_saved_is_loaded_elsewhere_with_the_same_id_and_name(tmp_p
         model = await one.package("a:1", WEIGHTS, LICENSE, context_size=512)
         await one.store.tag(name("a:1"), reference("b:2"))
         archive = await saved(one, "b:2")
-        (loaded,) = await load_archive(two.store, in_chunks(archive))
+        (loaded,) = await load(two.store, in_chunks(archive))
         assert (loaded.id, loaded.tags) == (model.id, (reference("b:2"),))
         with await two.store.lease(loaded.id) as lease:
             assert [path.read_bytes() for path in lease.files.weights] == [WEIGHTS]
@@ -127,8 +144,8 @@ async def test_loading_again_changes_nothing_and_another_name_can_be_given(tmp_p
     async with running_store(tmp_path / "store") as running:
         model = await running.package("a:1", WEIGHTS, LICENSE)
         archive = await saved(running, "a:1")
-        assert await load_archive(running.store, in_chunks(archive)) == (model,)
-        (renamed,) = await load_archive(running.store, in_chunks(archive), name=reference("c:3"))
+        assert await load(running.store, in_chunks(archive)) == (model,)
+        (renamed,) = await load(running.store, in_chunks(archive), name=reference("c:3"))
         assert renamed.tags == (reference("a:1"), reference("c:3"))
         assert len(await running.store.list()) == 1
 
@@ -137,7 +154,7 @@ async def test_a_model_without_a_name_is_saved_and_loaded_by_its_id(tmp_path: Pa
     async with running_store(tmp_path / "one") as one, running_store(tmp_path / "two") as two:
         model = await one.package("a:1", WEIGHTS)
         await one.store.untag(reference("a:1"))
-        (loaded,) = await load_archive(two.store, in_chunks(await saved(one, model.id.hex)))
+        (loaded,) = await load(two.store, in_chunks(await saved(one, model.id.hex)))
         assert (loaded.id, loaded.tags) == (model.id, ())
 
 
@@ -145,6 +162,17 @@ async def test_what_is_not_there_cannot_be_saved(tmp_path: Path) -> None:
     async with running_store(tmp_path / "store") as running:
         with pytest.raises(ModelNotFound):
             await SavedArchive.open(running.store, name("a:1"))
+
+
+async def test_a_reader_that_leaves_early_leaves_no_open_file(tmp_path: Path) -> None:
+    async with running_store(tmp_path / "store") as running:
+        await running.package("a:1", WEIGHTS + bytes(4 << 20))
+        archive = await SavedArchive.open(running.store, name("a:1"))
+        assert await archive.next_chunk()
+        archive.close()
+        archive.close()
+        assert not [path for path in open_files() if "blobs" in path]
+        assert await archive.next_chunk() == b""
 
 
 async def test_S22_a_model_that_is_being_saved_keeps_its_content(tmp_path: Path) -> None:
@@ -185,7 +213,7 @@ async def test_neither_way_holds_more_than_some_pieces_of_content(tmp_path: Path
 
         tracemalloc.start()
         try:
-            (loaded,) = await load_archive(two.store, chunks())
+            (loaded,) = await load(two.store, chunks())
             _, peak_bytes = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
@@ -226,7 +254,7 @@ async def test_an_archive_that_skopeo_made_of_our_store_is_loaded(tmp_path: Path
         model = await one.package("a:1", WEIGHTS, LICENSE, format=kind)
         source = f"oci:{tmp_path / 'one'}:docker.io/ai/a:1"
         await trio.to_thread.run_sync(skopeo, "copy", source, f"oci-archive:{path}:docker.io/ai/z:9")
-        (loaded,) = await load_archive(two.store, in_chunks(path.read_bytes()))
+        (loaded,) = await load(two.store, in_chunks(path.read_bytes()))
         assert (loaded.id, loaded.tags) == (model.id, (reference("z:9"),))
 
 
@@ -263,11 +291,9 @@ async def test_what_docker_model_runner_exports_is_loaded(tmp_path: Path) -> Non
             info.size, info.mtime = len(content), 1_700_000_000
             archive.addfile(info, io.BytesIO(content))
     async with running_store(tmp_path / "store") as running:
-        (loaded,) = await load_archive(running.store, in_chunks(buffer.getvalue()))
+        (loaded,) = await load(running.store, in_chunks(buffer.getvalue()))
         assert (loaded.id, loaded.tags) == (Digest.of(MANIFEST), ())
-        (renamed,) = await load_archive(
-            running.store, in_chunks(buffer.getvalue(), 7777), name=reference("a:1")
-        )
+        (renamed,) = await load(running.store, in_chunks(buffer.getvalue(), 7777), name=reference("a:1"))
         assert renamed.tags == (reference("a:1"),)
 
 
@@ -280,13 +306,13 @@ async def test_several_models_of_one_archive_are_loaded_and_share_content(tmp_pa
         **{"oci-layout": b"{}"},
     )
     async with running_store(tmp_path / "store") as running:
-        loaded = await load_archive(running.store, in_chunks(archive))
+        loaded = await load(running.store, in_chunks(archive))
         assert [model.id for model in loaded] == [Digest.of(d) for d in (MANIFEST, other.manifest, MANIFEST)]
         assert {str(tag) for model in await running.store.list() for tag in model.tags} == {
             "docker.io/ai/a:1", "docker.io/ai/b:2", "docker.io/ai/c:3",
         }  # fmt: skip
         with pytest.raises(InvalidArchive, match="3 models"):
-            await load_archive(running.store, in_chunks(archive), name=reference("d:4"))
+            await load(running.store, in_chunks(archive), name=reference("d:4"))
 
 
 @pytest.mark.parametrize(
@@ -304,7 +330,7 @@ async def test_a_name_in_an_index_is_taken_when_it_is_one(
 ) -> None:
     archive = tar(**index(named(MANIFEST, ref)), **GOOD, **blobs(MANIFEST))
     async with running_store(tmp_path / "store") as running:
-        (loaded,) = await load_archive(running.store, in_chunks(archive))
+        (loaded,) = await load(running.store, in_chunks(archive))
         assert loaded.tags == tags
 
 
@@ -323,14 +349,14 @@ async def test_a_directory_of_safetensors_is_kept_with_its_paths_and_not_loaded(
     manifest = with_manifest(*layers, config=config, kind=media_types.DOCKER_CONFIG_V02)
     archive = tar(**blobs(config, *(path.encode() for path in files)), **{"manifest.json": manifest})
     async with running_store(tmp_path / "store") as running:
-        (model,) = await load_archive(running.store, in_chunks(archive), name=reference("a:1"))
+        (model,) = await load(running.store, in_chunks(archive), name=reference("a:1"))
         assert (model.id, model.format) == (Digest.of(manifest), "safetensors")
         report = await running.store.inspect(name("a:1"))
         assert [row.filename for row in report.layers] == list(files)
         assert report.licenses == ("LICENSE",)
         with pytest.raises(UnsupportedModel, match="safetensors"):
             await running.store.lease(model.id)
-        assert (await load_archive(running.store, in_chunks(await saved(running, "a:1")))) == (model,)
+        assert (await load(running.store, in_chunks(await saved(running, "a:1")))) == (model,)
 
 
 async def test_the_format_of_a_pack_that_does_not_say_it_is_that_of_its_files(tmp_path: Path) -> None:
@@ -342,7 +368,7 @@ async def test_the_format_of_a_pack_that_does_not_say_it_is_that_of_its_files(tm
     manifest = with_manifest(weights, config=config, kind=media_types.CNCF_CONFIG)
     archive = tar(**blobs(config, WEIGHTS), **{"manifest.json": manifest})
     async with running_store(tmp_path / "store") as running:
-        (model,) = await load_archive(running.store, in_chunks(archive))
+        (model,) = await load(running.store, in_chunks(archive))
         assert (model.format, model.parameters, model.context_size) == ("gguf", "1M", None)
         with await running.store.lease(model.id) as lease:
             assert lease.files.model.trained_context_size == 4096
@@ -423,7 +449,7 @@ async def test_S14_what_is_no_sound_model_is_refused_and_nothing_of_it_is_visibl
 ) -> None:
     async with running_store(tmp_path / "store") as running:
         with pytest.raises(error, match=told):
-            await load_archive(running.store, in_chunks(archive, 999))
+            await load(running.store, in_chunks(archive, 999))
         assert await running.store.list() == ()
         assert not list((tmp_path / "store" / "partial").iterdir())
         if (
@@ -439,7 +465,7 @@ async def test_content_of_a_model_that_was_refused_goes_with_the_next_collection
     )
     async with running_store(tmp_path / "store") as running:
         with pytest.raises(InvalidModelFile):
-            await load_archive(running.store, in_chunks(archive))
+            await load(running.store, in_chunks(archive))
         await running.store.gc(prune_untagged=True)
         assert is_empty(tmp_path / "store")
 
@@ -456,7 +482,7 @@ async def test_S02_content_is_refused_at_its_end_whatever_follows(tmp_path: Path
 
     async with running_store(tmp_path / "store") as running:
         with pytest.raises(ContentMismatch):
-            await load_archive(running.store, chunks())
+            await load(running.store, chunks())
         assert sent == []
         assert is_empty(tmp_path / "store")
 
@@ -468,7 +494,7 @@ async def test_a_client_that_leaves_leaves_nothing(tmp_path: Path) -> None:
 
     async with running_store(tmp_path / "store") as running:
         with trio.move_on_after(0.5):
-            await load_archive(running.store, chunks())
+            await load(running.store, chunks())
         assert is_empty(tmp_path / "store")
         assert await running.store.list() == ()
 
@@ -479,10 +505,10 @@ async def test_S23_a_full_disk_fails_one_load_and_the_next_succeeds(tmp_path: Pa
     async with running_store(tmp_path / "store", disk=disk) as running:
         disk.arm(fail_at(lambda number, reached: reached == "write", 28))
         with pytest.raises(DiskFull):
-            await load_archive(running.store, in_chunks(archive))
+            await load(running.store, in_chunks(archive))
         disk.arm(lambda number, reached: None)
         assert is_empty(tmp_path / "store")
-        (loaded,) = await load_archive(running.store, in_chunks(archive))
+        (loaded,) = await load(running.store, in_chunks(archive))
         assert loaded.id == Digest.of(MANIFEST)
 
 

@@ -8,6 +8,7 @@ import threading
 
 import pytest
 import trio
+import trio.testing
 
 from actors.puller import Network
 from runner.domain.transfer import PullRequest, TransferDirection, TransferPhase
@@ -77,6 +78,15 @@ async def test_a_model_is_pulled_and_can_be_loaded(tmp_path, server):
         with await into.store.lease(model_id) as lease:
             assert lease.files.weights[0].read_bytes() == WEIGHTS
         assert told[-1].direction is TransferDirection.PULL
+
+
+async def test_no_connection_is_kept_when_the_last_transfer_has_ended(tmp_path, server):
+    add_model(server)
+    rests = []
+    async with pulls(tmp_path / "store", rest=lambda: rests.append("rest")) as into:
+        await into.follow(PullRequest(reference=server.reference()))
+        await trio.testing.wait_all_tasks_blocked()
+        assert rests == ["rest"]
 
 
 async def test_of_a_model_that_is_there_nothing_is_told_to_be_missing(tmp_path, server, monkeypatch):

@@ -265,9 +265,11 @@ class _BlobTransfer:
                 self._tickets[ticket.attempt_id] = ticket
                 self._nursery.start_soon(self._attempt, ticket)
             case AbortAttempt(attempt_id):
-                self._tickets[attempt_id].abort.abort()
+                if attempt_id in self._tickets:  # else it has ended, and its event is on the way
+                    self._tickets[attempt_id].abort.abort()
             case Shorten(attempt_id, end):
-                self._tickets[attempt_id].end = end
+                if attempt_id in self._tickets:
+                    self._tickets[attempt_id].end = end
             case StartOver():
                 self._must_begin_anew = True
             case GiveUp():

@@ -79,11 +79,12 @@ async def push(request: PushRequest, course: Course, tools: PushTools) -> tuple[
         target = _target(request, model)
         course.board.model_id = str(model.id)
         uploads = _uploads(held, course)
+        places = (await tools.store.documents(ModelName.of(model.id))).places
         errand = _Errand(
             client=tools.client,
             target=target,
             given=request.given,
-            mountable=_mountable(model, target),
+            mountable=_mountable(places, target),
             threads=tools.threads,
             uploads=tools.uploads,
             note=course.board.note,
@@ -135,9 +136,10 @@ def _uploads(held: HeldModel, course: Course) -> list[_Upload]:
     return uploads
 
 
-def _mountable(model: Model, target: Reference) -> tuple[str, ...]:
-    """Repositories of the same registry that may have the model's content, by its other names."""
-    found = {tag.repository: None for tag in model.tags if tag.registry == target.registry}
+def _mountable(places: tuple[Reference, ...], target: Reference) -> tuple[str, ...]:
+    """Repositories of the same registry that may have the model's content: it has names there, or came from
+    there."""
+    found = {place.repository: None for place in places if place.registry == target.registry}
     return tuple(repository for repository in found if repository != target.repository)
 
 

@@ -106,6 +106,16 @@ async def test_content_of_another_repository_is_mounted(tmp_path, server):
         assert sent(server) == ["manifest"]
 
 
+async def test_content_of_the_repository_that_a_model_came_from_is_mounted(tmp_path, server):
+    async with pulls(tmp_path / "one") as into:
+        model_id = await package(into)
+        await into.push("tiny:1", f"{server.netloc}/ai/tiny:1")
+    async with pulls(tmp_path / "two") as into:
+        await into.pull(Reference.parse(f"{server.netloc}/ai/tiny@{model_id}"))
+        result = await into.push(str(model_id), f"{server.netloc}/team/other:1")
+        assert result.transferred_bytes == 0
+
+
 async def test_S12_only_what_the_manifest_reaches_is_sent(tmp_path, server):
     async with pulls(tmp_path / "store") as into:
         await package(into)

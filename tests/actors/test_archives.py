@@ -379,6 +379,8 @@ async def test_the_format_of_a_pack_that_does_not_say_it_is_that_of_its_files(tm
 
 GONE = next(iter(GOOD))
 LESS = {path: content for path, content in GOOD.items() if path != GONE}
+LONG = blobs(bytes((4 << 20) + 1))
+LONG_CONFIG = b'{"config":{}}'.ljust((1 << 20) + 1)
 NOT_GGUF = b"GGUF, but no more"
 PART = Descriptor.of(WEIGHTS, media_types.GGUF)
 CUT = gguf_bytes(model_keys({"llama.context_length": None}))
@@ -434,6 +436,12 @@ CUT = gguf_bytes(model_keys({"llama.context_length": None}))
         ),
         (tar(**{"index.json": bytes((1 << 20) + 1)}), InvalidArchive, "limit"),
         (tar(**{"manifest.json": bytes((4 << 20) + 1)}), InvalidArchive, "limit"),
+        (tar(**LONG, **index(named(next(iter(LONG.values()))))), InvalidArchive, "a manifest has 4194305"),
+        (
+            tar(**blobs(WEIGHTS, LONG_CONFIG), **{"manifest.json": with_manifest(PART, config=LONG_CONFIG)}),
+            InvalidArchive,
+            "a config has 1048577",
+        ),
         (tar(**{"blobs/sha512/" + "ab" * 64: b""}), InvalidArchive, "only sha256"),
         (tar(**{"blobs/sha256/" + "AB" * 32: b""}), InvalidArchive, "only sha256"),
         (tar(**{"index.json": b"{}"})[:-1024] + tar(**{"index.json": b"{}"}), InvalidArchive, "twice"),

@@ -266,6 +266,35 @@ def test_damage_is_told_as_such(archive: bytes, told: str) -> None:
         read(archive)
 
 
+def with_size(field: bytes) -> bytes:
+    """A header with this size field, and a checksum that fits."""
+    header = bytearray(header_of("a", 5))
+    header[124:136] = field
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
+
+
+@pytest.mark.parametrize(
+    ("field", "told"),
+    [
+        (b"\xff" * 12, "out of range"),
+        (b"\x80" + b"\0" * 2 + b"\xff" * 9, "out of range"),
+        (b"12345678901x", "is none"),
+        (b"-0000000001\0", "is none"),
+        (b"0x000000001\0", "is none"),
+    ],
+)
+def test_S14_a_size_is_a_number_from_0_on(field: bytes, told: str) -> None:
+    with pytest.raises(InvalidArchive, match=told):
+        read(with_size(field) + END)
+
+
+def test_a_size_may_be_empty_or_padded_with_blanks() -> None:
+    assert read(with_size(b"\0" * 12) + END) == [("a", b"")]
+    assert read(with_size(b"          1 ") + b"x".ljust(BLOCK_BYTES, b"\0") + END) == [("a", b"x")]
+
+
 @given(st.binary(max_size=1500), st.integers(0, 1023), st.integers(0, 255))
 def test_any_bytes_are_an_archive_or_refused(tail: bytes, at: int, value: int) -> None:
     good = bytearray(ours(("a", b"x")) + tail)

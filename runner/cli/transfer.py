@@ -126,7 +126,7 @@ def pull_body(reference: str) -> dict[str, Any]:
     except InvalidReference as error:
         raise usage_error(str(error)) from error
     if meant.reference is None:
-        raise usage_error(f"{reference!r} does not say where the model is; write NAME@{reference}")
+        raise usage_error(f"{reference!r} does not say where the model is; write NAME@{meant.digest}")
     return {"reference": reference, **given_for(reference)}
 
 

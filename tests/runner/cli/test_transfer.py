@@ -109,6 +109,13 @@ def test_a_model_that_the_registry_does_not_have_has_the_status_of_missing_model
     assert "error: docker.io: no model ai/m" in ended.stderr
 
 
+@pytest.mark.parametrize("digest", ["sha256:" + "ab" * 32, "ab" * 32])
+def test_a_digest_alone_is_no_place_to_pull_from(cli: Cli, digest: str) -> None:
+    ended = cli("ctl", "pull", digest)
+    assert ended.status == 2
+    assert "write NAME@sha256:abab" in ended.stderr
+
+
 def test_a_failure_on_the_way_tells_what_is_kept(cli: Cli) -> None:
     cli.routes[PULL] = lambda _: told(progress(layer(30 * MIB)), failure("disk_full", "no room"))
     ended = cli("ctl", "pull", "m")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from contextlib import aclosing
 
 import pytest
 import trio
@@ -263,8 +264,9 @@ async def test_S02_an_endless_upload_is_stopped_at_its_announced_length(tmp_path
             yield bytes(1 << 16)
 
     async with running_store(tmp_path / "store") as running:
-        with trio.fail_after(10), pytest.raises(ContentMismatch):
-            await running.store.receive_blob(endless(), size_bytes=3 << 20)
+        async with aclosing(endless()) as chunks:
+            with trio.fail_after(10), pytest.raises(ContentMismatch):
+                await running.store.receive_blob(chunks, size_bytes=3 << 20)
 
 
 @pytest.mark.parametrize("ending", ["error", "cancel"])

@@ -60,6 +60,8 @@ PERSON = {
         ("json_schema", {"$ref": "#/$defs/a", "$defs": {"a": {"const": 5}}}, ["5"], ["6"]),
         ("json_schema", {"enum": ["é", 1]}, ['"é"', "1"], ['"e"']),
         ("regex", "[a-c]+d?", ["a", "abcd"], ["d", "abdd", ""]),
+        ("regex", "^[0-9]+$", ["12"], ["^1$", "1$", ""]),
+        ("regex", r"(?i)a/b\.", ["A/b."], ["a/bx"]),
         ("lark", 'start: "a" b+\nb: "x" | "y"', ["ax", "ayxy"], ["a", "xx"]),
         ("lark", '%llguidance {}\nstart: "a"', ["a"], ["b"]),
         (
@@ -115,6 +117,41 @@ def test_N15_what_cannot_be_compiled_whole_names_its_field_and_why(
     assert "\n" not in fault.message
     assert "; " not in fault.message
     assert len(fault.message) <= 300
+
+
+GENERATED = [
+    {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Person",
+        "type": "object",
+        "$defs": {"Name": {"type": "string", "description": "of a person", "examples": ["Ann"]}},
+        "properties": {
+            "name": {"$ref": "#/$defs/Name", "title": "Name"},
+            "age": {"anyOf": [{"type": "integer"}, {"type": "null"}], "default": None},
+            "born": {"type": "string", "format": "date-time"},
+        },
+        "required": ["name"],
+    },
+    {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "definitions": {"list": {"type": "object", "properties": {"next": {"$ref": "#/definitions/list"}}}},
+        "$ref": "#/definitions/list",
+    },
+    {"$id": "https://example.com/x", "type": ["string", "null"]},
+    {
+        "oneOf": [
+            {"type": "object", "properties": {"kind": {"const": kind}}, "required": ["kind"]} for kind in "ab"
+        ]
+    },
+    {"type": "array", "prefixItems": [{"type": "string"}], "items": False},
+]
+
+
+@pytest.mark.parametrize("schema", GENERATED)
+def test_schemas_as_libraries_write_them_compile(
+    compiler: ConstraintCompiler, schema: dict[str, Any]
+) -> None:
+    assert not start(compiler, "json_schema", schema).is_complete
 
 
 def test_a_token_that_is_not_allowed_changes_nothing(compiler: ConstraintCompiler) -> None:

@@ -321,8 +321,8 @@ class StoreRun:
         return Work(reply=reply, in_thread=in_thread, settle=settle, changes_index=True)
 
     def _settle_published(self, done: Change) -> Model:
-        for layer in done.required:
-            self._kept.discard(layer.digest)
+        for digest in (*(layer.digest for layer in done.required), *map(Digest.of, done.documents)):
+            self._kept.discard(digest)
         return done.model()
 
     def _plan_removal(self, change: RemoveModel) -> Work:

@@ -150,6 +150,16 @@ async def test_loading_again_changes_nothing_and_another_name_can_be_given(tmp_p
         assert len(await running.store.list()) == 1
 
 
+async def test_nothing_is_left_of_a_loaded_model_that_is_removed(tmp_path: Path) -> None:
+    async with running_store(tmp_path / "one") as one, running_store(tmp_path / "two") as two:
+        model = await one.package("a:1", WEIGHTS, LICENSE)
+        archive = await saved(one, "a:1")
+        await load(two.store, in_chunks(archive))
+        await load(two.store, in_chunks(archive))
+        await two.store.remove(name(str(model.id)))
+        assert is_empty(tmp_path / "two")
+
+
 async def test_a_model_without_a_name_is_saved_and_loaded_by_its_id(tmp_path: Path) -> None:
     async with running_store(tmp_path / "one") as one, running_store(tmp_path / "two") as two:
         model = await one.package("a:1", WEIGHTS)

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -187,8 +188,14 @@ class WorkerThread(Peer):
         return self.returned
 
     def stop(self) -> None:
+        """Whatever it is doing, also when it waits for somebody to read what it sends."""
         with contextlib.suppress(OSError):
             self.send(Shutdown())
+        deadline_s = time.monotonic() + PATIENCE_S
+        self._socket.settimeout(0.05)
+        while self._thread.is_alive() and time.monotonic() < deadline_s:
+            with contextlib.suppress(OSError):
+                self._socket.recv(1 << 16)
         self.join()
         self.close()
 

@@ -192,9 +192,9 @@ class WorkerThread(Peer):
         with contextlib.suppress(OSError):
             self.send(Shutdown())
         deadline_s = time.monotonic() + PATIENCE_S
-        self._socket.settimeout(0.05)
         while self._thread.is_alive() and time.monotonic() < deadline_s:
             with contextlib.suppress(OSError):
+                self._socket.settimeout(0.05)
                 self._socket.recv(1 << 16)
         self.join()
         self.close()

@@ -49,13 +49,15 @@ def run(
     from runner.cli.session import interactive
 
     client = connect_or_start(host)
-    path = f"/v1/models/{model_path(_not_empty(model))}"
-    known = with_model(
-        client, model, lambda: client.get(path), may_pull=not no_pull
-    )  # before piped input is taken
+    known = with_model(  # before piped input is taken
+        client,
+        _not_empty(model),
+        lambda name: client.get(f"/v1/models/{model_path(name)}"),
+        may_pull=not no_pull,
+    )
     conversation = Conversation(
         client=client,
-        model=model,
+        model=known["id"] if "@" in model else model,  # the digest may be that of an index
         model_id=known["id"],
         system=system,
         options={name: value for name, value in options.items() if value is not None and value != ()},

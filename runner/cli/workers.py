@@ -84,12 +84,12 @@ def start(
     A model that is not in the store is pulled first.
     """
     wishes = {"keep_alive": keep_alive, "context_size": context_size}
-    body = {"model": model, **{name: wish for name, wish in wishes.items() if wish is not None}}
+    given = {name: wish for name, wish in wishes.items() if wish is not None}
     client = connect_or_start(host)
     worker = with_model(
         client,
         model,
-        lambda: client.post("/control/v1/start", body),
+        lambda name: client.post("/control/v1/start", {"model": name, **given}),
         may_pull=not no_pull,
         is_silent=as_json,
     )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import pytest
 
 from tests.support.control import Cli, worker_status
 from tests.support.scripted_server import Request, answer, refusal, stream
-from tests.support.transfer_lines import failure, layer, progress, success, told
+from tests.support.transfer_lines import ID, failure, layer, progress, success, told
 
 FIND, CHAT, PULL = "GET /v1/models/m", "POST /v1/chat/completions", "POST /control/v1/pull"
 START = "POST /control/v1/start"
@@ -53,6 +54,22 @@ def test_start_pulls_and_then_loads(absent: Cli) -> None:
     assert ended.status == 0
     assert absent.server.paths == [START, PULL, START]
     assert "m is loaded" in ended.stderr
+
+
+def test_what_the_digest_of_an_index_led_to_is_asked_for_by_its_own_id(cli: Cli) -> None:
+    index, find = f"m@sha256:{'a' * 64}", f"GET /v1/models/{ID}"
+    cli.routes[f"GET /v1/models/{index}"] = lambda _: refusal(404, "model_not_found", "not here")
+    cli.routes[find] = lambda _: answer({"id": ID})
+    cli.routes[PULL] = lambda _: told(success())
+    cli.routes[CHAT] = lambda _: stream("Hi")
+    cli.routes[START] = lambda request: (
+        answer(worker_status(model="m"))
+        if json.loads(request.body)["model"] == ID
+        else refusal(404, "model_not_found", "not here")
+    )
+    assert cli("run", index, "hello").stdout == "Hi\n"
+    assert json.loads(cli.server.requests[-1].body)["model"] == ID
+    assert cli("ctl", "start", index).status == 0
 
 
 def test_what_is_there_is_not_pulled(absent: Cli) -> None:

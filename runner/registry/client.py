@@ -80,11 +80,14 @@ class RegistryClient:
         Raises RemoteModelNotFound, UnsupportedArtifact for what is no model, InvalidManifest, ContentMismatch
         when the content is not what a digest announced or tag and digest disagree, and what a request raises.
         """
-        return self._first_answering(
-            reference,
-            given,
-            lambda endpoint, own: self._resolve_at(endpoint, reference, own, abort or Abort()),
-        )
+        try:
+            return self._first_answering(
+                reference,
+                given,
+                lambda endpoint, own: self._resolve_at(endpoint, reference, own, abort or Abort()),
+            )
+        except InvalidManifest as error:
+            raise InvalidManifest(f"{reference.registry}: {reference.familiar()}: {error}") from None
 
     def read_small(
         self,
@@ -385,7 +388,8 @@ def _raise_unless_model(manifest: Manifest, endpoint: Endpoint, reference: Refer
     if manifest.config.media_type not in media_types.READABLE_CONFIGS:
         raise UnsupportedArtifact(
             endpoint.registry,
-            f"{reference.familiar()} is no model; its config is {manifest.config.media_type[:100]!r}",
+            f"{reference.familiar()} is no model; its config is {manifest.config.media_type[:100]!r}, "
+            f"and those of models are {', '.join(sorted(media_types.READABLE_CONFIGS))}",
         )
     if manifest.config.size_bytes > CONFIG_BYTES_MAX:
         raise InvalidManifest(

@@ -194,7 +194,9 @@ def test_what_is_no_model_is_told_apart_from_what_is_not_there(
         "size": 1,
     }
     manifest_with(server, config=config)
-    with pytest.raises(UnsupportedArtifact, match=r"no model; its config is 'application/vnd\.oci\.image"):
+    with pytest.raises(
+        UnsupportedArtifact, match=r"no model; its config is 'application/vnd\.oci\.image.*v0\.2\+json"
+    ):
         client.resolve(server.reference())
     with pytest.raises(RemoteModelNotFound, match="MANIFEST_UNKNOWN"):
         client.resolve(server.reference("ai/tiny:2"))
@@ -288,7 +290,7 @@ def test_an_index_for_other_machines_only_tells_which(server: RegistryServer, cl
 def test_S03_an_index_within_an_index_is_refused(server: RegistryServer, client: RegistryClient) -> None:
     entry = entry_of(server.add_model(b"one", tag="a"))
     add_index(server, {**entry, "mediaType": media_types.IMAGE_INDEX})
-    with pytest.raises(InvalidManifest, match="another index"):
+    with pytest.raises(InvalidManifest, match=rf"^{server.netloc}: {server.netloc}/.*another index"):
         client.resolve(server.reference())
 
 

@@ -36,7 +36,7 @@ from runner.domain.transfer import (
     TransferResult,
     TransferStatus,
 )
-from runner.errors import RunnerError, Unavailable
+from runner.errors import Draining, RunnerError, Unavailable
 from runner.oci.reference import ModelName
 from runner.registry.client import RegistryClient
 from runner.registry.huggingface import Hub, is_hub
@@ -79,7 +79,12 @@ class TransferEnded:
     transfer_id: int
 
 
-PullerMessage = PackageModel | JoinTransfer | LeaveTransfer | TransferEnded
+@attrs.frozen
+class EndTransfers:
+    """The daemon is ending: transfers end where they are, and none begins."""
+
+
+PullerMessage = PackageModel | JoinTransfer | LeaveTransfer | TransferEnded | EndTransfers
 
 
 # handle
@@ -121,6 +126,10 @@ class PullerHandle:
         when its manifest is lost as well, InvalidParameter when nobody knows where it came from,
         RegistryError."""
         return self._feed(RepairRequest(name=name, given=given))
+
+    def end_transfers(self) -> None:
+        """Whoever waits for one hears Draining, now and from now on. What has come is kept."""
+        self._address.tell(EndTransfers())
 
     def status(self) -> tuple[TransferStatus, ...]:
         """All transfers under way or waiting, in the order in which they were asked for."""
@@ -255,6 +264,7 @@ class _Run:
         self._by_request: dict[TransferRequest, _Transfer] = {}
         self._by_waiter: dict[object, _Transfer] = {}
         self._next_id = 0
+        self._is_ending = False
 
     def handle(self, message: PullerMessage) -> None:
         match message:
@@ -266,12 +276,17 @@ class _Run:
                 self._leave(waiter)
             case TransferEnded(transfer_id):
                 self._end(self._by_id.pop(transfer_id))
+            case EndTransfers():
+                self._end_all()
             case _:
                 assert_never(message)
 
     def _join(self, message: JoinTransfer) -> None:
         if self._work is None:
             message.reply.fail(Unavailable("this daemon has no way to registries"))
+            return
+        if self._is_ending:
+            message.reply.fail(Draining())
             return
         if message.reply.is_abandoned:
             message.reply.fail(Unavailable("the caller has left"))
@@ -311,6 +326,13 @@ class _Run:
         transfer.board.waiters = len(transfer.waiters)
         if not transfer.waiters and not transfer.board.has_ended:
             self._forget_request(transfer)  # who asks from now on begins anew
+            transfer.scope.cancel()
+
+    def _end_all(self) -> None:
+        """They go on where they ended when somebody asks again, so nobody waits for them to be whole."""
+        self._is_ending = True
+        for transfer in self._by_id.values():
+            transfer.board.fail(Draining())
             transfer.scope.cancel()
 
     def _end(self, transfer: _Transfer) -> None:

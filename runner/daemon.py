@@ -170,6 +170,7 @@ class Daemon:
 
     def request_shutdown(self) -> None:
         self._is_draining = True
+        self._puller.end_transfers()
         self._supervisor.stop()
 
     def status(self) -> DaemonStatus:
@@ -219,6 +220,7 @@ class Daemon:
         transfers = TransferLedger()
         network = self._new_network()
         self._scheduler = SchedulerHandle()
+        self._puller = PullerHandle(puller_address, transfers)
         self._addresses = {
             "store": store_address,
             "puller": puller_address,
@@ -226,7 +228,7 @@ class Daemon:
         }
         context = AppContext(
             store=store,
-            puller=PullerHandle(puller_address, transfers),
+            puller=self._puller,
             scheduler=self._scheduler,
             daemon=self,
             remote=RemoteModels(network.client, network.hub),

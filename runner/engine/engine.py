@@ -108,7 +108,7 @@ class Engine:
             max_running=options.max_sequences,
             max_retained=options.max_retained if backend.facts.shares_cells else 0,
         )
-        self._sharing = Sharing(self._cells)
+        self._sharing = Sharing(self._cells, options.prefill_chunk)
         self._alive: dict[str, Choices] = {}
         self._waiting: list[Sequence] = []
         """Oldest first; preempted ones are among them, at the place of their arrival."""

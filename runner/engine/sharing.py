@@ -33,10 +33,15 @@ class Prospect:
 
 
 class Sharing:
-    """Counts hits, the tokens of these, and misses by their reason; all else the pool knows."""
+    """Counts hits, the tokens of these, and misses by their reason; all else the pool knows.
 
-    def __init__(self, cells: CellPool) -> None:
+    A prompt that is computed alone is cut every `chunk` tokens. Where it is cut decides the last bits of what
+    comes out, so a request with a seed, which is asked to be repeatable, shares only up to such a place.
+    """
+
+    def __init__(self, cells: CellPool, chunk: int) -> None:
         self._cells = cells
+        self._chunk = chunk
         self.n_hits = 0
         self.n_reused_tokens = 0
         self.misses = dict.fromkeys(CacheMiss, 0)
@@ -48,7 +53,7 @@ class Sharing:
         """Changes nothing. A prompt that is echoed with logprobs is computed, whoever else has it."""
         if sequence.echo is not None and sequence.echo.is_scored:
             return Prospect(NO_MATCH, None, 0, 0)
-        match = self._cells.find(sequence.tokens, sequence.request.namespace)
+        match = self._find(sequence)
         leader, n_awaited = self._find_leader(sequence, running, match.count)
         return Prospect(match, leader, n_awaited, max(n_awaited, self._cells.count_in_use(match)))
 
@@ -74,7 +79,7 @@ class Sharing:
             if leader is None or (leader.is_running and leader.n_filled < sequence.n_awaited):
                 continue
             sequence.follow(None)
-            match = self._cells.find(sequence.tokens, sequence.request.namespace)
+            match = self._find(sequence)
             if match.count > sequence.n_filled:
                 self._attach(sequence, match)
             sequence.follow(*self._find_leader(sequence, running, sequence.n_filled))
@@ -86,6 +91,16 @@ class Sharing:
             self.n_reused_tokens += sequence.n_cached
         else:
             self.misses[sequence.miss] += 1
+
+    def _find(self, sequence: Sequence) -> Match:
+        match = self._cells.find(sequence.tokens, sequence.request.namespace)
+        count = self._usable(sequence, match.count)
+        return Match(count, match.holders) if count >= LEAST_SHARED else NO_MATCH
+
+    def _usable(self, sequence: Sequence, n_found: int) -> int:
+        """Of so many tokens in cells, those that this sequence may have."""
+        is_repeatable = sequence.request.sampling.seed is not None
+        return n_found - n_found % self._chunk if is_repeatable else n_found
 
     def _attach(self, sequence: Sequence, match: Match) -> None:
         if self._cells.attach(sequence.slot, match):
@@ -107,7 +122,7 @@ class Sharing:
         for other in running:
             is_ahead = other.order < sequence.order and other.n_filled < other.n_prompt
             if is_ahead and other.request.namespace == sequence.request.namespace:
-                count = common_length(other.tokens, sequence.tokens[:-1])
+                count = self._usable(sequence, common_length(other.tokens, sequence.tokens[:-1]))
                 if count > max(n_best, other.n_filled):
                     leader, n_best = other, count
         return leader, n_best if leader is not None else 0

@@ -15,6 +15,7 @@ from runner.domain.transfer import PullRequest, TransferDirection, TransferPhase
 from runner.errors import (
     ContentMismatch,
     DiskFull,
+    Draining,
     InvalidManifest,
     InvalidModelFile,
     RegistryUnavailable,
@@ -309,6 +310,31 @@ async def test_S21_two_models_with_a_layer_in_common_download_it_once(tmp_path, 
         asked = blob_requests(server, LICENSE)
         assert len(asked) == len(set(asked))
         assert len(await into.names()) == 2
+
+
+async def test_L09_a_daemon_that_ends_ends_its_transfers_where_they_are_and_begins_none(tmp_path, server):
+    add_model(server)
+    async with pulls(tmp_path / "store") as into:
+        hold = Hold(server, WEIGHTS)
+        errors = []
+
+        async def wait():
+            try:
+                await into.pull(server.reference())
+            except Draining as error:
+                errors.append(error)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            nursery.start_soon(wait)
+            await until(hold.is_reached.is_set)
+            into.puller.end_transfers()
+            await until(lambda: len(errors) == 2)
+            hold.gate.set()
+        with pytest.raises(Draining):
+            await into.pull(server.reference())
+        assert await into.names() == []
+        assert into.puller.status() == ()
 
 
 async def test_S21_when_the_first_caller_leaves_the_others_get_the_model(tmp_path, server):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from runner.domain.engine import CacheMiss, EngineOptions
 from runner.domain.events import Failed, Finished, TextDelta
+from runner.domain.sampling import SamplingParams
 from runner.engine.backend import LoadedFacts
 from runner.engine.engine import Engine, EngineEvent, SequenceRequest
 from runner.engine.fake import ScriptedBackend
@@ -31,7 +32,13 @@ class Bench:
         self.most_used = 0
 
     def submit(
-        self, name: str, prompt: str, *, namespace: Namespace | None = HERE, max_tokens: int = 400
+        self,
+        name: str,
+        prompt: str,
+        *,
+        namespace: Namespace | None = HERE,
+        max_tokens: int = 400,
+        sampling: SamplingParams = SamplingParams(),  # noqa: B008  # a value
     ) -> int:
         tokens = tuple(self.backend.tokenize(prompt + "<|answer|>", add_special=False, parse_special=True))
         self.engine.submit(
@@ -40,6 +47,7 @@ class Bench:
                 prompt_tokens=tokens,
                 max_tokens=max_tokens,
                 namespace=namespace,
+                sampling=sampling,
                 submitted_s=0.0,
             )
         )
@@ -107,6 +115,20 @@ def test_an_equal_prompt_computes_its_last_token_only(bench: Bench) -> None:
         bench.run()
     assert bench.cached("b") == n_prompt - 1
     assert bench.text("a") == bench.text("b") == "one"
+
+
+def test_a_request_with_a_seed_shares_only_up_to_where_a_prompt_alone_is_cut(bench: Bench) -> None:
+    seeded = SamplingParams(seed=7)
+    for name in "ab":
+        n_prompt = bench.submit(name, SYSTEM + "<|user|>[[say one]]<|end|>", sampling=seeded)
+        bench.run()
+    assert bench.cached("b") == (n_prompt - 1) // 16 * 16
+    for name in "cd":
+        bench.submit(name, SYSTEM * 2 + f"<|user|>[[say {name}]]<|end|>", sampling=seeded)
+    bench.run()
+    n_shared = 2 * 194 + 1 + len("[[say ")
+    assert bench.cached("d") == n_shared // 16 * 16
+    assert [bench.text(name) for name in "abcd"] == ["one", "one", "c", "d"]
 
 
 def test_a_conversations_next_turn_reuses_all_of_the_turn_before_and_its_answer(bench: Bench) -> None:

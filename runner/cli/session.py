@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
+from typing import Self
 
 import attrs
 import click
@@ -41,16 +44,39 @@ def interactive(conversation: Conversation) -> None:
     history = History.open()
     message(f"chatting with {conversation.model}; /help lists commands, /bye leaves")
     try:
-        while True:
-            try:
-                _one_turn(conversation)
-            except KeyboardInterrupt:  # also a second one, while the first was being told
-                with suppress(KeyboardInterrupt):
+        with _Interrupts() as interrupts:
+            while True:
+                try:
+                    interrupts.next_turn()
+                    _one_turn(conversation)
+                except KeyboardInterrupt:
                     message("\n(/bye or Ctrl-D leaves)")
     except _Leave:
         pass
     finally:
         history.save()
+
+
+class _Interrupts:
+    """Ctrl-C raises KeyboardInterrupt once a turn; more of them while the first is told do nothing."""
+
+    def __init__(self) -> None:
+        self._is_armed = False
+
+    def next_turn(self) -> None:
+        self._is_armed = True
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self._is_armed:
+            self._is_armed = False
+            raise KeyboardInterrupt
+
+    def __enter__(self) -> Self:
+        self._before = signal.signal(signal.SIGINT, self._interrupt)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
 
 
 def _load(conversation: Conversation) -> None:

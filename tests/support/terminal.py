@@ -48,9 +48,14 @@ class OnTerminal:
     def interrupt_the_prompt(self, answer: str) -> None:
         """Ctrl-C until `answer` is written. Python may sleep through one that comes just before it waits for
         a key."""
+        self.type_until("\x03", answer)
+
+    def type_until(self, text: str, answer: str) -> None:
+        """Type it again while `answer` is not written: a Ctrl-C that is heard late takes away what was typed
+        after it."""
         deadline_s = time.monotonic() + LIMIT_S
         while time.monotonic() < deadline_s:
-            self.interrupt()
+            self.type(text)
             again_s = time.monotonic() + LIMIT_S / 8
             while (left_s := again_s - time.monotonic()) > 0:
                 if self._meets(answer):

@@ -163,12 +163,13 @@ def test_ctrl_c_at_the_prompt_clears_the_line(cli: Cli, model: EchoModel) -> Non
 def test_ctrl_c_again_and_again_does_not_end_the_session(cli: Cli, model: EchoModel) -> None:
     with chat() as terminal:
         for _ in range(3):
-            terminal.type("forever\n")
-            terminal.wait_for("word word")
+            terminal.type_until("forever\n", "word word")
             for _ in range(3):
                 terminal.interrupt()
             terminal.wait_for("(")
             terminal.wait_for("> ")
+        terminal.type_until("/help\n", "/clear")
+        terminal.wait_for("> ")
         terminal.type("/bye\n")
         assert terminal.wait_for_end() == 0
     assert "Traceback" not in terminal.screen

@@ -13,6 +13,7 @@ from typing import Final
 import trio
 
 from runner.domain.events import (
+    Embedded,
     Examined,
     Failed,
     Finished,
@@ -24,7 +25,7 @@ from runner.domain.events import (
 from runner.errors import ReaderTooSlow, RunnerError
 
 UNDELIVERED_LIMIT_BYTES: Final = 1024 * 1024
-"""Text that may wait for its reader (N24)."""
+"""Text and vectors that may wait for their reader (N24)."""
 UNDELIVERED_LIMIT_EVENTS: Final = 65_536
 """Events that may wait, so that a worker cannot send empty deltas without end (W07)."""
 _TOKEN_BYTES: Final = 64  # a short text, its bytes as numbers, a logprob and their names
@@ -101,6 +102,8 @@ class GenerationStream:
             match event:
                 case TextDelta() | PromptText():
                     self._undelivered_bytes += _size_bytes(event.text) + _logprobs_bytes(event.logprobs)
+                case Embedded():
+                    self._undelivered_bytes += len(event.vector)
                 case Finished() | Failed() | Examined():
                     self._has_ended = True
         if self._undelivered_bytes > UNDELIVERED_LIMIT_BYTES or len(self._events) > UNDELIVERED_LIMIT_EVENTS:

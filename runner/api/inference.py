@@ -27,6 +27,7 @@ from runner.api.trials import Trial, Trials
 from runner.domain.events import (
     Accepted,
     ChoiceEnded,
+    Embedded,
     Examined,
     Failed,
     Finished,
@@ -36,7 +37,7 @@ from runner.domain.events import (
     TextDelta,
     TokenLogprob,
 )
-from runner.domain.generation import GenerationRequest
+from runner.domain.generation import EMBEDDED_BYTES_MAX, EmbeddingPrompt, GenerationRequest
 from runner.domain.model import Model
 from runner.domain.sampling import SamplingParams
 from runner.domain.settings import NOTHING, ModelSettings, SettingOrigin, SettingsLayer, resolve
@@ -110,6 +111,15 @@ class Completed:
     def text(self) -> str:
         """The first answer's."""
         return self.choices[0].text
+
+
+@attrs.frozen(kw_only=True)
+class Embeddings:
+    """The vectors in the order of their inputs: 32-bit floats, little-endian, as many in each."""
+
+    vectors: tuple[bytes, ...]
+    finished: Finished
+    fingerprint: str
 
 
 class Generation:
@@ -188,6 +198,18 @@ class Inference:
         opening = Opening()
         nursery.start_soon(opening.run, self, demand)
         return opening
+
+    async def embed(self, demand: Demand) -> Embeddings:
+        """The vectors of all inputs of an `EmbeddingPrompt`. Raises what `complete` raises."""
+        prompt = demand.request.prompt
+        assert isinstance(prompt, EmbeddingPrompt)
+        runs = _Runs(demand)
+        while True:
+            with await self._begin(demand, runs) as generation:
+                try:
+                    return await _collect_vectors(generation, len(prompt.inputs))
+                except WorkerCrashed as error:
+                    runs.next_or_raise(error)
 
     async def examine(self, demand: Demand) -> Examined:
         """What a worker tells of a prompt; the request says what. Raises what `begin` raises."""
@@ -349,6 +371,29 @@ async def _collect(generation: Generation) -> Completed:
                 case Finished():
                     collected.reasons[event.choice_index] = event.reason
                     return collected.completed(event, generation.fingerprint)
+                case Failed():
+                    raise error_of(event)
+    raise EngineFailed("the answer has no end")
+
+
+async def _collect_vectors(generation: Generation, n_inputs: int) -> Embeddings:
+    """Raises EngineFailed for what is no vector for each input (W07)."""
+    vectors: dict[int, bytes] = {}
+    size_bytes = 0
+    while events := await generation.receive():
+        for event in events:
+            match event:
+                case Embedded():
+                    size_bytes += len(event.vector)
+                    if event.input_index >= n_inputs or size_bytes > EMBEDDED_BYTES_MAX:
+                        raise EngineFailed("the worker told vectors that nobody asked for")
+                    vectors[event.input_index] = event.vector
+                case Finished():
+                    sizes = {len(vector) for vector in vectors.values()}
+                    if len(vectors) < n_inputs or len(sizes) != 1 or sizes.pop() % 4:
+                        raise EngineFailed("the worker did not tell a vector for each input")
+                    told = tuple(vectors[index] for index in range(n_inputs))
+                    return Embeddings(vectors=told, finished=event, fingerprint=generation.fingerprint)
                 case Failed():
                     raise error_of(event)
     raise EngineFailed("the answer has no end")

@@ -4,7 +4,11 @@
 
 `Failed` may come first or at any point; after `Finished` or `Failed` nothing follows. Where several answers
 were asked for, each but the last has a `ChoiceEnded`, and `Finished` tells of the last and of all together.
-An examination has one event, `Examined` or `Failed`. Values only.
+An examination has one event, `Examined` or `Failed`. Of embeddings:
+
+    Accepted, Embedded*, (Finished | Failed)
+
+Values only.
 """
 
 from __future__ import annotations
@@ -123,6 +127,14 @@ class Examined:
     data: bytes = b""
 
 
+@attrs.frozen
+class Embedded:
+    """The vector of one input, in any order of inputs: 32-bit floats, little-endian."""
+
+    input_index: int
+    vector: bytes
+
+
 @attrs.frozen(kw_only=True)
 class Failed:
     """The end of a generation that did not finish; `code` and the numbers rebuild an error of ours."""
@@ -133,4 +145,4 @@ class Failed:
     context_size: int | None = None
 
 
-GenerationEvent = Accepted | PromptText | TextDelta | ChoiceEnded | Finished | Failed | Examined
+GenerationEvent = Accepted | PromptText | TextDelta | ChoiceEnded | Finished | Failed | Examined | Embedded

@@ -69,6 +69,27 @@ class TokenPrompt:
 Prompt = ChatPrompt | TextPrompt | TokenPrompt
 
 
+@attrs.frozen(kw_only=True)
+class EmbeddingPrompt:
+    """What embeddings are wanted of, instead of an answer: one vector for each input, of length 1.
+
+    `dimensions` are how many of a vector's first numbers are wanted; None for all. An input of more tokens
+    than the model takes is refused, unless `truncates`: then its beginning counts, `tokens_max` tokens of it
+    where that is said.
+    """
+
+    inputs: tuple[TextPrompt | TokenPrompt, ...]
+    dimensions: int | None = None
+    truncates: bool = False
+    tokens_max: int | None = None
+
+
+EMBEDDING_INPUTS_MAX = 2048
+"""Inputs of one request, as OpenAI has it."""
+EMBEDDED_BYTES_MAX = 32 * 1024 * 1024
+"""What the vectors of one request may come to, four bytes a number."""
+
+
 class Examination(enum.Enum):
     """What is told of a prompt instead of answering it."""
 
@@ -97,11 +118,11 @@ class GenerationRequest:
     what belongs to `cache_owner`: nobody's response times tell of another owner's prompts.
     `n` answers are generated. `logprobs` is the number of likeliest tokens that are told with each; None: not
     even its own. `echo` puts the prompt before the answers, with logprobs where they were asked for.
-    With `examination` nothing is generated.
+    With `examination`, or with an `EmbeddingPrompt`, nothing is generated.
     """
 
     request_id: str
-    prompt: Prompt
+    prompt: Prompt | EmbeddingPrompt
     sampling: SamplingParams = attrs.field(factory=SamplingParams)
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()

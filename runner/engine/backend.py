@@ -27,12 +27,36 @@ ProgressReport = Callable[[float], bool]
 """Told the loaded fraction (0 to 1) during a load; answers False to give the load up."""
 
 
+class Pooling(enum.Enum):
+    """How the vectors of an input's tokens become the one of the input."""
+
+    MEAN = "mean"
+    FIRST = "first"
+    """The one of the leading token, which encoders are trained to sum up in (CLS)."""
+    LAST = "last"
+
+
+@attrs.frozen(kw_only=True)
+class EmbeddingFacts:
+    """What vectors a model makes, of `n_dimensions` numbers, and of how long inputs, in tokens.
+
+    `is_whole`: an input is computed in one pass, since each token attends to those behind it as well.
+    """
+
+    n_dimensions: int
+    input_max: int
+    pooling: Pooling = Pooling.MEAN
+    is_whole: bool = False
+    max_sequences: int = 8
+
+
 @attrs.frozen(kw_only=True)
 class LoadedFacts:
     """What a backend knows once it is loaded. `devices` are empty where the engine reports no sizes.
 
     `shares_cells`: sequences can have cells in common. Not where a model keeps one state per sequence.
-    `n_outputs`: rows of one forward pass whose logits can be had.
+    `n_outputs`: rows of one forward pass whose logits can be had. `generates`: not an encoder, which makes
+    embeddings only. `embedding` is None where there are none to be had.
     """
 
     engine_version: str
@@ -41,6 +65,8 @@ class LoadedFacts:
     n_vocab: int
     n_outputs: int
     shares_cells: bool = True
+    generates: bool = True
+    embedding: EmbeddingFacts | None = None
     devices: tuple[DeviceBuffers, ...] = ()
 
 
@@ -91,6 +117,30 @@ class Sampler(Protocol):
         """The proposal that was taken, or a token that nobody proposed."""
 
     def close(self) -> None: ...
+
+
+class EmbeddingContext(Protocol):
+    """Where embeddings are computed, over a backend's weights. Belongs to the thread that steps.
+
+    Sequence ids are below `EmbeddingFacts.max_sequences`. Every row of `batch` has a vector afterwards.
+    """
+
+    @property
+    def batch(self) -> BatchArrays: ...
+
+    def set_threads(self, n_threads: int) -> None: ...
+
+    def decode(self, n_rows: int) -> DecodeResult:
+        """Run the first `n_rows` rows of `batch`."""
+
+    def vector(self, row: int) -> npt.NDArray[np.float32]:
+        """Shape (n_dimensions,); a view that is valid until the next decode."""
+
+    def forget(self) -> None:
+        """All sequences: each may begin anew."""
+
+    def close(self) -> None:
+        """Free what is this context's own; before the backend is closed."""
 
 
 class Backend(Protocol):
@@ -164,6 +214,9 @@ class Backend(Protocol):
 
     def drop_cells(self, sequence_id: int, from_position: int = 0) -> bool:
         """Forget a sequence from a position on; False when only forgetting all of it is possible."""
+
+    def open_embedding(self) -> EmbeddingContext:
+        """Only where `facts.embedding`. Raises LoadingFailed when there is no memory for it."""
 
     def close(self) -> None:
         """Free everything; the backend must not be used afterwards."""

@@ -16,7 +16,11 @@ from typing import Final
 import attrs
 
 from runner.domain.engine import EngineCounts, EngineOptions
-from runner.domain.events import ChoiceEnded, Failed, Finished, FinishReason, PromptText, TextDelta
+from runner.domain.events import (
+    Failed,
+    FinishReason,
+    TextDelta,
+)
 from runner.engine.backend import Backend, DecodeResult
 from runner.engine.batcher import (
     ALONE_LIMIT_S,
@@ -34,44 +38,17 @@ from runner.engine.choices import Choices
 from runner.engine.choosing import Chooser
 from runner.engine.constraints import ConstraintBroken
 from runner.engine.echo import Echo
+from runner.engine.embed import Embedder, EmbeddingRequest
 from runner.engine.logprobs import Scorer
 from runner.engine.sampler import SamplerPlan, UnusableLogits, plan_sampler
 from runner.engine.sequence import Sequence, SequenceRequest, SequenceState
 from runner.engine.sharing import Sharing
+from runner.engine.told import EngineEvent, EngineStatistics, StepOutput
 from runner.errors import ContextLengthExceeded, EngineFailed, FieldFault, InvalidParameter
 
 __all__ = ["Engine", "EngineEvent", "EngineStatistics", "SequenceRequest", "StepOutput"]
 
-EngineEvent = PromptText | TextDelta | ChoiceEnded | Finished | Failed
-
 _NO_NUMBERS: Final = "the model produced numbers that are not finite"
-
-
-@attrs.frozen
-class StepOutput:
-    """What one step did. `events` pairs request ids with events, in order; Finished or Failed is the last."""
-
-    events: list[tuple[str, EngineEvent]]
-    prefill_tokens: int
-    decode_tokens: int
-
-
-@attrs.frozen(kw_only=True)
-class EngineStatistics:
-    """`cells_used` are those of running sequences, `cells_retained` what is kept beside them.
-
-    Of the last step: `step_s` is all of it, `computing_s` the part that the forward passes took.
-    """
-
-    running: int
-    waiting: int
-    cells_used: int
-    cells_retained: int
-    n_cells: int
-    step_index: int
-    counts: EngineCounts
-    step_s: float = 0.0
-    computing_s: float = 0.0
 
 
 @attrs.define
@@ -109,6 +86,10 @@ class Engine:
             max_retained=options.max_retained if backend.facts.shares_cells else 0,
         )
         self._sharing = Sharing(self._cells, options.prefill_chunk)
+        self._embedder = Embedder(
+            backend.facts.embedding, backend.open_embedding, n_threads=options.n_threads, clock=clock
+        )
+        self._embedded_last = False
         self._alive: dict[str, Choices] = {}
         self._waiting: list[Sequence] = []
         """Oldest first; preempted ones are among them, at the place of their arrival."""
@@ -127,12 +108,12 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._alive)
+        return bool(self._alive) or self._embedder.has_work
 
     def statistics(self) -> EngineStatistics:
         return EngineStatistics(
             running=len(self._running),
-            waiting=len(self._waiting),
+            waiting=len(self._waiting) + self._embedder.n_requests,
             cells_used=self._cells.n_used,
             cells_retained=self._cells.n_retained,
             n_cells=self._options.n_cells,
@@ -147,9 +128,13 @@ class Engine:
             computing_s=self._computing_s,
         )
 
-    def submit(self, request: SequenceRequest) -> None:
-        """Queue a sequence. Raises ContextLengthExceeded when the prompt leaves no room for one token, and
-        InvalidParameter when it is empty or the id is in use; then nothing has changed."""
+    def submit(self, request: SequenceRequest | EmbeddingRequest) -> None:
+        """Queue a request. Raises ContextLengthExceeded when the prompt leaves no room for one token, and
+        InvalidParameter when it is empty or the id is in use; then nothing has changed. Of embeddings as
+        `Embedder.submit` does."""
+        if isinstance(request, EmbeddingRequest):
+            self._embedder.submit(request)
+            return
         n_prompt = len(request.prompt_tokens)
         if n_prompt == 0:
             raise InvalidParameter(FieldFault("prompt", "must hold at least one token"))
@@ -163,6 +148,8 @@ class Engine:
 
     def cancel(self, request_id: str) -> None:
         """End its sequences at once, without an event; unknown ids are ignored. Only between steps."""
+        if self._embedder.cancel(request_id):
+            return
         choices = self._alive.get(request_id)
         for sequence in () if choices is None else tuple(choices.alive):
             self._end(sequence)
@@ -170,24 +157,39 @@ class Engine:
     def set_threads(self, n_threads: int) -> None:
         """Use so many threads from the next step on, but no more than the options say."""
         self._backend.set_threads(min(n_threads, self._options.n_threads))
+        self._embedder.set_threads(min(n_threads, self._options.n_threads))
 
     def step(self) -> StepOutput:
-        """Run one forward pass, which adds one token to every stream or some tokens to prompts.
+        """Run one forward pass, which adds one token to every stream or some tokens to prompts, or computes
+        embeddings, in turns.
 
         A sequence that cannot go on gets a Failed; the others do not notice.
         """
         begin_s = self._stopwatch()
         self._computing_s = 0.0
         step = _Step(self._clock())
+        self._embedded_last = self._embedder.has_work and not (self._embedded_last and self._alive)
+        if self._embedded_last:
+            self._embed(step)
+        else:
+            self._generate(step)
+        self._step_index += 1
+        self._step_s = self._stopwatch() - begin_s
+        return StepOutput(step.events, step.prefill_tokens, step.decode_tokens)
+
+    def _embed(self, step: _Step) -> None:
+        begin_s = self._stopwatch()
+        events, step.prefill_tokens = self._embedder.advance()
+        step.events += events
+        self._computing_s = self._stopwatch() - begin_s
+
+    def _generate(self, step: _Step) -> None:
         while must_preempt(self._count_planned(), len(self._running), self._options.n_cells):
             self._preempt(self._running[-1])
         if self._waiting:
             self._end_the_satisfied(step)
             self._admit(step.now_s)
         self._advance(step)
-        self._step_index += 1
-        self._step_s = self._stopwatch() - begin_s
-        return StepOutput(step.events, step.prefill_tokens, step.decode_tokens)
 
     def forget_retained(self) -> None:
         """Free what is kept of sequences that ended. Only between steps."""
@@ -198,6 +200,7 @@ class Engine:
         """Cancel everything and close the backend."""
         for request_id in list(self._alive):
             self.cancel(request_id)
+        self._embedder.close()
         self._backend.close()
 
     # who takes part

@@ -30,6 +30,7 @@ answer's token `N` (default 0, the first) is computed:
 **In the file**, within its first 64 KiB:
 
     [[load fail]]  [[load slow MS]]  [[load crash HOW]]  [[load hang]]  [[load grow MIB]]
+    [[load encoder]]          a model that is made for embeddings (`fake_embedding.py`)
 
 Imports numpy, `runner.domain`, `runner.errors` and this package's protocols.
 """
@@ -39,18 +40,26 @@ from __future__ import annotations
 import itertools
 import os
 import re
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, NoReturn
+from typing import TYPE_CHECKING, ClassVar
 
 import attrs
 import numpy as np
 import numpy.typing as npt
 
 from runner.domain.engine import DeviceBuffers, EngineOptions
-from runner.engine.backend import BatchArrays, DecodeResult, LoadedFacts, ProgressReport, Sampler
+from runner.engine.backend import (
+    BatchArrays,
+    DecodeResult,
+    EmbeddingFacts,
+    LoadedFacts,
+    ProgressReport,
+    Sampler,
+)
+from runner.engine.fake_embedding import DIMENSIONS, INPUT_MAX, ScriptedEmbedding
+from runner.engine.fake_faults import CRASHES, crash, grow, hang
 from runner.engine.sampler import GreedySampler, SamplerPlan
 from runner.errors import LoadingFailed
 
@@ -71,8 +80,6 @@ _CONTROL_TEXT = re.compile("|".join(re.escape(text) for text in CONTROL))
 _DIRECTIVE = re.compile(rb"\[\[([a-z]+)(?: (.*?))?\]\]", re.DOTALL)
 _SCANNED_BYTES = 64 * 1024
 _AFTER = re.compile(r"(\w*) ?after (\d+)")
-_SIGNALS = {"segv": signal.SIGSEGV, "bus": signal.SIGBUS, "kill": signal.SIGKILL}
-_CRASHES = frozenset(_SIGNALS) | {"abort", "exit", "exception"}
 
 
 @attrs.frozen
@@ -144,7 +151,7 @@ def _read_fault(kind: str, argument: str) -> Fault:
     how, after = argument, "0"
     if match := _AFTER.fullmatch(argument):
         how, after = match.groups()
-    if not (how.isdecimal() if kind == "grow" else how in (_CRASHES if kind == "crash" else {""})):
+    if not (how.isdecimal() if kind == "grow" else how in (CRASHES if kind == "crash" else {""})):
         raise ValueError(argument)
     return Fault(kind, how, int(after))
 
@@ -211,7 +218,12 @@ class ScriptedBackend:
     """
 
     def __init__(
-        self, options: EngineOptions, *, weights_bytes: int = 0, sleep: Callable[[float], None] = time.sleep
+        self,
+        options: EngineOptions,
+        *,
+        weights_bytes: int = 0,
+        is_encoder: bool = False,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._options = options
         self._sleep = sleep
@@ -227,6 +239,13 @@ class ScriptedBackend:
             trained_context_size=1 << 20,
             n_vocab=N_VOCAB,
             n_outputs=self._batch.size,
+            generates=not is_encoder,
+            embedding=EmbeddingFacts(
+                n_dimensions=DIMENSIONS,
+                input_max=min(options.context_size, INPUT_MAX),
+                is_whole=is_encoder,
+                max_sequences=4,
+            ),
             devices=(DeviceBuffers(device="cpu", weights_bytes=weights_bytes),),
         )
         self.is_closed = False
@@ -255,7 +274,7 @@ class ScriptedBackend:
             for wish in wishes:
                 _misbehave_in_load(wish, fraction)
         _report(progress, 1.0)
-        return cls(options, weights_bytes=weights_bytes)
+        return cls(options, weights_bytes=weights_bytes, is_encoder="encoder" in wishes)
 
     def __repr__(self) -> str:
         return f"<ScriptedBackend: {len(self._cells)} sequences, {self.cells_used} cells>"
@@ -341,6 +360,26 @@ class ScriptedBackend:
         self._cells[target_id] = _Cells(source.tokens[:count], source.numbers[:count])
         return True
 
+    def open_embedding(self) -> ScriptedEmbedding:
+        facts = self._facts.embedding
+        assert facts is not None
+        n_rows = facts.input_max if facts.is_whole else min(self._options.prefill_chunk, facts.input_max)
+        return ScriptedEmbedding(n_rows, play=self._play)
+
+    def _play(self, question: bytes) -> bool:
+        """Do what is asked for in an input; False when its pass is to fail."""
+        script = read_script(question)
+        if script.slow_s:
+            self._sleep(script.slow_s)
+        for fault in script.faults:
+            if fault.kind == "crash":
+                crash(fault.how)
+            elif fault.kind == "hang":
+                hang()
+            elif fault.kind == "grow":
+                grow(int(fault.how))
+        return not any(fault.kind == "fail" for fault in script.faults)
+
     def close(self) -> None:
         self.is_closed = True
         self._cells.clear()
@@ -404,11 +443,11 @@ def _next_logits(wanted: _WantedRow, n_threads: int) -> npt.NDArray[np.float32]:
         logits[END] = 2.0
     for fault in script.faults:
         if fault.is_due("crash", n_answered):
-            _crash(fault.how)
+            crash(fault.how)
         elif fault.is_due("hang", n_answered):
-            _hang()
+            hang()
         elif fault.is_due("grow", n_answered):
-            _grow(int(fault.how))
+            grow(int(fault.how))
         elif fault.is_due("nan", n_answered):
             logits[:] = np.nan
     return logits
@@ -417,29 +456,6 @@ def _next_logits(wanted: _WantedRow, n_threads: int) -> npt.NDArray[np.float32]:
 def _next_letter(token: int) -> int:
     first, last = ord("a"), ord("z")
     return token + 1 if first <= token < last else first
-
-
-def _crash(how: str) -> None:
-    if how in _SIGNALS:
-        os.kill(os.getpid(), _SIGNALS[how])
-    elif how == "abort":
-        os.abort()
-    elif how == "exit":
-        os._exit(3)
-    raise RuntimeError(f"a scripted crash ({how})")
-
-
-def _hang() -> NoReturn:
-    while True:
-        time.sleep(60)
-
-
-def _grow(size_mib: int) -> None:
-    """Touched, so that it is there and not only promised."""
-    _grown.append(bytearray(b"x") * (size_mib << 20))
-
-
-_grown: list[bytearray] = []
 
 
 def _misbehave_in_load(wish: str, fraction: float) -> None:
@@ -451,11 +467,11 @@ def _misbehave_in_load(wish: str, fraction: float) -> None:
     elif name == "fail":
         raise LoadingFailed("the scripted engine was told not to load this file")
     elif name == "crash":
-        _crash(argument)
+        crash(argument)
     elif name == "hang":
-        _hang()
+        hang()
     elif name == "grow":
-        _grow(int(argument))
+        grow(int(argument))
 
 
 def _report(progress: ProgressReport, fraction: float) -> None:

@@ -1,8 +1,9 @@
-"""llama.cpp as a backend. Only this module, `llama_loading.py`, `llama_memory.py`, `llama_sampling.py` and
-`llama_vocabulary.py` import `llama_cpp`, and only its low-level bindings.
+"""llama.cpp as a backend. Only this module and those of this package whose names begin alike import
+`llama_cpp`, and only its low-level bindings.
 
-Owns one model and one context with one pool of cells. Imports numpy, `llama_cpp` and the rest of this
-package. `llama_cpp.Llama` is not used: it serves one request at a time.
+Owns one model and one context with one pool of cells; a second one makes embeddings (`llama_embedding.py`).
+Imports numpy, `llama_cpp` and the rest of this package. `llama_cpp.Llama` is not used: it serves one request
+at a time.
 
 A fault inside the library (an assertion, a bad file) ends the process; the worker's keeper deals with that.
 
@@ -25,15 +26,22 @@ from llama_cpp import llama_cpp as lib
 
 from runner.domain.engine import DeviceBuffers, EngineOptions
 from runner.engine.backend import BatchArrays, DecodeResult, LoadedFacts, ProgressReport, Sampler
+from runner.engine.llama_batch import CBatch
 from runner.engine.llama_cells import LlamaCells
+from runner.engine.llama_embedding import LlamaEmbedding
 from runner.engine.llama_loading import (
     Context,
     Model,
+    architecture_of,
+    embedding_facts,
+    embedding_rows,
     engine_log,
     ids_of,
+    is_encoder,
     load_model,
     needs_guards,
     new_context,
+    new_embedding_context,
     outputs_of,
     rows_of,
     shares_cells,
@@ -47,7 +55,6 @@ if TYPE_CHECKING:
     from llguidance import LLTokenizer
 
 _PIECE_BYTES = 128
-_META_BYTES = 256
 
 
 class LlamaBackend:
@@ -57,6 +64,7 @@ class LlamaBackend:
         self,
         model: Model,
         context: Context,
+        options: EngineOptions,
         facts: LoadedFacts,
         batch: BatchArrays,
         control_texts: frozenset[str],
@@ -65,6 +73,7 @@ class LlamaBackend:
         self.control_texts = control_texts
         self._model = model
         self._context = context
+        self._options = options
         self._cells = LlamaCells(
             context,
             guard_offset=guard_offset,
@@ -73,7 +82,7 @@ class LlamaBackend:
         self._vocab = lib.llama_model_get_vocab(model)
         self._facts = facts
         self._batch = batch
-        self._c_batch = _CBatch(batch)
+        self._c_batch = CBatch(batch)
         self._pieces: dict[int, bytes] = {}
         self._texts: dict[int, bytes] = {}
         self._logits_views: dict[int, npt.NDArray[np.float32]] = {}
@@ -98,10 +107,10 @@ class LlamaBackend:
         except BaseException:
             lib.llama_model_free(model)
             raise
-        facts = _facts(model, outputs_of(model, options), log.buffers.devices())
+        facts = _facts(model, options, log.buffers.devices())
         batch = BatchArrays.empty(rows_of(options))
         guard_offset = ids_of(model, options) if needs_guards(model, options) else 0
-        return cls(model, context, facts, batch, control_texts.found, guard_offset)
+        return cls(model, context, options, facts, batch, control_texts.found, guard_offset)
 
     def __repr__(self) -> str:
         return f"<LlamaBackend: {self._facts.architecture}, {'closed' if self._is_closed else 'open'}>"
@@ -211,6 +220,17 @@ class LlamaBackend:
     def drop_cells(self, sequence_id: int, from_position: int = 0) -> bool:
         return self._cells.drop(sequence_id, from_position)
 
+    def open_embedding(self) -> LlamaEmbedding:
+        facts = self._facts.embedding
+        assert facts is not None
+        is_own = self._facts.generates
+        return LlamaEmbedding(
+            new_embedding_context(self._model, self._options, facts) if is_own else self._context,
+            n_rows=embedding_rows(facts, self._options),
+            n_dimensions=facts.n_dimensions,
+            is_own=is_own,
+        )
+
     def close(self) -> None:
         if not self._is_closed:
             self._is_closed = True
@@ -251,42 +271,15 @@ def _token_text(vocab: Any, token_id: int) -> str:
     return bytes(lib.llama_vocab_get_text(vocab, token_id)).decode("utf-8", "replace")
 
 
-class _CBatch:
-    """A `llama_batch` whose arrays are ours: filling the numpy views fills it. A row has one sequence id."""
-
-    def __init__(self, batch: BatchArrays) -> None:
-        n_rows = batch.size
-        self._counts = np.ones(n_rows, np.int32)
-        self._id_pointers = batch.sequence_ids.ctypes.data + np.arange(n_rows, dtype=np.uintp) * np.uintp(
-            batch.sequence_ids.itemsize
-        )
-        self._batch = batch  # keeps the arrays alive
-        struct = lib.llama_batch()
-        struct.token = _pointer(batch.tokens, lib.llama_token)
-        struct.pos = _pointer(batch.positions, lib.llama_pos)
-        struct.n_seq_id = _pointer(self._counts, ctypes.c_int32)
-        struct.seq_id = _pointer(self._id_pointers, ctypes.POINTER(lib.llama_seq_id))
-        struct.logits = _pointer(batch.wants_logits, ctypes.c_int8)
-        self.struct = struct
-
-
-def _pointer(array: npt.NDArray[Any], element: Any) -> Any:
-    return ctypes.cast(array.ctypes.data, ctypes.POINTER(element))
-
-
-def _facts(model: Model, n_outputs: int, devices: tuple[DeviceBuffers, ...]) -> LoadedFacts:
+def _facts(model: Model, options: EngineOptions, devices: tuple[DeviceBuffers, ...]) -> LoadedFacts:
     return LoadedFacts(
         engine_version=engine_version(),
-        architecture=_meta_text(model, b"general.architecture"),
+        architecture=architecture_of(model),
         trained_context_size=lib.llama_model_n_ctx_train(model),
         n_vocab=lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model)),
-        n_outputs=n_outputs,
+        n_outputs=outputs_of(model, options),
         shares_cells=shares_cells(model),
+        generates=not is_encoder(model),
+        embedding=embedding_facts(model, options),
         devices=devices,
     )
-
-
-def _meta_text(model: Model, key: bytes) -> str:
-    buffer = ctypes.create_string_buffer(_META_BYTES)
-    length = lib.llama_model_meta_val_str(model, key, buffer, _META_BYTES)
-    return buffer.value.decode("utf-8", "replace") if length >= 0 else ""

@@ -18,7 +18,7 @@ from llama_cpp import __version__ as _binding_version
 from llama_cpp import llama_cpp as lib
 
 from runner.domain.engine import CacheType, EngineOptions, FlashAttention
-from runner.engine.backend import ProgressReport
+from runner.engine.backend import EmbeddingFacts, Pooling, ProgressReport
 from runner.engine.buffer_log import BufferLog
 from runner.errors import LoadingFailed
 
@@ -37,6 +37,29 @@ _FLASH_ATTENTION = {
     FlashAttention.ON: lib.LLAMA_FLASH_ATTN_TYPE_ENABLED,
     FlashAttention.OFF: lib.LLAMA_FLASH_ATTN_TYPE_DISABLED,
 }
+
+
+_ENCODERS = frozenset(
+    {
+        "bert",
+        "eurobert",
+        "gemma-embedding",
+        "jina-bert-v2",
+        "jina-bert-v3",
+        "modern-bert",
+        "neo-bert",
+        "nomic-bert",
+        "nomic-bert-moe",
+    }
+)
+"""What attends in both directions, whatever its file says (llama-arch.cpp)."""
+_POOLINGS = {"1": Pooling.MEAN, "2": Pooling.FIRST, "3": Pooling.LAST}
+"""`llama_pooling_type`. 0 and none said: the mean, as most take it. Others rank texts."""
+_META_BYTES = 256
+EMBEDDED_MAX = 2048
+"""The longest input of a model that generates, so that its second context stays small: what is searched by
+embeddings is cut into pieces of some hundred tokens."""
+ENCODER_SEQUENCES, SECOND_SEQUENCES = 64, 8
 
 
 def load_model(
@@ -112,8 +135,75 @@ def outputs_of(model: Model, options: EngineOptions) -> int:
     return ids_of(model, options) * (2 if needs_guards(model, options) else 1)
 
 
+def meta_text(model: Model, key: str) -> str:
+    """A value of the file's metadata; "" where there is none."""
+    buffer = ctypes.create_string_buffer(_META_BYTES)
+    length = lib.llama_model_meta_val_str(model, key.encode(), buffer, _META_BYTES)
+    return buffer.value.decode("utf-8", "replace") if length >= 0 else ""
+
+
+def architecture_of(model: Model) -> str:
+    return meta_text(model, "general.architecture")
+
+
+def is_encoder(model: Model) -> bool:
+    """Made for embeddings: each token attends to all others, so that none can be the next one."""
+    architecture = architecture_of(model)
+    return architecture in _ENCODERS or meta_text(model, f"{architecture}.attention.causal") == "false"
+
+
+def embedding_facts(model: Model, options: EngineOptions) -> EmbeddingFacts | None:
+    """None for what ranks texts."""
+    told = meta_text(model, f"{architecture_of(model)}.pooling_type")
+    pooling = _POOLINGS.get(told) if told not in ("", "0") else Pooling.MEAN
+    if pooling is None:
+        return None
+    is_whole = is_encoder(model)
+    return EmbeddingFacts(
+        n_dimensions=lib.llama_model_n_embd_out(model),
+        input_max=options.context_size if is_whole else min(options.context_size, EMBEDDED_MAX),
+        pooling=pooling,
+        is_whole=is_whole,
+        max_sequences=ENCODER_SEQUENCES if is_whole else SECOND_SEQUENCES,
+    )
+
+
+def embedding_rows(facts: EmbeddingFacts, options: EngineOptions) -> int:
+    """Rows of one forward pass: of what takes inputs as a whole, a longest one."""
+    return facts.input_max if facts.is_whole else min(facts.input_max, options.prefill_chunk)
+
+
+def new_embedding_context(model: Model, options: EngineOptions, facts: EmbeddingFacts) -> Context:
+    """An encoder's only context, or a second one over the same weights. Raises LoadingFailed.
+
+    Rows are told as they are and pooled by us: the library pools within a pass alone, and an input may take
+    several.
+    """
+    params = lib.llama_context_default_params()
+    n_rows = embedding_rows(facts, options)
+    params.n_ctx = facts.input_max
+    params.n_batch = params.n_ubatch = params.n_outputs_max = n_rows
+    params.n_seq_max = facts.max_sequences
+    params.n_threads = params.n_threads_batch = options.n_threads
+    params.flash_attn_type = _FLASH_ATTENTION[options.flash_attention]
+    params.embeddings = True
+    params.pooling_type = lib.LLAMA_POOLING_TYPE_NONE
+    params.kv_unified = True
+    params.swa_full = True
+    params.no_perf = True
+    context = lib.llama_init_from_model(model, params)
+    if context is None:
+        raise LoadingFailed("the engine could not make a context for embeddings; its log tells why")
+    return Context(context)
+
+
 def new_context(model: Model, options: EngineOptions) -> Context:
-    """Raises LoadingFailed, also for models that do not generate text (encoders, diffusion)."""
+    """The context that a load makes. Raises LoadingFailed, also for models of no use here (diffusion)."""
+    if is_encoder(model):
+        facts = embedding_facts(model, options)
+        if facts is None:
+            raise LoadingFailed("this kind of model ranks texts, which is not implemented")
+        return new_embedding_context(model, options, facts)
     if lib.llama_model_has_encoder(model) or lib.llama_model_is_diffusion(model):
         raise LoadingFailed("this kind of model does not generate text token by token")
     params = lib.llama_context_default_params()

@@ -32,7 +32,16 @@ from llama_cpp import llama_cpp as lib
 
 from runner.domain.engine import DeviceBuffers, EngineOptions, EngineSizes
 from runner.engine.buffer_log import HOST, ROUNDING_BYTES, BufferLog, device_of, in_order, is_repacked
-from runner.engine.llama_loading import Context, Model, engine_log, load_model, new_context
+from runner.engine.llama_loading import (
+    Context,
+    Model,
+    embedding_facts,
+    engine_log,
+    is_encoder,
+    load_model,
+    new_context,
+    new_embedding_context,
+)
 from runner.errors import LoadingFailed
 from runner.hardware.resident import anonymous_bytes
 
@@ -52,9 +61,12 @@ def measure(path: Path, options: EngineOptions, *, further_parts: tuple[Path, ..
         context = new_context(model, options)
         try:
             grown_bytes = (anonymous_bytes() or 0) - before_bytes - _really_allocated_bytes(log)
+            devices = _by_library(model, context, log, (path, *further_parts)) or _by_log(model, log)
             return EngineSizes(
-                devices=_by_library(model, context, log, (path, *further_parts)) or _by_log(model, log),
-                process_bytes=max(0, grown_bytes) + _samplers_bytes(model, options),
+                devices=devices,
+                process_bytes=max(0, grown_bytes)
+                + _samplers_bytes(model, options)
+                + _second_context_bytes(model, options, log),
             )
         finally:
             lib.llama_free(context)
@@ -65,6 +77,21 @@ def measure(path: Path, options: EngineOptions, *, further_parts: tuple[Path, ..
 def _really_allocated_bytes(log: BufferLog) -> int:
     """Also in a simulation: outputs, and the states of recurrent layers, which the log calls a cache."""
     return log.allocated_bytes("output_bytes") + log.allocated_bytes("kv_cache_bytes")
+
+
+def _second_context_bytes(model: Model, options: EngineOptions, log: BufferLog) -> int:
+    """What embeddings take beside generation, once somebody asks for them. Counted with the process: it is no
+    buffer of a load, and is not there before."""
+    facts = None if is_encoder(model) else embedding_facts(model, options)
+    if facts is None:
+        return 0
+    log.clear()
+    try:
+        context = new_embedding_context(model, options, facts)
+    except LoadingFailed:  # then a request will fail likewise
+        return 0
+    lib.llama_free(context)
+    return log.cache_bytes + log.allocated_bytes("compute_bytes") + log.allocated_bytes("output_bytes")
 
 
 def _samplers_bytes(model: Model, options: EngineOptions) -> int:

@@ -79,6 +79,10 @@ class SequenceRequest:
     echo: bool = False
     submitted_s: float
 
+    @property
+    def n_tokens(self) -> int:
+        return len(self.prompt_tokens)
+
 
 class Sequence:
     """Holds `tokens` (prompt and answer); the first `n_filled` of them are in cells under the id `slot`.

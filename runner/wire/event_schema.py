@@ -10,6 +10,7 @@ from typing import Any
 from runner.domain.events import (
     Accepted,
     ChoiceEnded,
+    Embedded,
     Examined,
     Failed,
     Finished,
@@ -39,7 +40,8 @@ from runner.wire.checks import (
 )
 from runner.wire.messages import StepEvent
 
-_ACCEPTED, _DELTA, _FINISHED, _FAILED, _CHOICE_DELTA, _CHOICE_ENDED, _PROMPT_TEXT, _EXAMINED = range(8)
+_ACCEPTED, _DELTA, _FINISHED, _FAILED, _CHOICE_DELTA, _CHOICE_ENDED = range(6)
+_PROMPT_TEXT, _EXAMINED, _EMBEDDED = range(6, 9)
 
 
 def event_fields(request_id: str, event: StepEvent) -> Fields:
@@ -56,6 +58,8 @@ def event_fields(request_id: str, event: StepEvent) -> Fields:
             return request_id, _CHOICE_ENDED, choice_index, reason.value
         case Examined(n_tokens, data):
             return request_id, _EXAMINED, n_tokens, data
+        case Embedded(input_index, vector):
+            return request_id, _EMBEDDED, input_index, vector
         case Finished():
             usage, timings = event.usage, event.timings
             counts = (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
@@ -121,6 +125,9 @@ def _read_rare_event(kind: int, fields: Fields) -> StepEvent:
     if kind == _EXAMINED:
         _, _, n_tokens, data = fields
         return Examined(as_count(n_tokens), as_bytes(data))
+    if kind == _EMBEDDED:
+        _, _, input_index, vector = fields
+        return Embedded(as_count(input_index), as_bytes(vector))
     raise Malformed("unknown kind of event")
 
 

@@ -20,6 +20,7 @@ from runner.domain.engine import CacheMiss, EngineCounts
 from runner.domain.generation import (
     ChatMessage,
     ChatPrompt,
+    EmbeddingPrompt,
     Examination,
     GenerationRequest,
     Prompt,
@@ -76,7 +77,7 @@ PART: Final = 0
 _LOAD_MODEL, _GENERATE, _CANCEL, _SHUTDOWN, _SET_THREADS = 1, 2, 3, 4, 5
 _HELLO, _LOAD_PROGRESS, _LOADED, LOAD_FAILED, _STEP = 16, 17, 18, 19, 20
 
-_CHAT, _TEXT, _TOKENS = 0, 1, 2
+_CHAT, _TEXT, _TOKENS, _EMBEDDING = 0, 1, 2, 3
 _ROLES: Final = frozenset({"system", "developer", "user", "assistant", "tool"})
 
 
@@ -117,7 +118,7 @@ def _told_fields(request: GenerationRequest) -> Fields:
     return request.n, request.logprobs, request.echo, None if examination is None else examination.value
 
 
-def _encode_prompt(prompt: Prompt) -> list[Any]:
+def _encode_prompt(prompt: Prompt | EmbeddingPrompt) -> list[Any]:
     match prompt:
         case ChatPrompt():
             turns = [(turn.role, turn.content, turn.name) for turn in prompt.messages]
@@ -127,6 +128,9 @@ def _encode_prompt(prompt: Prompt) -> list[Any]:
         case TokenPrompt():
             # Eight bytes each, native order: both ends are one machine, and no array of millions is decoded.
             return [_TOKENS, array("q", prompt.token_ids).tobytes()]
+        case EmbeddingPrompt():
+            inputs = [_encode_prompt(one) for one in prompt.inputs]
+            return [_EMBEDDING, inputs, prompt.dimensions, prompt.truncates, prompt.tokens_max]
 
 
 def _encode_cancel(message: Cancel) -> list[Any]:
@@ -253,7 +257,15 @@ def _as_integer_within(bounds: Range, value: Any) -> int:
     return value  # type: ignore[no-any-return]  # as_integer() has checked it
 
 
-def _read_prompt(fields: Fields) -> Prompt:
+def _read_prompt(fields: Fields) -> Prompt | EmbeddingPrompt:
+    if fields and fields[0] == _EMBEDDING:
+        _, inputs, dimensions, truncates, tokens_max = fields
+        return EmbeddingPrompt(
+            inputs=tuple(_read_input(as_array(one)) for one in as_array(inputs)),
+            dimensions=None if dimensions is None else as_positive(dimensions),
+            truncates=as_flag(truncates),
+            tokens_max=None if tokens_max is None else as_positive(tokens_max),
+        )
     kind = as_integer(fields[0] if fields else None)
     if kind == _CHAT:
         _, turns, options = fields
@@ -261,6 +273,11 @@ def _read_prompt(fields: Fields) -> Prompt:
             messages=tuple(_read_turn(as_array(turn)) for turn in as_array(turns)),
             template_options=dict(_read_option(as_array(option)) for option in as_array(options)),
         )
+    return _read_input(fields)
+
+
+def _read_input(fields: Fields) -> TextPrompt | TokenPrompt:
+    kind = as_integer(fields[0] if fields else None)
     if kind == _TEXT:
         _, text = fields
         return TextPrompt(as_text(text))

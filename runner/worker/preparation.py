@@ -27,6 +27,7 @@ from runner.domain.events import Examined, Failed
 from runner.domain.generation import (
     EXAMINED_BYTES_MAX,
     ChatPrompt,
+    EmbeddingPrompt,
     Examination,
     GenerationRequest,
     Prompt,
@@ -35,10 +36,12 @@ from runner.domain.generation import (
 )
 from runner.engine.backend import Backend
 from runner.engine.constraints import CompiledConstraint, ConstraintCompiler
+from runner.engine.embed import EmbeddingRequest
 from runner.engine.prefix import Namespace
 from runner.engine.sequence import SequenceRequest
 from runner.errors import ContextLengthExceeded, FieldFault, InvalidParameter, RunnerError
 from runner.worker.compiling import Compiling
+from runner.worker.embedding_inputs import InputReader
 
 if TYPE_CHECKING:
     from runner.chat.control_text import ControlTexts
@@ -59,7 +62,7 @@ _REPORTED_FAULTS = 8
 class Prepared:
     """Ready for `Engine.submit`."""
 
-    request: SequenceRequest
+    request: SequenceRequest | EmbeddingRequest
 
 
 @attrs.frozen
@@ -104,15 +107,39 @@ class Preparer:
         self._template = template
         self._control_texts = control_texts
         self._leading = self._find_leading()
+        self._inputs = InputReader(backend)
 
     def new_compiler(self) -> ConstraintCompiler:
         return ConstraintCompiler(self._backend.new_constraint_tokenizer)
 
-    def prepare(self, request: GenerationRequest, submitted_s: float) -> SequenceRequest:
+    def prepare(
+        self,
+        request: GenerationRequest,
+        submitted_s: float,
+        *,
+        is_wanted: Callable[[], bool] = lambda: True,
+    ) -> SequenceRequest | EmbeddingRequest:
         """All but its constraint, which is compiled elsewhere. Raises TemplateFailed, InvalidParameter or
-        ContextLengthExceeded; nothing has happened then."""
+        ContextLengthExceeded; nothing has happened then. What comes of many inputs is of no use once
+        `is_wanted` says no."""
+        if not isinstance(request.prompt, EmbeddingPrompt):
+            return self._prepare_sequence(request, request.prompt, submitted_s)
+        return EmbeddingRequest(
+            request_id=request.request_id,
+            inputs=self._inputs.read(request.prompt, is_wanted=is_wanted),
+            dimensions=request.prompt.dimensions,
+            submitted_s=submitted_s,
+        )
+
+    def _prepare_sequence(
+        self, request: GenerationRequest, prompt: Prompt, submitted_s: float
+    ) -> SequenceRequest:
+        if not self._backend.facts.generates:
+            raise InvalidParameter(
+                FieldFault("model", "is made for embeddings and does not generate text; ask /v1/embeddings")
+            )
         self._check_biases(request)
-        token_ids = self._prompt_tokens(request.prompt)
+        token_ids = self._prompt_tokens(prompt)
         if not token_ids:
             raise InvalidParameter(FieldFault("prompt", "must hold at least one token"))
         if len(token_ids) >= self._context_size:
@@ -328,14 +355,22 @@ class Preparation:
         while (job := self._jobs.get()) is not None and not self._is_closing:
             if job.request.request_id not in self._pending:
                 continue  # discarded while it waited
-            outcome = _outcome(preparer, job)
-            if isinstance(outcome, Prepared) and job.request.constraint is not None:
+            outcome = _outcome(preparer, job, partial(self._is_pending, job.request.request_id))
+            if (
+                isinstance(outcome, Prepared)
+                and isinstance(outcome.request, SequenceRequest)
+                and job.request.constraint is not None
+            ):
                 self._compiling.submit(job.request.constraint, partial(self._finish_constrained, outcome))
             else:
                 self._finish(job.request.request_id, outcome)
 
+    def _is_pending(self, request_id: str) -> bool:
+        return request_id in self._pending
+
     def _finish_constrained(self, prepared: Prepared, compiled: CompiledConstraint | RunnerError) -> None:
         request = prepared.request
+        assert isinstance(request, SequenceRequest), "embeddings have no constraint"
         if isinstance(compiled, RunnerError):
             self._finish(request.request_id, Refused(request.request_id, failure(compiled)))
         else:
@@ -348,12 +383,12 @@ class Preparation:
                 self._deliver(outcome)
 
 
-def _outcome(preparer: Preparer, job: _Job) -> Outcome:
-    request_id = job.request.request_id
+def _outcome(preparer: Preparer, job: _Job, is_wanted: Callable[[], bool]) -> Outcome:
+    request_id, prompt = job.request.request_id, job.request.prompt
     try:
-        if job.request.examination is not None:
-            return Answered(request_id, preparer.examine(job.request.prompt, job.request.examination))
-        return Prepared(preparer.prepare(job.request, job.submitted_s))
+        if job.request.examination is not None and not isinstance(prompt, EmbeddingPrompt):
+            return Answered(request_id, preparer.examine(prompt, job.request.examination))
+        return Prepared(preparer.prepare(job.request, job.submitted_s, is_wanted=is_wanted))
     except RunnerError as error:
         return Refused(request_id, failure(error))
     except Exception:  # one request's bad luck; the others are not to pay for it

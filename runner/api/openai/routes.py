@@ -1,4 +1,4 @@
-"""The OpenAI dialect over HTTP: models, chat completions, text completions.
+"""The OpenAI dialect over HTTP: models, chat completions, text completions, embeddings.
 
 The same routes stand under each of `PREFIXES`. Nothing is decided here: bodies go through `schema` and
 `convert`, answers through `replies`, generations through `inference`.
@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
 import orjson
+import trio
 from quart import Blueprint
 from quart_trio.wrappers import TrioResponse
 
@@ -20,9 +21,11 @@ from runner.api.generation_source import GenerationSource, hold_head
 from runner.api.inference import Demand, Inference
 from runner.api.middleware import request_id
 from runner.api.openai import convert, replies
+from runner.api.openai.embeddings import EmbeddingsRequest, embedding_request, parse_embeddings, reply_parts
 from runner.api.openai.replies import ReplyHead, Shape, StreamEncoder
 from runner.api.openai.schema import ChatRequest, CompletionRequest, parse_chat, parse_completion
 from runner.api.streaming import EventStream, request_nursery
+from runner.domain.settings import ModelSettings
 from runner.errors import NotFound
 from runner.oci.reference import ModelName
 
@@ -52,6 +55,9 @@ def blueprint(context: AppContext) -> Blueprint:
     async def completions() -> TrioResponse:
         return await _generate(inference, replies.COMPLETION, await parsed_body(parse_completion))
 
+    async def embeddings() -> TrioResponse:
+        return await _embed(inference, await parsed_body(parse_embeddings))
+
     async def unknown_backend(backend: str, path: str) -> TrioResponse:
         raise NotFound(f"there is no backend {backend[:64]!r}; it is llama.cpp")
 
@@ -60,6 +66,7 @@ def blueprint(context: AppContext) -> Blueprint:
         _add(routes, f"{prefix}/models/<path:name>", show_model, ["GET"])
         _add(routes, f"{prefix}/chat/completions", chat_completions, ["POST"])
         _add(routes, f"{prefix}/completions", completions, ["POST"])
+        _add(routes, f"{prefix}/embeddings", embeddings, ["POST"])
     _add(routes, "/engines/<backend>/v1/<path:path>", unknown_backend, _METHODS)
     return routes
 
@@ -95,6 +102,21 @@ async def _generate(
         wanted=convert.wanted(request),
     )
     return EventStream(GenerationSource(opening, encoder))
+
+
+async def _embed(inference: Inference, request: EmbeddingsRequest) -> TrioResponse:
+    demand = Demand(
+        name=request.model,
+        request=embedding_request(request, f"embd-{secrets.token_hex(12)}"),
+        said=ModelSettings(keep_alive_s=request.keep_alive),
+        keep_alive_s=request.keep_alive,
+        label=request_id(),
+    )
+    parts = []
+    for part in reply_parts(request, await inference.embed(demand)):
+        parts.append(part)
+        await trio.lowlevel.checkpoint()
+    return _json(b"".join(parts))
 
 
 def _json(content: bytes) -> TrioResponse:

@@ -88,6 +88,15 @@ COMPLETION: Final[Mapping[str, Known]] = {
 }
 
 
+EMBEDDING: Final[Mapping[str, Known]] = {
+    "normalize": Known(bool, _only(True)),
+    "embd_normalize": Known(int, _only(2)),
+    "add_special_tokens": Known(bool, _only(True)),
+    "messages": _EMPTY_LIST,
+    "lora": _EMPTY_LIST,
+}
+
+
 def faults(
     document: Mapping[str, Any], table: Mapping[str, Known], schema: Schema
 ) -> list[tuple[str, Fault]]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from runner.domain.engine import EngineOptions
-from runner.engine import fake
+from runner.engine import fake, fake_faults
 from runner.engine.backend import DecodeResult, load_backend
 from runner.engine.fake import ANSWER, BOS, CONTROL, END, Fault, Script, ScriptedBackend, read_script
 from runner.engine.sampler import SamplerPlan
@@ -162,7 +162,7 @@ def test_nan_is_what_the_sampler_refuses() -> None:
 def test_a_scripted_crash_ends_the_process(how: str, returncode: int) -> None:
     program = (
         "import resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0))\n"
-        f"from runner.engine.fake import _crash; _crash({how!r})"
+        f"from runner.engine.fake_faults import crash; crash({how!r})"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60, check=False)
     assert done.returncode == returncode
@@ -223,8 +223,8 @@ def test_an_unknown_engine_is_a_failed_load(tmp_path: Path) -> None:
 
 def test_memory_that_a_script_takes_is_taken() -> None:
     before = anonymous_bytes() or 0  # the system may take back mapped files at any time
-    fake._grow(64)
+    fake_faults.grow(64)
     try:
         assert (anonymous_bytes() or 0) - before > 60 * 2**20
     finally:
-        fake._grown.clear()
+        fake_faults.grown.clear()

@@ -1,0 +1,37 @@
+"""What an engine tells of its steps. Values only."""
+
+from __future__ import annotations
+
+import attrs
+
+from runner.domain.engine import EngineCounts
+from runner.domain.events import ChoiceEnded, Embedded, Failed, Finished, PromptText, TextDelta
+
+EngineEvent = PromptText | TextDelta | ChoiceEnded | Embedded | Finished | Failed
+
+
+@attrs.frozen
+class StepOutput:
+    """What one step did. `events` pairs request ids with events, in order; Finished or Failed is the last."""
+
+    events: list[tuple[str, EngineEvent]]
+    prefill_tokens: int
+    decode_tokens: int
+
+
+@attrs.frozen(kw_only=True)
+class EngineStatistics:
+    """`cells_used` are those of running sequences, `cells_retained` what is kept beside them.
+
+    Of the last step: `step_s` is all of it, `computing_s` the part that the forward passes took.
+    """
+
+    running: int
+    waiting: int
+    cells_used: int
+    cells_retained: int
+    n_cells: int
+    step_index: int
+    counts: EngineCounts
+    step_s: float = 0.0
+    computing_s: float = 0.0

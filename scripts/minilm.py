@@ -2,8 +2,8 @@
 
     python scripts/minilm.py DIRECTORY OUT.gguf
 
-`DIRECTORY` holds `config.json`, `vocab.txt` and `model.safetensors`. What `embed` computes from the safetensors
-is what an engine's embeddings are held against: nothing of llama.cpp takes part in it.
+`DIRECTORY` holds `config.json`, `vocab.txt` and `model.safetensors`. What `embed` computes from the latter is
+what an engine's embeddings are held against: nothing of llama.cpp takes part in it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import gguf
 import numpy as np
@@ -42,13 +42,23 @@ _LAYER: Final[Mapping[str, str]] = {
 class Bert:
     """The weights of one model, by their names in the file, and its sizes."""
 
-    def __init__(self, directory: Path) -> None:
-        self.config: dict[str, Any] = json.loads((directory / "config.json").read_text())
-        self.vocabulary = (directory / "vocab.txt").read_text("utf-8").splitlines()
-        self.tensors = {
-            name.removeprefix("bert."): tensor
-            for name, tensor in _read_safetensors(directory / "model.safetensors")
-        }
+    def __init__(
+        self, config: Mapping[str, Any], vocabulary: Sequence[str], tensors: Mapping[str, Array]
+    ) -> None:
+        self.config = config
+        self.vocabulary = vocabulary
+        self.tensors = tensors
+
+    @classmethod
+    def read(cls, directory: Path) -> Self:
+        return cls(
+            json.loads((directory / "config.json").read_text()),
+            (directory / "vocab.txt").read_text("utf-8").splitlines(),
+            {
+                name.removeprefix("bert."): tensor
+                for name, tensor in _read_safetensors(directory / "model.safetensors")
+            },
+        )
 
     def embed(self, token_ids: Sequence[int]) -> Array:
         """The mean over all tokens, of length 1. Shape (n_embedding,)."""
@@ -182,7 +192,7 @@ def main() -> None:
     parser.add_argument("directory", type=Path)
     parser.add_argument("path", type=Path)
     arguments = parser.parse_args()
-    print(Bert(arguments.directory).write_gguf(arguments.path))
+    print(Bert.read(arguments.directory).write_gguf(arguments.path))
 
 
 if __name__ == "__main__":

@@ -75,7 +75,8 @@ class Timings:
 
 @attrs.frozen(kw_only=True)
 class Accepted:
-    """Rendered, tokenised, fits: the worker will run it."""
+    """Rendered, tokenised, fits: the worker will run it. Of several inputs, `prompt_tokens` are those of the
+    longest: what may have to be computed before anything can be told."""
 
     prompt_tokens: int
 

@@ -48,6 +48,10 @@ class EmbeddingRequest:
     def n_tokens(self) -> int:
         return sum(map(len, self.inputs))
 
+    @property
+    def n_tokens_longest(self) -> int:
+        return max(map(len, self.inputs))
+
 
 @attrs.define(eq=False)
 class _Task:

@@ -26,7 +26,10 @@ Model = NewType("Model", int)
 Context = NewType("Context", int)
 
 _INFO, _WARN, _CONT = 2, 3, 5  # ggml.h, enum ggml_log_level
-_MISLEADING = b"possible training context overflow"  # the pool exceeds one context on purpose
+_MISLEADING = (
+    b"possible training context overflow",  # the pool exceeds one context on purpose
+    b"model default pooling_type is",  # we pool ourselves
+)
 _CACHE_TYPES = {
     CacheType.F16: lib.GGML_TYPE_F16,
     CacheType.Q8_0: lib.GGML_TYPE_Q8_0,
@@ -245,7 +248,7 @@ class EngineLog:
         if level != _CONT:  # which continues the line before
             self._level = level
         if self._level >= _WARN:
-            if _MISLEADING not in text:
+            if not any(told in text for told in _MISLEADING):
                 os.write(2, text)
         else:
             self.buffers.feed(text)

@@ -80,7 +80,7 @@ class SequenceRequest:
     submitted_s: float
 
     @property
-    def n_tokens(self) -> int:
+    def n_tokens_longest(self) -> int:
         return len(self.prompt_tokens)
 
 

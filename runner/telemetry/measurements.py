@@ -72,7 +72,7 @@ class Measurement:
 def options_text(options: EngineOptions) -> str:
     """The options that decide sizes. Threads do not: a worker's share of the cores changes at any time."""
     return (
-        f"cells={options.n_cells} sequences={options.max_sequences} "
+        f"context={options.context_size} cells={options.n_cells} sequences={options.max_sequences} "
         f"retained={options.max_retained} chunk={options.prefill_chunk} "
         f"keys={options.key_type.value} values={options.value_type.value} "
         f"attention={options.flash_attention.value}"

@@ -276,7 +276,7 @@ class Worker:
 
     def _submit(self, engine: Engine, prepared: Prepared) -> None:
         request = prepared.request
-        event: StepEvent = Accepted(prompt_tokens=request.n_tokens)
+        event: StepEvent = Accepted(prompt_tokens=request.n_tokens_longest)
         try:
             if engine.statistics().waiting >= QUEUE_MAX:
                 event = _queue_full()

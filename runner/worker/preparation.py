@@ -112,28 +112,11 @@ class Preparer:
     def new_compiler(self) -> ConstraintCompiler:
         return ConstraintCompiler(self._backend.new_constraint_tokenizer)
 
-    def prepare(
-        self,
-        request: GenerationRequest,
-        submitted_s: float,
-        *,
-        is_wanted: Callable[[], bool] = lambda: True,
-    ) -> SequenceRequest | EmbeddingRequest:
+    def prepare(self, request: GenerationRequest, submitted_s: float) -> SequenceRequest:
         """All but its constraint, which is compiled elsewhere. Raises TemplateFailed, InvalidParameter or
-        ContextLengthExceeded; nothing has happened then. What comes of many inputs is of no use once
-        `is_wanted` says no."""
-        if not isinstance(request.prompt, EmbeddingPrompt):
-            return self._prepare_sequence(request, request.prompt, submitted_s)
-        return EmbeddingRequest(
-            request_id=request.request_id,
-            inputs=self._inputs.read(request.prompt, is_wanted=is_wanted),
-            dimensions=request.prompt.dimensions,
-            submitted_s=submitted_s,
-        )
-
-    def _prepare_sequence(
-        self, request: GenerationRequest, prompt: Prompt, submitted_s: float
-    ) -> SequenceRequest:
+        ContextLengthExceeded; nothing has happened then."""
+        prompt = request.prompt
+        assert not isinstance(prompt, EmbeddingPrompt), "see prepare_embedding"
         if not self._backend.facts.generates:
             raise InvalidParameter(
                 FieldFault("model", "is made for embeddings and does not generate text; ask /v1/embeddings")
@@ -156,6 +139,21 @@ class Preparer:
             logprobs=request.logprobs,
             echo=request.echo,
             submitted_s=submitted_s,
+        )
+
+    def prepare_embedding(
+        self,
+        request_id: str,
+        prompt: EmbeddingPrompt,
+        submitted_s: float,
+        *,
+        is_wanted: Callable[[], bool] = lambda: True,
+    ) -> EmbeddingRequest:
+        """Raises InvalidParameter. Inputs may be many: what comes of them is of no use once `is_wanted` says
+        no."""
+        inputs = self._inputs.read(prompt, is_wanted=is_wanted)
+        return EmbeddingRequest(
+            request_id=request_id, inputs=inputs, dimensions=prompt.dimensions, submitted_s=submitted_s
         )
 
     def examine(self, prompt: Prompt, examination: Examination) -> Examined:
@@ -384,11 +382,16 @@ class Preparation:
 
 
 def _outcome(preparer: Preparer, job: _Job, is_wanted: Callable[[], bool]) -> Outcome:
-    request_id, prompt = job.request.request_id, job.request.prompt
+    request = job.request
+    request_id, prompt = request.request_id, request.prompt
     try:
-        if job.request.examination is not None and not isinstance(prompt, EmbeddingPrompt):
-            return Answered(request_id, preparer.examine(prompt, job.request.examination))
-        return Prepared(preparer.prepare(job.request, job.submitted_s, is_wanted=is_wanted))
+        if isinstance(prompt, EmbeddingPrompt):
+            return Prepared(
+                preparer.prepare_embedding(request_id, prompt, job.submitted_s, is_wanted=is_wanted)
+            )
+        if request.examination is not None:
+            return Answered(request_id, preparer.examine(prompt, request.examination))
+        return Prepared(preparer.prepare(request, job.submitted_s))
     except RunnerError as error:
         return Refused(request_id, failure(error))
     except Exception:  # one request's bad luck; the others are not to pay for it

@@ -7,7 +7,16 @@ import trio
 import trio.testing
 
 from actors.stream import UNDELIVERED_LIMIT_BYTES, UNDELIVERED_LIMIT_EVENTS, GenerationStream
-from runner.domain.events import Accepted, Failed, Finished, FinishReason, TextDelta, Timings, Usage
+from runner.domain.events import (
+    Accepted,
+    Embedded,
+    Failed,
+    Finished,
+    FinishReason,
+    TextDelta,
+    Timings,
+    Usage,
+)
 from runner.errors import ReaderTooSlow, WorkerCrashed
 
 pytestmark = pytest.mark.anyio
@@ -181,3 +190,14 @@ async def test_a_cancelled_reader_loses_nothing(closed: Closed) -> None:
         await stream.receive()
     assert await stream.receive() == [TextDelta("a", 1)]
     stream.close()
+
+
+async def test_N24_vectors_that_nobody_reads_count_as_text_does(closed: Closed) -> None:
+    stream = closed.stream()
+    half = Embedded(0, b"x" * (UNDELIVERED_LIMIT_BYTES // 2))
+    stream.deliver([half, half])
+    assert await stream.receive() == [half, half]
+    stream.deliver([half, half, Embedded(1, b"xxxx")])
+    with pytest.raises(ReaderTooSlow):
+        await stream.receive()
+    assert closed.request_ids == ["r1"]

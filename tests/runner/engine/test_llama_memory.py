@@ -110,10 +110,11 @@ def test_the_process_counts_with_its_growth_and_the_samplers_of_all_sequences(
 ) -> None:
     (host,) = measure(default_model_file, SMALL).devices
     output_bytes = round(host.output_bytes / MIB, 2) * MIB  # which a simulated load really allocates
+    monkeypatch.setattr(llama_memory, "_second_context_bytes", lambda *_: 7)
     looks = iter([100 * MIB, 100 * MIB + grown + round(output_bytes)])
     monkeypatch.setattr(llama_memory, "anonymous_bytes", lambda: next(looks))
     told = measure(default_model_file, SMALL)
-    assert told.process_bytes == counted + SMALL.max_sequences * 49_152 * 12
+    assert told.process_bytes == counted + SMALL.max_sequences * 49_152 * 12 + 7
 
 
 def test_what_cannot_be_loaded_cannot_be_measured(tmp_path: Path, default_model_file: Path) -> None:

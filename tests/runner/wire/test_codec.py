@@ -28,6 +28,7 @@ from runner.domain.engine import (
 from runner.domain.events import (
     Accepted,
     ChoiceEnded,
+    Embedded,
     Examined,
     Failed,
     Finished,
@@ -42,6 +43,7 @@ from runner.domain.events import (
 from runner.domain.generation import (
     ChatMessage,
     ChatPrompt,
+    EmbeddingPrompt,
     Examination,
     GenerationRequest,
     TextPrompt,
@@ -140,6 +142,7 @@ events = st.one_of(
     st.builds(PromptText, texts, logprobs),
     st.builds(ChoiceEnded, choice_indices, st.sampled_from(FinishReason)),
     st.builds(Examined, counts, st.binary(max_size=9)),
+    st.builds(Embedded, counts, st.binary(max_size=9)),
     st.builds(Accepted, prompt_tokens=counts),
     st.builds(
         Finished,
@@ -200,6 +203,13 @@ chat_prompts = st.builds(
 token_prompts = st.lists(st.integers(-(2**63), 2**63 - 1), max_size=9).map(
     lambda ids: TokenPrompt(tuple(ids))
 )
+embedding_prompts = st.builds(
+    EmbeddingPrompt,
+    inputs=st.lists(st.builds(TextPrompt, texts) | token_prompts, max_size=3).map(tuple),
+    dimensions=st.none() | positives,
+    truncates=st.booleans(),
+    tokens_max=st.none() | positives,
+)
 sampling_params = st.builds(
     SamplingParams,
     **{
@@ -217,7 +227,7 @@ sampling_params = st.builds(
 requests = st.builds(
     GenerationRequest,
     request_id=request_ids,
-    prompt=st.one_of(chat_prompts, st.builds(TextPrompt, texts), token_prompts),
+    prompt=st.one_of(chat_prompts, st.builds(TextPrompt, texts), token_prompts, embedding_prompts),
     sampling=sampling_params,
     max_tokens=st.none() | positives,
     stop=st.lists(st.text(min_size=1, max_size=9), max_size=3).map(tuple),

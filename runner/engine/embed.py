@@ -113,8 +113,13 @@ class Embedder:
         return bool(self._alive)
 
     @property
-    def n_requests(self) -> int:
-        return len(self._alive)
+    def n_running(self) -> int:
+        """Requests that have had an input in a pass."""
+        return sum(task.begun_s is not None for task in self._alive.values())
+
+    @property
+    def n_waiting(self) -> int:
+        return len(self._alive) - self.n_running
 
     def submit(self, request: EmbeddingRequest) -> None:
         """Raises InvalidParameter when the id is in use, or this model makes no embeddings."""

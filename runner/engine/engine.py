@@ -16,11 +16,7 @@ from typing import Final
 import attrs
 
 from runner.domain.engine import EngineCounts, EngineOptions
-from runner.domain.events import (
-    Failed,
-    FinishReason,
-    TextDelta,
-)
+from runner.domain.events import Failed, FinishReason, TextDelta
 from runner.engine.backend import Backend, DecodeResult
 from runner.engine.batcher import (
     ALONE_LIMIT_S,
@@ -112,8 +108,8 @@ class Engine:
 
     def statistics(self) -> EngineStatistics:
         return EngineStatistics(
-            running=len(self._running),
-            waiting=len(self._waiting) + self._embedder.n_requests,
+            running=len(self._running) + self._embedder.n_running,
+            waiting=len(self._waiting) + self._embedder.n_waiting,
             cells_used=self._cells.n_used,
             cells_retained=self._cells.n_retained,
             n_cells=self._options.n_cells,

@@ -254,7 +254,7 @@ def test_embeddings_and_streams_take_turns_in_an_engine() -> None:
     engine.submit(SequenceRequest(request_id="text", prompt_tokens=prompt, submitted_s=0.0))
     engine.submit(EmbeddingRequest(request_id="vectors", inputs=((1,) * 12,) * 4))
     assert engine.statistics().waiting == 2
-    told = []
+    told: list[tuple[str, type]] = []
     while engine.has_work:
         told += [(name, type(event)) for name, event in engine.step().events]
     first_vector = told.index(("vectors", Embedded))

@@ -12,13 +12,14 @@ import numpy.typing as npt
 import pytest
 
 from runner.domain.engine import EngineOptions
-from runner.domain.events import Embedded, Finished
+from runner.domain.events import Embedded, Finished, TextDelta
 from runner.domain.generation import EmbeddingPrompt, TextPrompt
 from runner.engine.backend import Backend, EmbeddingFacts, Pooling, load_backend
 from runner.engine.embed import EmbeddingRequest
 from runner.engine.engine import Engine
 from runner.engine.llama_memory import measure
 from runner.engine.sequence import SequenceRequest
+from runner.engine.told import EngineEvent
 from runner.errors import LoadingFailed
 from runner.gguf.metadata import read_metadata
 from runner.store.package import check_weights
@@ -49,7 +50,7 @@ def loaded(path: Path, options: EngineOptions) -> Iterator[tuple[Backend, Engine
 
 def embed(engine: Engine, *inputs: tuple[int, ...], dimensions: int | None = None) -> list[Vector]:
     engine.submit(EmbeddingRequest(request_id="e", inputs=inputs, dimensions=dimensions))
-    events = []
+    events: list[tuple[str, EngineEvent]] = []
     while engine.has_work:
         events += engine.step().events
     *told, last = [event for name, event in events if name == "e"]
@@ -133,19 +134,15 @@ def test_what_is_generated_does_not_depend_on_embeddings_beside_it(tmp_path: Pat
     def generated(engine: Engine) -> str:
         prompt = tuple(range(20, 60))
         engine.submit(SequenceRequest(request_id="t", prompt_tokens=prompt, max_tokens=12, submitted_s=0.0))
-        texts = []
+        texts: list[str] = []
         while engine.has_work:
-            texts += [event.text for name, event in engine.step().events if name == "t" and _has_text(event)]
+            texts += [event.text for _, event in engine.step().events if isinstance(event, TextDelta)]
         return "".join(texts)
 
     with loaded(path, OPTIONS) as (_, engine):
         before = generated(engine)
         engine.submit(EmbeddingRequest(request_id="e", inputs=((3,) * 100,) * 3))
         assert generated(engine) == before
-
-
-def _has_text(event: object) -> bool:
-    return hasattr(event, "text")
 
 
 @pytest.mark.parametrize("write", [write_windowed, write_recurrent, write_hybrid])

@@ -85,6 +85,7 @@ def test_other_weights_options_and_engines_are_other_measurements(
 
 def test_every_option_that_decides_sizes_is_in_the_key() -> None:
     changes = {
+        "context_size": 512,
         "n_cells": 512,
         "max_sequences": 3,
         "prefill_chunk": 17,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import attrs
 import numpy as np
@@ -36,11 +36,17 @@ class Pooling(enum.Enum):
     LAST = "last"
 
 
+GROUP_ROWS: Final = 512
+"""Rows of a pass that short inputs are gathered for. More gain nothing, and each attends to all of them,
+masked or not."""
+
+
 @attrs.frozen(kw_only=True)
 class EmbeddingFacts:
     """What vectors a model makes, of `n_dimensions` numbers, and of how long inputs, in tokens.
 
     `is_whole`: an input is computed in one pass, since each token attends to those behind it as well.
+    Several share a pass of up to `group_rows`.
     """
 
     n_dimensions: int
@@ -48,6 +54,7 @@ class EmbeddingFacts:
     pooling: Pooling = Pooling.MEAN
     is_whole: bool = False
     max_sequences: int = 8
+    group_rows: int = GROUP_ROWS
 
 
 @attrs.frozen(kw_only=True)

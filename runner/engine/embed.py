@@ -25,9 +25,6 @@ from runner.domain.events import Embedded, Failed, Finished, FinishReason, Timin
 from runner.engine.backend import DecodeResult, EmbeddingContext, EmbeddingFacts, Pooling
 from runner.errors import EngineFailed, FieldFault, InvalidParameter, LoadingFailed
 
-GROUP_ROWS: Final = 512
-"""Rows of a pass that inputs are gathered for. More gain nothing, and each attends to all of them, masked or
-not."""
 TOLD_BYTES_MAX: Final = 512 * 1024
 """Vectors of one step: half a frame's worth."""
 
@@ -190,7 +187,7 @@ class Embedder:
         if self._suspects:  # 1
             return [self._suspects.popleft()]
         assert self._facts is not None
-        limit = min(n_rows, GROUP_ROWS)
+        limit = min(n_rows, self._facts.group_rows)
         parts_max = max(1, min(self._facts.max_sequences, TOLD_BYTES_MAX // (4 * self._facts.n_dimensions)))
         group: list[_Part] = []
         n_planned = 0

@@ -36,5 +36,3 @@ grown: list[bytearray] = []
 def grow(size_mib: int) -> None:
     """Touched, so that it is there and not only promised."""
     grown.append(bytearray(b"x") * (size_mib << 20))
-
-

@@ -18,7 +18,7 @@ from llama_cpp import __version__ as _binding_version
 from llama_cpp import llama_cpp as lib
 
 from runner.domain.engine import CacheType, EngineOptions, FlashAttention
-from runner.engine.backend import EmbeddingFacts, Pooling, ProgressReport
+from runner.engine.backend import GROUP_ROWS, EmbeddingFacts, Pooling, ProgressReport
 from runner.engine.buffer_log import BufferLog
 from runner.errors import LoadingFailed
 
@@ -63,6 +63,8 @@ EMBEDDED_MAX = 2048
 """The longest input of a model that generates, so that its second context stays small: what is searched by
 embeddings is cut into pieces of some hundred tokens."""
 ENCODER_SEQUENCES, SECOND_SEQUENCES = 64, 8
+GROUP_OUTPUT_BYTES = 64 * 1024**2
+"""What the outputs of short inputs that share a pass may take: see `embedding_output_bytes`."""
 
 
 def load_model(
@@ -152,7 +154,8 @@ def architecture_of(model: Model) -> str:
 def is_encoder(model: Model) -> bool:
     """Made for embeddings: each token attends to all others, so that none can be the next one."""
     architecture = architecture_of(model)
-    return architecture in _ENCODERS or meta_text(model, f"{architecture}.attention.causal") == "false"
+    is_two_way = architecture in _ENCODERS or meta_text(model, f"{architecture}.attention.causal") == "false"
+    return is_two_way and not lib.llama_model_has_encoder(model) and not lib.llama_model_is_diffusion(model)
 
 
 def embedding_facts(model: Model, options: EngineOptions) -> EmbeddingFacts | None:
@@ -162,13 +165,27 @@ def embedding_facts(model: Model, options: EngineOptions) -> EmbeddingFacts | No
     if pooling is None:
         return None
     is_whole = is_encoder(model)
+    longest: int = lib.llama_model_n_ctx_train(model) if is_whole else EMBEDDED_MAX  # places are learned
     return EmbeddingFacts(
         n_dimensions=lib.llama_model_n_embd_out(model),
-        input_max=options.context_size if is_whole else min(options.context_size, EMBEDDED_MAX),
+        input_max=min(options.context_size, longest),
         pooling=pooling,
         is_whole=is_whole,
         max_sequences=ENCODER_SEQUENCES if is_whole else SECOND_SEQUENCES,
+        group_rows=max(1, min(GROUP_ROWS, GROUP_OUTPUT_BYTES // _output_row_bytes(model))),
     )
+
+
+def embedding_output_bytes(model: Model, n_rows: int) -> int:
+    """What the library keeps for the outputs of so many rows, once they were computed: room for logits too,
+    although embeddings have none (`output_reserve` of llama-context.cpp)."""
+    return n_rows * _output_row_bytes(model)
+
+
+def _output_row_bytes(model: Model) -> int:
+    n_vocab: int = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model))
+    n_dimensions: int = lib.llama_model_n_embd_out(model)
+    return 4 * (n_vocab + n_dimensions)
 
 
 def embedding_rows(facts: EmbeddingFacts, options: EngineOptions) -> int:

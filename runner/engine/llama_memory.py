@@ -36,6 +36,8 @@ from runner.engine.llama_loading import (
     Context,
     Model,
     embedding_facts,
+    embedding_output_bytes,
+    embedding_rows,
     engine_log,
     is_encoder,
     load_model,
@@ -66,7 +68,7 @@ def measure(path: Path, options: EngineOptions, *, further_parts: tuple[Path, ..
                 devices=devices,
                 process_bytes=max(0, grown_bytes)
                 + _samplers_bytes(model, options)
-                + _second_context_bytes(model, options, log),
+                + _embedding_bytes(model, options, log),
             )
         finally:
             lib.llama_free(context)
@@ -79,19 +81,23 @@ def _really_allocated_bytes(log: BufferLog) -> int:
     return log.allocated_bytes("output_bytes") + log.allocated_bytes("kv_cache_bytes")
 
 
-def _second_context_bytes(model: Model, options: EngineOptions, log: BufferLog) -> int:
-    """What embeddings take beside generation, once somebody asks for them. Counted with the process: it is no
-    buffer of a load, and is not there before."""
-    facts = None if is_encoder(model) else embedding_facts(model, options)
+def _embedding_bytes(model: Model, options: EngineOptions, log: BufferLog) -> int:
+    """What embeddings take beside what a load does, once somebody asks for them: room for outputs, and where
+    the model generates, a second context. Counted with the process, since it is not there before."""
+    facts = embedding_facts(model, options)
     if facts is None:
         return 0
+    n_rows = embedding_rows(facts, options)
+    if is_encoder(model):
+        return embedding_output_bytes(model, max(0, n_rows - facts.max_sequences))  # of these a load has some
     log.clear()
     try:
         context = new_embedding_context(model, options, facts)
     except LoadingFailed:  # then a request will fail likewise
         return 0
     lib.llama_free(context)
-    return log.cache_bytes + log.allocated_bytes("compute_bytes") + log.allocated_bytes("output_bytes")
+    output_bytes = embedding_output_bytes(model, max(n_rows, facts.max_sequences))
+    return log.cache_bytes + log.allocated_bytes("compute_bytes") + output_bytes
 
 
 def _samplers_bytes(model: Model, options: EngineOptions) -> int:

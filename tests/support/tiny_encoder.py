@@ -17,7 +17,7 @@ from scripts.minilm import Array, Bert
 N_LAYERS: Final = 2
 WIDTH: Final = 64
 INNER: Final = 128
-LENGTH: Final = 64
+LENGTH: Final = 128
 """Tokens of the longest input."""
 VOCABULARY: Final = (
     *(f"[{name}]" for name in ("PAD", "UNK", "CLS", "SEP", "MASK")),

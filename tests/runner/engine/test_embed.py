@@ -11,9 +11,8 @@ import pytest
 
 from runner.domain.engine import EngineOptions
 from runner.domain.events import Embedded, Failed, Finished, FinishReason, TextDelta, Usage
-from runner.engine.backend import DecodeResult, EmbeddingFacts, Pooling
+from runner.engine.backend import GROUP_ROWS, DecodeResult, EmbeddingFacts, Pooling
 from runner.engine.embed import (
-    GROUP_ROWS,
     TOLD_BYTES_MAX,
     Embedder,
     EmbeddingEvent,

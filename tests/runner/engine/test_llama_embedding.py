@@ -14,6 +14,7 @@ import pytest
 from runner.domain.engine import EngineOptions
 from runner.domain.events import Embedded, Finished, TextDelta
 from runner.domain.generation import EmbeddingPrompt, TextPrompt
+from runner.engine import llama_memory
 from runner.engine.backend import Backend, EmbeddingFacts, Pooling, load_backend
 from runner.engine.embed import EmbeddingRequest
 from runner.engine.engine import Engine
@@ -80,7 +81,7 @@ def test_an_encoders_embeddings_are_those_of_numpy(encoder_file: Path) -> None:
 def test_an_encoder_reads_its_words_and_cuts_what_is_too_long(encoder_file: Path) -> None:
     with loaded(encoder_file, OF_ENCODER) as (backend, _):
         reader = InputReader(backend)
-        prompt = EmbeddingPrompt(inputs=(TextPrompt("The cat"), TextPrompt("cat " * 100)), truncates=True)
+        prompt = EmbeddingPrompt(inputs=(TextPrompt("The cat"), TextPrompt("cat " * 200)), truncates=True)
         short, long = reader.read(prompt)
     names = [VOCABULARY[token] for token in short]
     assert names == ["[CLS]", "the", "cat", "[SEP]"]
@@ -153,6 +154,16 @@ def test_models_with_other_memory_make_embeddings_too(tmp_path: Path, write: Cal
         second = embed(engine, (5, 6), tuple(range(120)))
     assert float(first[0] @ second[1]) == pytest.approx(1, abs=1e-3)
     assert float(first[1] @ second[0]) == pytest.approx(1, abs=1e-3)
+
+
+def test_O01_room_for_the_outputs_of_a_longest_input_counts(
+    encoder_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library makes room for logits too, which no encoder has."""
+    monkeypatch.setattr(llama_memory, "anonymous_bytes", lambda: 0)
+    samplers_bytes = OF_ENCODER.max_sequences * len(VOCABULARY) * 12
+    outputs_bytes = (LENGTH - 64) * (len(VOCABULARY) + WIDTH) * 4
+    assert measure(encoder_file, OF_ENCODER).process_bytes == samplers_bytes + outputs_bytes
 
 
 @pytest.mark.real_model

@@ -110,7 +110,7 @@ def test_the_process_counts_with_its_growth_and_the_samplers_of_all_sequences(
 ) -> None:
     (host,) = measure(default_model_file, SMALL).devices
     output_bytes = round(host.output_bytes / MIB, 2) * MIB  # which a simulated load really allocates
-    monkeypatch.setattr(llama_memory, "_second_context_bytes", lambda *_: 7)
+    monkeypatch.setattr(llama_memory, "_embedding_bytes", lambda *_: 7)
     looks = iter([100 * MIB, 100 * MIB + grown + round(output_bytes)])
     monkeypatch.setattr(llama_memory, "anonymous_bytes", lambda: next(looks))
     told = measure(default_model_file, SMALL)

@@ -258,7 +258,8 @@ def _as_integer_within(bounds: Range, value: Any) -> int:
 
 
 def _read_prompt(fields: Fields) -> Prompt | EmbeddingPrompt:
-    if fields and fields[0] == _EMBEDDING:
+    kind = as_integer(fields[0] if fields else None)
+    if kind == _EMBEDDING:
         _, inputs, dimensions, truncates, tokens_max = fields
         return EmbeddingPrompt(
             inputs=tuple(_read_input(as_array(one)) for one in as_array(inputs)),
@@ -266,7 +267,6 @@ def _read_prompt(fields: Fields) -> Prompt | EmbeddingPrompt:
             truncates=as_flag(truncates),
             tokens_max=None if tokens_max is None else as_positive(tokens_max),
         )
-    kind = as_integer(fields[0] if fields else None)
     if kind == _CHAT:
         _, turns, options = fields
         return ChatPrompt(

@@ -14,6 +14,7 @@ import pytest
 from runner.domain.engine import EngineOptions
 from runner.domain.events import Embedded, Finished, TextDelta
 from runner.domain.generation import EmbeddingPrompt, TextPrompt
+from runner.domain.sampling import SamplingParams
 from runner.engine import llama_memory
 from runner.engine.backend import Backend, EmbeddingFacts, Pooling, load_backend
 from runner.engine.embed import EmbeddingRequest
@@ -42,7 +43,7 @@ def encoder_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def loaded(path: Path, options: EngineOptions) -> Iterator[tuple[Backend, Engine]]:
     backend = load_backend("llama", path, options, lambda fraction: True)
-    engine = Engine(backend, options)
+    engine = Engine(backend, options, stopwatch=lambda: 0.0)  # chunks of one size
     try:
         yield backend, engine
     finally:
@@ -133,8 +134,15 @@ def test_what_is_generated_does_not_depend_on_embeddings_beside_it(tmp_path: Pat
     path = write_tiny_gguf(tmp_path / "tiny.gguf")
 
     def generated(engine: Engine) -> str:
-        prompt = tuple(range(20, 60))
-        engine.submit(SequenceRequest(request_id="t", prompt_tokens=prompt, max_tokens=12, submitted_s=0.0))
+        request = SequenceRequest(
+            request_id="t",
+            prompt_tokens=tuple(range(20, 60)),
+            sampling=SamplingParams(temperature=0),
+            max_tokens=12,
+            namespace=None,
+            submitted_s=0.0,
+        )
+        engine.submit(request)
         texts: list[str] = []
         while engine.has_work:
             texts += [event.text for _, event in engine.step().events if isinstance(event, TextDelta)]

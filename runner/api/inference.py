@@ -37,7 +37,12 @@ from runner.domain.events import (
     TextDelta,
     TokenLogprob,
 )
-from runner.domain.generation import EMBEDDED_BYTES_MAX, EmbeddingPrompt, GenerationRequest
+from runner.domain.generation import (
+    EMBEDDED_BYTES_MAX,
+    ENCODER_REFUSAL,
+    EmbeddingPrompt,
+    GenerationRequest,
+)
 from runner.domain.model import Model
 from runner.domain.sampling import SamplingParams
 from runner.domain.settings import NOTHING, ModelSettings, SettingOrigin, SettingsLayer, resolve
@@ -225,6 +230,8 @@ class Inference:
 
     async def _begin(self, demand: Demand, runs: _Runs) -> Generation:
         model = await self._model(demand, runs)
+        if model.is_encoder and not isinstance(demand.request.prompt, EmbeddingPrompt):
+            raise InvalidParameter(FieldFault("model", ENCODER_REFUSAL))
         while True:
             with ExitStack() as taken:
                 lease, trial = await self._leased(model, demand, runs, taken)

@@ -84,6 +84,8 @@ class EmbeddingPrompt:
     tokens_max: int | None = None
 
 
+ENCODER_REFUSAL = "is made for embeddings and does not generate text; ask /v1/embeddings"
+"""What is wrong with the model of a generation, if it is an encoder."""
 EMBEDDING_INPUTS_MAX = 2048
 """Inputs of one request, as OpenAI has it."""
 EMBEDDED_BYTES_MAX = 32 * 1024 * 1024

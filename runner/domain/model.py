@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 import attrs
 
 from runner.domain.settings import NOTHING, ModelSettings, SettingOrigin, SettingsLayer
 from runner.oci.digest import Digest
 from runner.oci.reference import Reference
+
+ENCODERS: Final = frozenset(
+    {
+        "bert",
+        "eurobert",
+        "gemma-embedding",
+        "jina-bert-v2",
+        "jina-bert-v3",
+        "modern-bert",
+        "neo-bert",
+        "nomic-bert",
+        "nomic-bert-moe",
+    }
+)
+"""Architectures whose tokens attend in both directions, whatever else a file says (`create_memory` of
+llama-model.cpp). They make embeddings and do not generate text."""
 
 
 @attrs.frozen(kw_only=True)
@@ -41,6 +58,11 @@ class Model:
             SettingsLayer(SettingOrigin.CONFIGURED, self.settings),
             SettingsLayer(SettingOrigin.PACKAGED, packaged),
         )
+
+    @property
+    def is_encoder(self) -> bool:
+        """As far as its architecture tells; the engine knows more once it has loaded it."""
+        return self.architecture in ENCODERS
 
     @property
     def name(self) -> str:

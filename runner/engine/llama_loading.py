@@ -18,6 +18,7 @@ from llama_cpp import __version__ as _binding_version
 from llama_cpp import llama_cpp as lib
 
 from runner.domain.engine import CacheType, EngineOptions, FlashAttention
+from runner.domain.model import ENCODERS
 from runner.engine.backend import GROUP_ROWS, EmbeddingFacts, Pooling, ProgressReport
 from runner.engine.buffer_log import BufferLog
 from runner.errors import LoadingFailed
@@ -42,20 +43,6 @@ _FLASH_ATTENTION = {
 }
 
 
-_ENCODERS = frozenset(
-    {
-        "bert",
-        "eurobert",
-        "gemma-embedding",
-        "jina-bert-v2",
-        "jina-bert-v3",
-        "modern-bert",
-        "neo-bert",
-        "nomic-bert",
-        "nomic-bert-moe",
-    }
-)
-"""What attends in both directions, whatever its file says (llama-arch.cpp)."""
 _POOLINGS = {"1": Pooling.MEAN, "2": Pooling.FIRST, "3": Pooling.LAST}
 """`llama_pooling_type`. 0 and none said: the mean, as most take it. Others rank texts."""
 _META_BYTES = 256
@@ -154,7 +141,7 @@ def architecture_of(model: Model) -> str:
 def is_encoder(model: Model) -> bool:
     """Made for embeddings: each token attends to all others, so that none can be the next one."""
     architecture = architecture_of(model)
-    is_two_way = architecture in _ENCODERS or meta_text(model, f"{architecture}.attention.causal") == "false"
+    is_two_way = architecture in ENCODERS or meta_text(model, f"{architecture}.attention.causal") == "false"
     return is_two_way and not lib.llama_model_has_encoder(model) and not lib.llama_model_is_diffusion(model)
 
 

@@ -25,6 +25,7 @@ import attrs
 from runner.domain.engine import EngineOptions
 from runner.domain.events import Examined, Failed
 from runner.domain.generation import (
+    ENCODER_REFUSAL,
     EXAMINED_BYTES_MAX,
     ChatPrompt,
     EmbeddingPrompt,
@@ -118,9 +119,7 @@ class Preparer:
         prompt = request.prompt
         assert not isinstance(prompt, EmbeddingPrompt), "see prepare_embedding"
         if not self._backend.facts.generates:
-            raise InvalidParameter(
-                FieldFault("model", "is made for embeddings and does not generate text; ask /v1/embeddings")
-            )
+            raise InvalidParameter(FieldFault("model", ENCODER_REFUSAL))
         self._check_biases(request)
         token_ids = self._prompt_tokens(prompt)
         if not token_ids:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import attrs
 import pytest
 import trio
 import trio.testing
@@ -121,3 +122,16 @@ async def test_embeddings_that_are_refused_raise_what_the_worker_said() -> None:
     [fault] = caught.value.faults
     assert fault.path == "input[3]"
     assert fault.message.startswith("has 600 tokens")
+
+
+async def test_N12_an_encoder_is_not_loaded_to_refuse_a_generation() -> None:
+    parts = FakeParts.make(lambda _: embedded((0, b"aaaa"), (1, b"bbbb")))
+    [model] = parts.store.models
+    parts.store.models = [attrs.evolve(model, architecture="bert")]
+    asked = embedding()
+    with pytest.raises(InvalidParameter, match="does not generate text"):
+        await inference_over(parts).begin(
+            attrs.evolve(asked, request=attrs.evolve(asked.request, prompt=TextPrompt("hi")))
+        )
+    assert parts.scheduler.acquired == []
+    assert (await inference_over(parts).embed(asked)).vectors

@@ -34,6 +34,7 @@ class EngineMeters:
     preemptions: int
     reuse_hits: int
     reused_tokens: int
+    restored_tokens: int
     reuse_misses: dict[str, int]
 
 

@@ -32,7 +32,8 @@ class LoadedFacts:
     """What a backend knows once it is loaded. `devices` are empty where the engine reports no sizes.
 
     `shares_cells`: sequences can have cells in common. Not where a model keeps one state per sequence.
-    `n_outputs`: rows of one forward pass whose logits can be had.
+    `n_outputs`: rows of one forward pass whose logits can be had. `cuts_states`: one may go
+    on from any position of a restored state; otherwise, with a sliding window, from its end only.
     """
 
     engine_version: str
@@ -41,6 +42,7 @@ class LoadedFacts:
     n_vocab: int
     n_outputs: int
     shares_cells: bool = True
+    cuts_states: bool = True
     devices: tuple[DeviceBuffers, ...] = ()
 
 
@@ -164,6 +166,20 @@ class Backend(Protocol):
 
     def drop_cells(self, sequence_id: int, from_position: int = 0) -> bool:
         """Forget a sequence from a position on; False when only forgetting all of it is possible."""
+
+    def state_bytes(self, sequence_id: int) -> int:
+        """What `save_state` would give. Only where `facts.shares_cells`."""
+
+    def save_state(self, sequence_id: int, room: memoryview) -> bool:
+        """Write what the cells of a sequence hold into `room`, of exactly `state_bytes`; False when the
+        engine would not."""
+
+    def restore_state(self, sequence_id: int, state: memoryview, count: int) -> bool:
+        """Give a sequence that has nothing the cells of a saved one, of `count` tokens; nothing is computed.
+
+        False when the engine refuses the state, has no room for it, or finds another number of tokens in it;
+        the sequence then has nothing.
+        """
 
     def close(self) -> None:
         """Free everything; the backend must not be used afterwards."""

@@ -211,6 +211,15 @@ class LlamaBackend:
     def drop_cells(self, sequence_id: int, from_position: int = 0) -> bool:
         return self._cells.drop(sequence_id, from_position)
 
+    def state_bytes(self, sequence_id: int) -> int:
+        return self._cells.state_bytes(sequence_id)
+
+    def save_state(self, sequence_id: int, room: memoryview) -> bool:
+        return self._cells.save(sequence_id, room)
+
+    def restore_state(self, sequence_id: int, state: memoryview, count: int) -> bool:
+        return self._cells.restore(sequence_id, state, count)
+
     def close(self) -> None:
         if not self._is_closed:
             self._is_closed = True
@@ -282,6 +291,7 @@ def _facts(model: Model, n_outputs: int, devices: tuple[DeviceBuffers, ...]) -> 
         n_vocab=lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model)),
         n_outputs=n_outputs,
         shares_cells=shares_cells(model),
+        cuts_states=lib.llama_model_n_swa(model) == 0,
         devices=devices,
     )
 

@@ -66,8 +66,10 @@ class Hibernation:
     def count_spared(self, saved: Sequence[int], prompt: Sequence[int], namespace: Hashable | None) -> int:
         """Tokens of a prompt that a state of `saved` would spare it, and that are not in cells: 0 when it is
         not worth its while. Changes nothing."""
+        if namespace is None or list(saved[:LEAST_SAVED]) != list(prompt[:LEAST_SAVED]):
+            return 0
         count = common_length(list(saved), list(prompt[:-1]))
-        if namespace is None or count < LEAST_SAVED or (self._needs_exact_end and count < len(saved)):
+        if count < LEAST_SAVED or (self._needs_exact_end and count < len(saved)):
             return 0
         n_spared = count - self._cells.find(prompt, namespace).count
         return n_spared if n_spared >= LEAST_SAVED else 0

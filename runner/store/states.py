@@ -120,6 +120,8 @@ class StateWriter:
             self.abandon()
             raise StateRefused("fewer bytes than announced")
         try:
+            self._file.flush()
+            os.utime(self._file.fileno(), (self._state.used_s, self._state.used_s))
             self._file.close()
             self._state.path.with_suffix(_PART).replace(self._state.path)
         except OSError:

@@ -108,7 +108,8 @@ class SavedStates:
         self._states: dict[int, StateFile] = {}
         """By id, the one that was not used for longest first."""
         self._writing: dict[StateWriter, int] = {}
-        """With the bytes that each may come to take."""
+        """With the bytes that each may come to take; these are reserved."""
+        self._reserved_bytes = 0
         self._is_open = False
 
     def __repr__(self) -> str:
@@ -171,18 +172,21 @@ class SavedStates:
             )
         return tuple(offers)
 
-    def read(self, state_id: int) -> StateReader | None:
+    async def read(self, state_id: int) -> StateReader | None:
         """A reader of a state that is still there; it counts as used now."""
-        state = self._states.pop(state_id, None)
+        state = self._states.get(state_id)
         if state is None:
             return None
         try:
-            state = self._files.note_use(state, self._clock())
+            used = await _in_thread(partial(self._files.note_use, state, self._clock()))
         except OSError as error:
+            self._states.pop(state_id, None)
             self._tell(f"a saved state is gone: {error.strerror}")
             return None
-        self._states[state_id] = state
-        return StateReader(self._files.parts(state))
+        if self._states.pop(state_id, None) is None:
+            return None  # it had to go meanwhile
+        self._states[state_id] = used
+        return StateReader(self._files.parts(used))
 
     async def drop(self, state_id: int, reason: str) -> None:
         """It proved to be none of ours, or not whole."""
@@ -198,26 +202,22 @@ class SavedStates:
         writes, and then has it kept or abandons it."""
         n_tokens = len(announced.tokens)
         needed_bytes = file_bytes_of(n_tokens, announced.size_bytes)
-        left_bytes = self._limit_bytes - needed_bytes - sum(self._writing.values())
+        left_bytes = self._limit_bytes - needed_bytes - self._reserved_bytes
         if not self.is_on or left_bytes < 0:
             return None
-        await self._drop_surplus(left_bytes)
+        self._reserved_bytes += needed_bytes  # before anything waits: others begin meanwhile
+        writer = None
         try:
-            if await _in_thread(self._free_bytes) < needed_bytes:
-                return None
-            begin = partial(
-                self._files.begin,
-                key,
-                announced.owner,
-                announced.tokens,
-                announced.size_bytes,
-                self._clock(),
-            )
-            writer = await _in_thread(begin)
+            await self._drop_surplus(left_bytes)
+            if await _in_thread(self._free_bytes) >= needed_bytes:
+                writer = await _in_thread(partial(self._begin, key, announced))
         except (OSError, StateRefused) as error:
             self._tell(f"a state could not be saved: {error}")
-            return None
-        self._writing[writer] = needed_bytes
+        finally:
+            if writer is None:
+                self._reserved_bytes -= needed_bytes
+            else:
+                self._writing[writer] = needed_bytes
         return writer
 
     async def write(self, writer: StateWriter, data: bytes) -> bool:
@@ -237,7 +237,7 @@ class SavedStates:
             self._tell(f"a state could not be saved: {error}")
             return
         finally:
-            self._writing.pop(writer, None)
+            self._reserved_bytes -= self._writing.pop(writer, 0)
         former = [state_id for state_id, other in self._states.items() if _are_alike(state, other)]
         self._states[next(self._ids)] = state
         await self._remove([self._states.pop(state_id) for state_id in former])
@@ -245,7 +245,7 @@ class SavedStates:
 
     async def abandon(self, writer: StateWriter) -> None:
         """Leave nothing of it, if the disk lets us do so soon; else the next start does."""
-        self._writing.pop(writer, None)
+        self._reserved_bytes -= self._writing.pop(writer, 0)
         with trio.CancelScope(shield=True), trio.move_on_after(_CLEAN_S):
             try:
                 await _in_thread(writer.abandon)
@@ -288,6 +288,9 @@ class SavedStates:
             await _in_thread(lambda: [self._files.remove(state) for state in states])
         except OSError as error:
             self._tell(f"a saved state could not be removed: {error.strerror}")
+
+    def _begin(self, key: StateKey, announced: SaveState) -> StateWriter:
+        return self._files.begin(key, announced.owner, announced.tokens, announced.size_bytes, self._clock())
 
     def _free_bytes(self) -> int:
         return shutil.disk_usage(self._root).free - self._keep_free_bytes

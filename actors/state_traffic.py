@@ -127,7 +127,7 @@ class StateTraffic:
 
     async def _send(self, state_id: int) -> None:
         assert self._states is not None, "only what was offered can be wanted"
-        reader = self._states.read(state_id)
+        reader = await self._states.read(state_id)
         try:
             if reader is None or not await self._send_parts(state_id, reader):
                 self._outbox.put(encode(StateGone(state_id)))

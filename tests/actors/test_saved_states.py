@@ -83,7 +83,7 @@ async def test_what_was_saved_is_offered_by_the_next_run_last_used_first(bench: 
     for token in range(3):
         assert await save(first, announced(token, owner="o", size_bytes=20))
     assert offered(first) == [(2,), (1,), (0,)]
-    reader = first.read(first.offers(KEY)[-1].state_id)
+    reader = await first.read(first.offers(KEY)[-1].state_id)
     assert reader is not None
     assert await reader.next_part() == b"x" * 20
     assert await reader.next_part() == b""
@@ -230,12 +230,12 @@ async def test_G12_what_proves_damaged_when_it_is_read_is_dropped(bench: Bench) 
     content[-40] ^= 1
     path.write_bytes(content)
     (offer,) = states.offers(KEY)
-    reader = states.read(offer.state_id)
+    reader = await states.read(offer.state_id)
     assert reader is not None
     with pytest.raises(StateRefused) as refused:
         await reader.next_part()
     await states.drop(offer.state_id, str(refused.value))
-    assert states.read(offer.state_id) is None
+    assert await states.read(offer.state_id) is None
     assert not path.exists()
     assert len(bench.notices) == 1
 
@@ -245,7 +245,7 @@ async def test_a_file_that_somebody_removed_is_no_fault(bench: Bench) -> None:
     await save(states, announced(1))
     (path,) = bench.root.glob("*.state")
     path.unlink()
-    assert states.read(states.offers(KEY)[0].state_id) is None
+    assert await states.read(states.offers(KEY)[0].state_id) is None
     assert states.usage.states == 0
 
 

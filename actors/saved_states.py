@@ -69,7 +69,7 @@ class StateReader:
 
     async def next_part(self) -> bytes:
         """b"" after the last one. Raises StateRefused, OSError."""
-        return await _in_thread(partial(next, self._parts, b""))
+        return await _in_thread(lambda: next(self._parts, b""))
 
     def close(self) -> None:
         close = getattr(self._parts, "close", None)

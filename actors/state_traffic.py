@@ -37,6 +37,8 @@ from runner.wire.messages import (
 
 WANTED_MAX: Final = 2
 """A worker asks for the next state when it has read the last part of the one before."""
+SEND_S: Final = 10.0
+"""For one state; a prompt waits for it, and is computed when the disk takes longer."""
 SAVED_MAX: Final = 64
 """States that one worker may leave."""
 _NAME_MAX: Final = 256
@@ -138,13 +140,14 @@ class StateTraffic:
     async def _send_parts(self, state_id: int, reader: StateReader) -> bool:
         assert self._states is not None
         try:
-            while part := await reader.next_part():
-                await self._outbox.until_empty()
-                self._outbox.put(encode(StatePart(state_id, part)))
+            with trio.move_on_after(SEND_S):
+                while part := await reader.next_part():
+                    await self._outbox.until_empty()
+                    self._outbox.put(encode(StatePart(state_id, part)))
+                return True
         except (StateRefused, OSError) as error:
             await self._states.drop(state_id, str(error))
-            return False
-        return True
+        return False
 
     # at the end
 

@@ -285,7 +285,7 @@ class SavedStates:
         if not states:
             return
         try:
-            await _in_thread(lambda: [self._files.remove(state) for state in states])
+            await _in_thread(partial(self._files.remove, states))
         except OSError as error:
             self._tell(f"a saved state could not be removed: {error.strerror}")
 

@@ -25,7 +25,7 @@ import secrets
 import stat
 import struct
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -233,8 +233,10 @@ class StateFiles:
         os.utime(state.path, (now_s, now_s))
         return attrs.evolve(state, used_s=now_s)
 
-    def remove(self, state: StateFile) -> None:
-        state.path.unlink(missing_ok=True)
+    def remove(self, states: Iterable[StateFile]) -> None:
+        """Raises OSError."""
+        for state in states:
+            state.path.unlink(missing_ok=True)
 
     # within
 

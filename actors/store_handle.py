@@ -105,7 +105,7 @@ class StoreHandle:
 
         Raises ModelInUse when the model would go and is leased; else like `resolve`.
         """
-        removals = await self._address.ask(lambda reply: RemoveModel(name, force, reply))
+        removals: tuple[Removal, ...] = await self._address.ask(lambda reply: RemoveModel(name, force, reply))
         await self._forget_unwanted()
         return removals
 
@@ -232,7 +232,9 @@ class StoreHandle:
         `prune_untagged`: models without a name go as well, unless somebody uses them, and leftovers of any
         age. What an upload, download or package in progress needs stays in any case. `dry_run` only tells.
         """
-        report = await self._address.ask(lambda reply: CollectGarbage(prune_untagged, dry_run, reply))
+        report: GcReport = await self._address.ask(
+            lambda reply: CollectGarbage(prune_untagged, dry_run, reply)
+        )
         await self._forget_unwanted()
         return report
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterable, Callable, Collection, Iterable
 from contextlib import AbstractContextManager
 
+import attrs
 import trio
 
 from actors.actor import Address
 from actors.leases import Pins, StoreLease
+from actors.saved_states import SavedStates
 from actors.store_messages import (
     AbandonUploads,
     AdoptDownload,
@@ -58,9 +60,13 @@ from runner.store.verify import BlobCheck, attributed
 class StoreHandle:
     """What others know of the store. Every method raises Unavailable while the store is not running."""
 
-    def __init__(self, address: Address[StoreMessage], pins: Pins) -> None:
+    def __init__(
+        self, address: Address[StoreMessage], pins: Pins, *, states: SavedStates | None = None
+    ) -> None:
+        """`states` go with the weights that they were saved of."""
         self._address = address
         self._pins = pins
+        self._states = states
         self._threads = UploadThreads()
 
     async def list(self) -> tuple[Model, ...]:
@@ -99,7 +105,9 @@ class StoreHandle:
 
         Raises ModelInUse when the model would go and is leased; else like `resolve`.
         """
-        return await self._address.ask(lambda reply: RemoveModel(name, force, reply))
+        removals: tuple[Removal, ...] = await self._address.ask(lambda reply: RemoveModel(name, force, reply))
+        await self._forget_unwanted()
+        return removals
 
     async def lease(self, model_id: Digest) -> StoreLease:
         """The model's files, which stay until the lease is released.
@@ -224,11 +232,19 @@ class StoreHandle:
         `prune_untagged`: models without a name go as well, unless somebody uses them, and leftovers of any
         age. What an upload, download or package in progress needs stays in any case. `dry_run` only tells.
         """
-        return await self._address.ask(lambda reply: CollectGarbage(prune_untagged, dry_run, reply))
+        report: GcReport = await self._address.ask(
+            lambda reply: CollectGarbage(prune_untagged, dry_run, reply)
+        )
+        await self._forget_unwanted()
+        return report
 
     async def df(self) -> DiskReport:
         """What takes how much room on the disk."""
-        return await self._address.ask(ReportDisk)
+        report = await self._address.ask(ReportDisk)
+        if self._states is None:
+            return report
+        usage = self._states.usage
+        return attrs.evolve(report, cache_states=usage.states, cache_bytes=usage.size_bytes)
 
     async def verify(
         self,
@@ -294,6 +310,10 @@ class StoreHandle:
         return await self._address.ask(
             lambda reply: PublishModel(config, config_media_type, layers, tag, reply)
         )
+
+    async def _forget_unwanted(self) -> None:
+        if self._states is not None:
+            await self._states.forget_unwanted()
 
     async def _content(self, names: tuple[ModelName, ...] | None) -> tuple[UsedContent, ...]:
         return await self._address.ask(lambda reply: ListContent(names, reply))

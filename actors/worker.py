@@ -11,13 +11,15 @@ frames and hands each generation its events, once per engine step.
 
 Imports the wire, the domain and `actors/process.py`. What a lease holds of a worker is in
 `actors/worker_handle.py`, one generation's events in `actors/stream.py`, how long a worker may go without
-counted work in `actors/watchdog.py`, how it died in `actors/deaths.py`.
+counted work in `actors/watchdog.py`, what it saves and gets back of its cache in
+`actors/state_traffic.py`, how it died in `actors/deaths.py`.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -26,22 +28,22 @@ import trio
 
 from actors.deaths import Cause, DeathKind, cause_of_exit, kernel_memory_kills
 from actors.deaths import DeathReport as DeathReport
-from actors.output import clean_text
 from actors.process import Command, ExitStatus, NewWorkers, StopTimes, WorkerSource, worker_command
+from actors.saved_states import SavedStates
+from actors.state_traffic import SavingRules, StateTraffic
 from actors.stream import GenerationStream as GenerationStream
 from actors.watchdog import LoadWatch, WatchdogRules, WorkWatch
 from actors.worker_handle import Outbox
 from actors.worker_handle import WorkerCounters as WorkerCounters
 from actors.worker_handle import WorkerHandle as WorkerHandle
+from actors.worker_loading import load_error, load_message
 from runner.domain.engine import EngineOptions
 from runner.domain.model import Model, ModelFiles
 from runner.errors import (
-    InvalidModelFile,
     LoadingFailed,
     LoadTimeout,
     ProtocolFault,
     RunnerError,
-    TemplateFailed,
     TooLarge,
     Unavailable,
     WorkerCrashed,
@@ -52,10 +54,10 @@ from runner.wire.messages import (
     Hello,
     Loaded,
     LoadFailed,
-    LoadModel,
     LoadProgress,
     Shutdown,
     Step,
+    WantState,
 )
 
 _READ_BYTES: Final = 65_536
@@ -127,12 +129,14 @@ class KeeperSettings:
 
     `outbox_limit_bytes` bounds the requests that wait for the worker to read them. Working directories are
     made below `directory` (None: the system's temporary one). `engine_version` is for reports of workers
-    that die before they have told their own.
+    that die before they have told their own. Without `states` nothing is saved of a worker's cache.
     """
 
     watchdog: WatchdogRules = attrs.field(factory=WatchdogRules)
     stop: StopTimes = attrs.field(factory=StopTimes)
     outbox_limit_bytes: int = 64 * 1024 * 1024
+    states: SavedStates | None = None
+    saving: SavingRules = attrs.field(factory=SavingRules)
     directory: Path | None = None
     engine_version: str | None = None
 
@@ -148,8 +152,8 @@ async def run_keeper(
     """Start a worker, load the model, serve until it ends; returns when nothing of it is left.
 
     Its process comes from `workers`; without, `command` starts one. Cancel it to stop the worker: that takes
-    the ladder of L08, 14 s at most. `report` is called from this task and must not block. Whatever
-    the worker does becomes an event; only faults of ours are raised.
+    the ladder of L08, 14 s at most, and 1 s more where it may save its cache. `report` is called from this
+    task and must not block. Whatever the worker does becomes an event; only faults of ours are raised.
     """
     try:
         keeper = _Keeper(spec, report, settings, workers or NewWorkers(command, settings.directory))
@@ -195,8 +199,9 @@ class _Keeper:
         self._model = spec.model.name
         self._report = report
         self._settings = settings
-        self._load_frames = encode(_load_message(spec))
+        self._load_frames = encode(load_message(spec.engine, spec.files, spec.options))
         self._outbox = Outbox(settings.outbox_limit_bytes)
+        self._states = StateTraffic(settings.states, spec.files, spec.options, self._outbox, settings.saving)
         self._decoder = FromWorkerDecoder()
         self._phase = _Phase.STARTING
         self._started_s = trio.current_time()
@@ -229,6 +234,7 @@ class _Keeper:
             nursery.start_soon(self._write)
             nursery.start_soon(self._watch_exit)
             nursery.start_soon(self._watch_progress)
+            nursery.start_soon(self._states.serve)
             ending = await self._read()
             nursery.cancel_scope.cancel()
         return ending
@@ -264,7 +270,8 @@ class _Keeper:
                 self._handle_message(message)
 
     def _handle_message(self, message: object) -> None:
-        """1. Hello, once.  2. LoadProgress, until Loaded or LoadFailed.  3. Step, from Loaded on."""
+        """1. Hello, once.  2. LoadProgress, until Loaded or LoadFailed.  3. Step and WantState, from Loaded
+        on."""
         match self._phase, message:
             case _Phase.STARTING, Hello():
                 self._start_loading(message)
@@ -274,11 +281,13 @@ class _Keeper:
                 self._become_ready(message)
             case _Phase.LOADING, LoadFailed():
                 cause = Cause(DeathKind.LOADING_FAILED, "loading failed")
-                error = _load_error(message, self._spec)
+                error = load_error(message, self._spec.files)
                 self._ending = _Ending(cause=cause, load_error=error, is_polite=True)
             case _Phase.READY, Step():
                 assert self._handle is not None
                 self._handle.deliver(message)
+            case _Phase.READY, WantState(state_id) if self._states.want(state_id):
+                pass
             case _:
                 unexpected = f"{type(message).__name__} from a worker that is {self._phase.value}"
                 self._ending = _protocol_fault(unexpected)
@@ -316,6 +325,7 @@ class _Keeper:
             watch=WorkWatch(self._settings.watchdog, self._spec.files.weights_bytes),
             n_threads=self._spec.options.n_threads,
         )
+        self._states.loaded(loaded)
         self._report(WorkerReady(self._handle, loaded))
 
     def _end_load(self) -> None:
@@ -390,7 +400,7 @@ class _Keeper:
             self._tell(ending)
         finally:
             self._end_load()
-            await self._process.stop(self._ask if ending.is_polite else None, self._settings.stop)
+            await self._see_off(ending)
             self._report(WorkerEnded(self._death_report(ending, request_ids)))
 
     async def _await_exit(self, ending: _Ending) -> _Ending:
@@ -417,18 +427,38 @@ class _Keeper:
             died = LoadingFailed(f"the worker of {self._model} ended before it was ready ({cause})")
             self._report(WorkerLoadFailed(ending.load_error or died))
 
-    async def _ask(self) -> None:
-        """`Shutdown`, then read on, so that a worker in the middle of a send can come to read it."""
+    async def _see_off(self, ending: _Ending) -> None:
+        """Its states are wanted only of a worker that did nothing wrong."""
+        times = self._settings.stop
+        if not ending.is_polite:
+            await self._process.stop(None, times)
+        elif not ending.was_requested:
+            await self._process.stop(partial(self._ask, Shutdown()), times)
+        else:
+            times = attrs.evolve(times, polite_s=times.polite_s + self._states.save_s)
+            await self._process.stop(partial(self._ask, self._states.farewell()), times)
+
+    async def _ask(self, farewell: Shutdown) -> None:
+        """`Shutdown`, then read on: it may save states, and is to come out of a send that it is in."""
         channel = self._process.channel
         try:
             if self._is_writing:  # half a frame is out: all that is left to say is the end
                 await channel.send_eof()
             else:
-                await channel.send_all(encode(Shutdown()))
-            while await channel.receive_some(_READ_BYTES):
-                pass
+                await channel.send_all(encode(farewell))
+            while data := await channel.receive_some(_READ_BYTES):
+                await self._states.take(self._last_words(bytes(data)))
         except trio.BrokenResourceError:
             pass
+        finally:
+            await self._states.end()
+
+    def _last_words(self, data: bytes) -> Iterable[object]:
+        """From the first fault on nothing is believed; it is ending anyway."""
+        try:
+            return self._decoder.feed(data)
+        except ProtocolFault as fault:
+            return fault.preceding
 
     def _death_report(self, ending: _Ending, request_ids: tuple[str, ...]) -> DeathReport:
         status = self._process.status
@@ -454,29 +484,6 @@ class _Keeper:
 
 def _protocol_fault(reason: str) -> _Ending:
     return _Ending(cause=Cause(DeathKind.PROTOCOL_FAULT, f"protocol fault: {reason}"))
-
-
-_LOAD_ERRORS: Final[Mapping[str, Callable[[str], RunnerError]]] = {
-    InvalidModelFile.code: InvalidModelFile,
-    TemplateFailed.code: TemplateFailed,
-}
-
-
-def _load_error(message: LoadFailed, spec: WorkerSpec) -> RunnerError:
-    """As the error of ours that its code names; clients see it, so it says nothing of where our files lie."""
-    text = clean_text(message.message)
-    for path in spec.files.weights:
-        text = text.replace(str(path), "the model file")
-    return _LOAD_ERRORS.get(message.code, LoadingFailed)(text)
-
-
-def _load_message(spec: WorkerSpec) -> LoadModel:
-    return LoadModel(
-        engine=spec.engine,
-        weights_paths=tuple(map(str, spec.files.weights)),
-        options=spec.options,
-        chat_template=spec.files.chat_template,
-    )
 
 
 def _report_no_start(

@@ -53,6 +53,7 @@ class Outbox:
         self._frames: deque[bytes] = deque()
         self._first: bytes | None = None
         self._filled = trio.Event()
+        self._emptied = trio.Event()
 
     def put_request(self, frames: bytes) -> None:
         """Raises `Unavailable` when too much is waiting: the worker does not read."""
@@ -81,7 +82,15 @@ class Outbox:
             return frames
         frames = self._frames.popleft()
         self._size_bytes -= len(frames)
+        if not self._frames:
+            self._emptied.set()
         return frames
+
+    async def until_empty(self) -> None:
+        """Returns when nothing waits but what was put first; for one task, that sends much."""
+        while self._frames:
+            self._emptied = trio.Event()
+            await self._emptied.wait()
 
     def __repr__(self) -> str:
         return f"<Outbox {len(self._frames)} waiting, {self._size_bytes} bytes>"

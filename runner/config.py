@@ -42,7 +42,7 @@ class Settings:
     daemon that long after its last client, `inf` never. Registries are named as in references to models:
     `insecure_registries` are spoken to without encryption, `unverified_registries` without a look at their
     certificates; `registry_ca_files`, `registry_mirrors` and `registry_realms` are pairs of a registry and a
-    file or host.
+    file or host. `cache_disk_bytes` 0 saves nothing of models' caches.
     """
 
     host: str
@@ -76,6 +76,7 @@ class Settings:
     transfers_at_once: int
     connections: int
     disk_reserve_bytes: int
+    cache_disk_bytes: int
 
 
 _FIELD_OF = {
@@ -87,6 +88,7 @@ _FIELD_OF = {
     "drain": "drain_s",
     "idle_exit": "idle_exit_s",
     "disk_reserve": "disk_reserve_bytes",
+    "cache_disk": "cache_disk_bytes",
 }
 
 

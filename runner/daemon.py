@@ -5,6 +5,7 @@
     ├── store       the disk
     ├── puller      content on its way in and out
     ├── footprints  what models take, measured before they are loaded
+    ├── states      what was saved of models' caches
     ├── cores       looks at what other programs leave to the workers
     ├── spare       a worker that waits for the next load
     ├── scheduler   which model is loaded where; the keepers of its workers live inside
@@ -31,7 +32,6 @@ import structlog
 import trio
 
 from actors.actor import Address
-from actors.budget import BudgetMeter
 from actors.cores import CoreSharing, read_work
 from actors.environment import PASSED_ON
 from actors.footprints import Footprints
@@ -51,6 +51,7 @@ from actors.store_messages import StoreMessage
 from actors.supervisor import ChildSpec, ChildStatistics, RestartLimitReached, Run, Supervisor
 from actors.transfers import TransferLedger
 from actors.worker import DeathReport, KeeperSettings, run_keeper
+from runner.allowances import budget_meter, saved_states
 from runner.api.app import AppContext, build_app
 from runner.api.server import Server, ServerSettings
 from runner.config import Settings
@@ -88,7 +89,7 @@ log = structlog.get_logger(__name__)
 
 LAST_WORDS_S = 6.0
 """Beyond the drain: error events for what is left, and the connections' ends."""
-WORKERS_END_S = 15.0
+WORKERS_END_S = 16.0
 """A worker that ignores everything but SIGKILL has ended by then."""
 AT_ONCE_S = 3.0
 """After a second signal workers may end in order for so long."""
@@ -216,7 +217,8 @@ class Daemon:
         store_address: Address[StoreMessage] = Address("store")
         puller_address: Address[PullerMessage] = Address("puller")
         pins = Pins()
-        store = StoreHandle(store_address, pins)
+        self._states = saved_states(settings)
+        store = StoreHandle(store_address, pins, states=self._states)
         transfers = TransferLedger()
         network = self._new_network()
         self._scheduler = SchedulerHandle()
@@ -236,7 +238,7 @@ class Daemon:
             default_context_size=settings.context_size,
             setting_layers=setting_layers(settings, self._said),
         )
-        self._budgets = _budget_meter(settings)
+        self._budgets = budget_meter(settings)
         self._server = Server(build_app(context), _server_settings(settings))
         self._footprints = self._new_footprints(store)
         self._spare = self._new_spare() if settings.spare_worker else None
@@ -269,6 +271,7 @@ class Daemon:
                     ),
                 ),
                 ChildSpec(name="footprints", run=self._footprints.run),
+                ChildSpec(name="states", run=self._states.run),
                 ChildSpec(name="cores", run=self._cores.run),
                 *([ChildSpec(name="spare", run=self._spare.run)] if self._spare is not None else ()),
                 ChildSpec(
@@ -326,7 +329,9 @@ class Daemon:
         )
 
     def _new_cores(self) -> CoreSharing:
-        keeping = KeeperSettings(directory=self._worker_directory, engine_version=self._engine_name())
+        keeping = KeeperSettings(
+            directory=self._worker_directory, engine_version=self._engine_name(), states=self._states
+        )
         n_cores = _engine_settings(self._settings).n_threads
         return CoreSharing(
             partial(run_keeper, settings=keeping, workers=self._spare),
@@ -465,15 +470,6 @@ def setting_layers(settings: Settings, said: Collection[str]) -> tuple[SettingsL
     return (
         SettingsLayer(SettingOrigin.DAEMON, of_all.changed(NOTHING, unsaid)),
         SettingsLayer(SettingOrigin.BUILT_IN, USUAL.settings.changed(of_all)),
-    )
-
-
-def _budget_meter(settings: Settings) -> BudgetMeter:
-    """What is configured bounds host memory; GPUs are measured."""
-    cap, reserve = settings.memory_budget_bytes, settings.memory_reserve_bytes
-    return BudgetMeter(
-        caps={} if cap is None else {HOST_MEMORY: cap},
-        reserves={} if reserve is None else {HOST_MEMORY: reserve},
     )
 
 

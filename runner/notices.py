@@ -13,6 +13,7 @@ from actors.footprints import FootprintNotice, ProbeFault
 from actors.load import LoadFault
 from actors.puller import TransferFault
 from actors.quarantine import QuarantineTrouble
+from actors.saved_states import StateNotice
 from actors.scheduler_messages import SchedulerNotice
 from actors.spare import SpareEnded
 from actors.store_messages import StoreNotice
@@ -21,6 +22,10 @@ from actors.worker import DeathReport
 from runner.scheduling.decisions import Decision
 
 log = structlog.get_logger("runner.daemon")
+
+
+def log_states(notice: StateNotice) -> None:
+    log.warning(notice.message)
 
 
 def log_store(notice: StoreNotice) -> None:

@@ -103,6 +103,11 @@ def _duration(text: str) -> float:
     return value
 
 
+def _size_or_off(text: str) -> int:
+    """Bytes; `off` is none."""
+    return 0 if text == "off" else parse_bytes(text)
+
+
 def _list(parse_one: Callable[[str], str]) -> Callable[[str], tuple[str, ...]]:
     """Values between commas; empty ones are left out."""
     return lambda text: tuple(parse_one(part.strip()) for part in text.split(",") if part.strip())
@@ -386,6 +391,14 @@ OPTIONS: tuple[Option, ...] = (
         lambda: 2**30,
         "bytes of the store's disk that no pull takes",
         "RUNNER_DISK_RESERVE",
+        _NUMBER,
+    ),
+    Option(
+        "cache_disk",
+        _size_or_off,
+        lambda: 4 * 2**30,
+        "bytes of disk for what is saved of caches at unload, or off",
+        "RUNNER_CACHE_DISK",
         _NUMBER,
     ),
 )

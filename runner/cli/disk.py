@@ -59,6 +59,7 @@ def df(as_json: bool, host: str | None) -> None:
         ("Unfinished downloads", "partial_bytes"),
         ("Used by no model", "leftover_bytes"),
         ("All of the store", "total_bytes"),
+        ("Saved caches", "cache_bytes"),
         ("Free", "free_bytes"),
         ("Kept free", "reserve_bytes"),
     )

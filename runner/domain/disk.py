@@ -44,7 +44,8 @@ class DiskReport:
 
     `total_bytes` is everything of the store; `partial_bytes` what unfinished downloads take, `leftover_bytes`
     content that no model refers to. `free_bytes` is what the file system has for this user, of which
-    `reserve_bytes` are never used for models.
+    `reserve_bytes` are never used for models. Beside the store lie `cache_states` of engines' caches, of
+    `cache_bytes` together.
     """
 
     models: tuple[ModelDisk, ...]
@@ -54,6 +55,8 @@ class DiskReport:
     leftover_bytes: int
     free_bytes: int
     reserve_bytes: int
+    cache_states: int = 0
+    cache_bytes: int = 0
 
 
 @attrs.frozen(kw_only=True)

@@ -49,11 +49,15 @@ class CacheMiss(enum.Enum):
 @attrs.frozen(kw_only=True)
 class EngineCounts:
     """Since an engine was loaded: sequences that gave way for older ones, prompts of which something was in
-    cells, the tokens of these that were, and prompts of which nothing was, in the order of `CacheMiss`."""
+    cells, the tokens of these that were, and prompts of which nothing was, in the order of `CacheMiss`.
+
+    `restored_tokens` came from saved states into cells; they count as reused, too, where a prompt uses them.
+    """
 
     preemptions: int = 0
     reuse_hits: int = 0
     reused_tokens: int = 0
+    restored_tokens: int = 0
     misses: tuple[int, ...] = (0,) * len(CacheMiss)
 
 

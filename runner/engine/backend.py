@@ -64,6 +64,8 @@ class LoadedFacts:
     `shares_cells`: sequences can have cells in common. Not where a model keeps one state per sequence.
     `n_outputs`: rows of one forward pass whose logits can be had. `generates`: not an encoder, which makes
     embeddings only. `embedding` is None where there are none to be had.
+    `n_outputs`: rows of one forward pass whose logits can be had. `cuts_states`: one may go
+    on from any position of a restored state; otherwise, with a sliding window, from its end only.
     """
 
     engine_version: str
@@ -74,6 +76,7 @@ class LoadedFacts:
     shares_cells: bool = True
     generates: bool = True
     embedding: EmbeddingFacts | None = None
+    cuts_states: bool = True
     devices: tuple[DeviceBuffers, ...] = ()
 
 
@@ -224,6 +227,20 @@ class Backend(Protocol):
 
     def open_embedding(self) -> EmbeddingContext:
         """Only where `facts.embedding`. Raises LoadingFailed when there is no memory for it."""
+
+    def state_bytes(self, sequence_id: int) -> int:
+        """What `save_state` would give. Only where `facts.shares_cells`."""
+
+    def save_state(self, sequence_id: int, room: memoryview) -> bool:
+        """Write what the cells of a sequence hold into `room`, of exactly `state_bytes`; False when the
+        engine would not."""
+
+    def restore_state(self, sequence_id: int, state: memoryview, count: int) -> bool:
+        """Give a sequence that has nothing the cells of a saved one, of `count` tokens; nothing is computed.
+
+        False when the engine refuses the state, has no room for it, or finds another number of tokens in it;
+        the sequence then has nothing.
+        """
 
     def close(self) -> None:
         """Free everything; the backend must not be used afterwards."""

@@ -16,7 +16,7 @@ Owns the ids, the tree and the order of use. Imports the tree, the ids and the p
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Final, Protocol
 
 from runner.engine.prefix import NO_MATCH, Match, PrefixTree
@@ -190,6 +190,43 @@ class CellPool:
         if not self._retained:
             return False
         self._give_up(self._oldest())
+        return True
+
+    # hibernation
+
+    def retained(self) -> tuple[tuple[int, Hashable], ...]:
+        """What is kept of sequences that ended: ids with their namespaces, the most recently used first."""
+        return tuple(reversed(self._retained.items()))
+
+    def tokens(self, slot: int) -> list[int]:
+        return self._tree.tokens(slot)
+
+    def shorten(self, slot: int, count: int) -> bool:
+        """Let a retained one keep only its first `count` cells; False when the memory cannot, and nothing has
+        changed."""
+        if not self._memory.drop_cells(slot, count):
+            return False
+        self._tree.cut(slot, count)
+        return True
+
+    def adopt(self, tokens: Sequence[int], namespace: Hashable, fill: Callable[[int], bool]) -> bool:
+        """Retain what `fill` puts into the cells of a free id; False when there is no room, or it would not.
+
+        What was not used for longest makes room for it, running sequences do not.
+        """
+        n_needed = len(tokens)
+        if n_needed > self._n_cells - self._n_used:
+            return False
+        while len(self._retained) >= self._max_retained:
+            self.give_up_oldest()
+        self.make_room(n_needed)
+        slot = self._slots.acquire()
+        if not fill(slot):
+            self._slots.release(slot)
+            return False
+        self._tree.add(slot, namespace)
+        self._tree.extend(slot, tokens)
+        self._retained[slot] = namespace
         return True
 
     # within

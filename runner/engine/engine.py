@@ -10,7 +10,7 @@ from __future__ import annotations
 import bisect
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import attrs
@@ -35,6 +35,7 @@ from runner.engine.choosing import Chooser
 from runner.engine.constraints import ConstraintBroken
 from runner.engine.echo import Echo
 from runner.engine.embed import Embedder, EmbeddingRequest
+from runner.engine.hibernation import Hibernation, SavedState
 from runner.engine.logprobs import Scorer
 from runner.engine.sampler import SamplerPlan, UnusableLogits, plan_sampler
 from runner.engine.sequence import Sequence, SequenceRequest, SequenceState
@@ -86,6 +87,7 @@ class Engine:
             backend.facts.embedding, backend.open_embedding, n_threads=options.n_threads, clock=clock
         )
         self._embedded_last = False
+        self.hibernation = Hibernation(backend, self._cells)
         self._alive: dict[str, Choices] = {}
         self._waiting: list[Sequence] = []
         """Oldest first; preempted ones are among them, at the place of their arrival."""
@@ -118,6 +120,7 @@ class Engine:
                 preemptions=self._n_preemptions,
                 reuse_hits=self._sharing.n_hits,
                 reused_tokens=self._sharing.n_reused_tokens,
+                restored_tokens=self.hibernation.n_restored_tokens,
                 misses=tuple(self._sharing.misses.values()),
             ),
             step_s=self._step_s,
@@ -191,6 +194,13 @@ class Engine:
         """Free what is kept of sequences that ended. Only between steps."""
         while self._cells.give_up_oldest():
             pass
+
+    def saved_states(self, limit_bytes: int) -> Iterator[SavedState]:
+        """Cancel everything, and give out what is worth keeping, in states of at most `limit_bytes`, the most
+        recently used first. Raises MemoryError. The engine can only be closed afterwards."""
+        for request_id in list(self._alive):
+            self.cancel(request_id)
+        return self.hibernation.saved_states(limit_bytes)
 
     def close(self) -> None:
         """Cancel everything and close the backend."""

@@ -41,6 +41,7 @@ import itertools
 import os
 import re
 import time
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -78,6 +79,7 @@ CHAT_TEMPLATE = (
 )
 _CONTROL_TEXT = re.compile("|".join(re.escape(text) for text in CONTROL))
 _DIRECTIVE = re.compile(rb"\[\[([a-z]+)(?: (.*?))?\]\]", re.DOTALL)
+_STATE_MARK = b"scripted state 1"
 _SCANNED_BYTES = 64 * 1024
 _AFTER = re.compile(r"(\w*) ?after (\d+)")
 
@@ -379,6 +381,25 @@ class ScriptedBackend:
             elif fault.kind == "grow":
                 grow(int(fault.how))
         return not any(fault.kind == "fail" for fault in script.faults)
+
+    def state_bytes(self, sequence_id: int) -> int:
+        return len(_STATE_MARK) + 4 * len(self._cells[sequence_id].tokens)
+
+    def save_state(self, sequence_id: int, room: memoryview) -> bool:
+        state = _STATE_MARK + array("i", self._cells[sequence_id].tokens).tobytes()
+        if len(room) != len(state):
+            return False
+        room[:] = state
+        return True
+
+    def restore_state(self, sequence_id: int, state: memoryview, count: int) -> bool:
+        assert sequence_id not in self._cells, sequence_id
+        mark, data = bytes(state[: len(_STATE_MARK)]), bytes(state[len(_STATE_MARK) :])
+        if mark != _STATE_MARK or len(data) != 4 * count or self.cells_used + count > self._options.n_cells:
+            return False
+        numbers = [next(self._numbers) for _ in range(count)]
+        self._cells[sequence_id] = _Cells(list(array("i", data)), numbers)
+        return True
 
     def close(self) -> None:
         self.is_closed = True

@@ -231,6 +231,15 @@ class LlamaBackend:
             is_own=is_own,
         )
 
+    def state_bytes(self, sequence_id: int) -> int:
+        return self._cells.state_bytes(sequence_id)
+
+    def save_state(self, sequence_id: int, room: memoryview) -> bool:
+        return self._cells.save(sequence_id, room)
+
+    def restore_state(self, sequence_id: int, state: memoryview, count: int) -> bool:
+        return self._cells.restore(sequence_id, state, count)
+
     def close(self) -> None:
         if not self._is_closed:
             self._is_closed = True
@@ -281,5 +290,6 @@ def _facts(model: Model, options: EngineOptions, devices: tuple[DeviceBuffers, .
         shares_cells=shares_cells(model),
         generates=not is_encoder(model),
         embedding=embedding_facts(model, options),
+        cuts_states=lib.llama_model_n_swa(model) == 0,
         devices=devices,
     )

@@ -10,6 +10,8 @@ Imports `llama_cpp`, its low-level bindings only. Used by `llama.py`.
 
 from __future__ import annotations
 
+import ctypes
+
 from llama_cpp import llama_cpp as lib
 
 from runner.engine.backend import BatchArrays
@@ -20,6 +22,7 @@ class LlamaCells:
     """`guard_offset` is what an id's guard has more than the id; 0 where there is no `window`, in tokens."""
 
     def __init__(self, context: Context, *, guard_offset: int, window: int) -> None:
+        self._context = context
         self._memory = lib.llama_get_memory(context)
         self._guard_offset = guard_offset
         self.window = window
@@ -56,3 +59,29 @@ class LlamaCells:
             guard_id = sequence_id + self._guard_offset
             lib.llama_memory_seq_rm(self._memory, guard_id, from_position, -1)
         return bool(lib.llama_memory_seq_rm(self._memory, sequence_id, from_position, -1))
+
+    # states
+
+    def state_bytes(self, sequence_id: int) -> int:
+        """See `Backend.state_bytes`."""
+        return int(lib.llama_state_seq_get_size(self._context, sequence_id))
+
+    def save(self, sequence_id: int, room: memoryview) -> bool:
+        """See `Backend.save_state`."""
+        buffer = (ctypes.c_uint8 * len(room)).from_buffer(room)
+        n_written = lib.llama_state_seq_get_data(self._context, buffer, len(room), sequence_id)
+        return bool(n_written == len(room))
+
+    def restore(self, sequence_id: int, state: memoryview, count: int) -> bool:
+        """See `Backend.restore_state`. The library checks that layers, types and sizes are its own, and takes
+        nothing else; how many tokens it took is looked up here."""
+        buffer = (ctypes.c_uint8 * len(state)).from_buffer(state)
+        n_read = lib.llama_state_seq_set_data(self._context, buffer, len(state), sequence_id)
+        last = lib.llama_memory_seq_pos_max(self._memory, sequence_id)
+        if n_read != len(state) or last != count - 1:
+            self.drop(sequence_id, 0)
+            return False
+        if self._guard_offset:
+            guard_id = sequence_id + self._guard_offset
+            lib.llama_memory_seq_cp(self._memory, sequence_id, guard_id, 0, count)
+        return True

@@ -27,6 +27,7 @@ from runner.wire.messages import (
     FromWorker,
     Generate,
     LoadModel,
+    OfferStates,
     Probed,
     ProbeModel,
     ToProbe,
@@ -54,7 +55,7 @@ def encode(message: ToWorker | FromWorker | ToProbe | FromProbe) -> bytes:
     payload: bytes = msgpack.packb(_to_fields(message))
     if len(payload) <= FRAME_LIMIT_BYTES:
         return _LENGTH.pack(len(payload)) + payload
-    if not isinstance(message, LoadModel | Generate):
+    if not isinstance(message, LoadModel | Generate | OfferStates):
         raise ProtocolFault(f"a {type(message).__name__} of {len(payload)} bytes does not fit a frame")
     if len(payload) > MESSAGE_LIMIT_BYTES:
         raise TooLarge("the request", MESSAGE_LIMIT_BYTES)

@@ -14,7 +14,7 @@ from runner.domain.events import GenerationEvent
 from runner.domain.generation import GenerationRequest
 from runner.hardware.pinning import DevicePin
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 
 # daemon -> worker
@@ -55,12 +55,47 @@ class SetThreads:
     n_threads: int
 
 
+@attrs.frozen(kw_only=True)
+class StateOffer:
+    """A saved state that can be had, of `size_bytes`; `tokens` are what its cells hold, of `owner`."""
+
+    state_id: int
+    owner: str
+    tokens: tuple[int, ...]
+    size_bytes: int
+
+
 @attrs.frozen
+class OfferStates:
+    """What was saved of this very model earlier, the most recently used first. Sent once, after `Loaded`."""
+
+    offers: tuple[StateOffer, ...]
+
+
+@attrs.frozen
+class StatePart:
+    """The next bytes of a state that was asked for; all parts are as long as its offer says."""
+
+    state_id: int
+    data: bytes
+
+
+@attrs.frozen
+class StateGone:
+    """A state that was asked for cannot be had, or its parts so far are not to be used."""
+
+    state_id: int
+
+
+@attrs.frozen(kw_only=True)
 class Shutdown:
-    """Cancel everything and exit 0."""
+    """Cancel everything and exit 0; before that, save states of at most so many bytes, for so long."""
+
+    save_bytes: int = 0
+    save_s: float = 0.0
 
 
-ToWorker = LoadModel | Generate | Cancel | SetThreads | Shutdown
+ToWorker = LoadModel | Generate | Cancel | SetThreads | OfferStates | StatePart | StateGone | Shutdown
 
 # worker -> daemon
 
@@ -127,7 +162,31 @@ class Step:
     counts: EngineCounts = attrs.field(factory=EngineCounts)
 
 
-FromWorker = Hello | LoadProgress | Loaded | LoadFailed | Step
+@attrs.frozen
+class WantState:
+    """Send the parts of an offered state, or say that it is gone. One at a time."""
+
+    state_id: int
+
+
+@attrs.frozen(kw_only=True)
+class SaveState:
+    """A state follows, in parts of `size_bytes` together: what the cells of `tokens` hold. Only after
+    `Shutdown`, and never the same tokens of one owner twice."""
+
+    owner: str
+    tokens: tuple[int, ...]
+    size_bytes: int
+
+
+@attrs.frozen
+class SavedPart:
+    """The next bytes of the state that was announced last."""
+
+    data: bytes
+
+
+FromWorker = Hello | LoadProgress | Loaded | LoadFailed | Step | WantState | SaveState | SavedPart
 
 
 # daemon -> probe, a process that answers once and ends

@@ -29,6 +29,7 @@ from runner.domain.generation import (
 )
 from runner.domain.sampling import CHOICES, LOGPROBS, Range
 from runner.hardware.pinning import DevicePin
+from runner.wire import state_schema
 from runner.wire.checks import (
     ERROR_TEXT_LIMIT,
     NAME_LIMIT,
@@ -60,10 +61,16 @@ from runner.wire.messages import (
     LoadFailed,
     LoadModel,
     LoadProgress,
+    OfferStates,
+    SavedPart,
+    SaveState,
     SetThreads,
     Shutdown,
+    StateGone,
+    StatePart,
     Step,
     ToWorker,
+    WantState,
 )
 from runner.wire.sampling_schema import constraint_fields, read_constraint, read_sampling, sampling_fields
 from runner.wire.sizes import buffers_fields, options_fields, read_buffers, read_options
@@ -142,7 +149,7 @@ def _encode_set_threads(message: SetThreads) -> list[Any]:
 
 
 def _encode_shutdown(message: Shutdown) -> list[Any]:
-    return [_SHUTDOWN]
+    return [_SHUTDOWN, message.save_bytes, float(message.save_s)]
 
 
 def _encode_hello(message: Hello) -> list[Any]:
@@ -194,6 +201,7 @@ def _encode_meters(message: Step) -> Fields:
         counts.preemptions,
         counts.reuse_hits,
         counts.reused_tokens,
+        counts.restored_tokens,
         *counts.misses,
     )
 
@@ -209,6 +217,12 @@ _ENCODERS: Final[Mapping[type, Callable[[Any], list[Any]]]] = {
     Loaded: _encode_loaded,
     LoadFailed: encode_load_failed,
     Step: _encode_step,
+    OfferStates: state_schema.encode_offer_states,
+    StatePart: state_schema.encode_state_part,
+    StateGone: state_schema.encode_state_gone,
+    WantState: state_schema.encode_want_state,
+    SaveState: state_schema.encode_save_state,
+    SavedPart: state_schema.encode_saved_part,
 }
 
 
@@ -314,8 +328,8 @@ def _read_set_threads(fields: Fields) -> SetThreads:
 
 
 def _read_shutdown(fields: Fields) -> Shutdown:
-    (_,) = fields
-    return Shutdown()
+    _, save_bytes, save_s = fields
+    return Shutdown(save_bytes=as_count(save_bytes), save_s=as_seconds(save_s))
 
 
 def _read_hello(fields: Fields) -> Hello:
@@ -368,11 +382,15 @@ def _read_step(fields: Fields) -> Step:
 
 
 def _read_counts(items: list[Any]) -> EngineCounts:
-    preemptions, reuse_hits, reused_tokens, *misses = map(as_count, items)
+    preemptions, reuse_hits, reused_tokens, restored_tokens, *misses = map(as_count, items)
     if len(misses) != len(CacheMiss):
         raise Malformed("not one count for each kind of miss")
     return EngineCounts(
-        preemptions=preemptions, reuse_hits=reuse_hits, reused_tokens=reused_tokens, misses=tuple(misses)
+        preemptions=preemptions,
+        reuse_hits=reuse_hits,
+        reused_tokens=reused_tokens,
+        restored_tokens=restored_tokens,
+        misses=tuple(misses),
     )
 
 
@@ -382,6 +400,9 @@ TO_WORKER: Final[Mapping[int, tuple[str, Callable[[Fields], ToWorker]]]] = {
     _CANCEL: ("Cancel", _read_cancel),
     _SET_THREADS: ("SetThreads", _read_set_threads),
     _SHUTDOWN: ("Shutdown", _read_shutdown),
+    state_schema.OFFER_STATES: ("OfferStates", state_schema.read_offer_states),
+    state_schema.STATE_PART: ("StatePart", state_schema.read_state_part),
+    state_schema.STATE_GONE: ("StateGone", state_schema.read_state_gone),
 }
 FROM_WORKER: Final[Mapping[int, tuple[str, Callable[[Fields], FromWorker]]]] = {
     _HELLO: ("Hello", _read_hello),
@@ -389,4 +410,7 @@ FROM_WORKER: Final[Mapping[int, tuple[str, Callable[[Fields], FromWorker]]]] = {
     _LOADED: ("Loaded", _read_loaded),
     LOAD_FAILED: ("LoadFailed", read_load_failed),
     _STEP: ("Step", _read_step),
+    state_schema.WANT_STATE: ("WantState", state_schema.read_want_state),
+    state_schema.SAVE_STATE: ("SaveState", state_schema.read_save_state),
+    state_schema.SAVED_PART: ("SavedPart", state_schema.read_saved_part),
 }

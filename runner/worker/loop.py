@@ -31,7 +31,8 @@ import attrs
 from runner.domain.engine import EngineOptions
 from runner.domain.events import Accepted, Failed
 from runner.engine.backend import Backend, load_backend
-from runner.engine.engine import Engine, EngineStatistics
+from runner.engine.embed import EmbeddingRequest
+from runner.engine.engine import Engine, EngineStatistics, SequenceRequest
 from runner.errors import LoadingFailed, ProtocolFault, QueueFull, RunnerError
 from runner.wire.messages import (
     PROTOCOL_VERSION,
@@ -42,8 +43,11 @@ from runner.wire.messages import (
     LoadFailed,
     LoadModel,
     LoadProgress,
+    OfferStates,
     SetThreads,
     Shutdown,
+    StateGone,
+    StatePart,
     Step,
     StepEvent,
     ToWorker,
@@ -59,6 +63,7 @@ from runner.worker.preparation import (
     Refused,
     failure,
 )
+from runner.worker.states import OfferedStates, save_states
 
 EXIT_DONE: Final = 0
 """Told to stop, or the daemon has closed the channel, or the load has failed and the daemon was told so."""
@@ -81,7 +86,7 @@ class _Ended:
     exit_code: int
 
 
-_Item = LoadModel | Cancel | SetThreads | Shutdown | Outcome | _Ended
+_Item = LoadModel | Cancel | SetThreads | OfferStates | StatePart | StateGone | Shutdown | Outcome | _Ended
 
 
 class Worker:
@@ -106,6 +111,7 @@ class Worker:
         self._is_stopping = threading.Event()
         self._events: list[tuple[str, StepEvent]] = []
         """Of requests that were accepted or refused since the last frame."""
+        self._states = OfferedStates(channel.send)
         self._told: EngineStatistics | None = None
         self._progress_due_s = 0.0
         self._preparation = Preparation(
@@ -128,6 +134,7 @@ class Worker:
             return stop.exit_code
         finally:
             self._is_stopping.set()
+            self._states.close()
             if self._preparation.close(_CLOSE_WAIT_S) and engine is not None:
                 engine.close()
             self._channel.shut_down()
@@ -158,7 +165,7 @@ class Worker:
             case Shutdown():
                 self._is_stopping.set()  # seen by a load under way
                 self._inbox.put(message)
-            case LoadModel() | SetThreads():
+            case LoadModel() | SetThreads() | OfferStates() | StatePart() | StateGone():
                 self._inbox.put(message)
 
     def _end(self, exit_code: int) -> None:
@@ -242,6 +249,8 @@ class Worker:
             for item in self._items(wait=not engine.has_work):
                 match item:
                     case Shutdown():
+                        if item.save_bytes:
+                            save_states(engine, item, self._channel.send, self._clock)
                         return EXIT_DONE
                     case _Ended():
                         return item.exit_code
@@ -253,7 +262,13 @@ class Worker:
                     case SetThreads():
                         engine.set_threads(item.n_threads)
                     case Prepared():
-                        self._submit(engine, item)
+                        self._receive(engine, item.request)
+                    case OfferStates():
+                        self._states.offer(item)
+                    case StatePart():
+                        self._submit_all(engine, self._states.take(item, engine))
+                    case StateGone():
+                        self._submit_all(engine, self._states.lose(item.state_id))
                     case Refused():
                         self._events.append((item.request_id, item.failed))
                     case Answered():
@@ -272,10 +287,19 @@ class Worker:
 
     def _cancel(self, engine: Engine, request_id: str) -> None:
         engine.cancel(request_id)
+        self._states.discard(request_id)
         self._events = [event for event in self._events if event[0] != request_id]
 
-    def _submit(self, engine: Engine, prepared: Prepared) -> None:
-        request = prepared.request
+    def _receive(self, engine: Engine, request: SequenceRequest | EmbeddingRequest) -> None:
+        """It may wait for a saved state first."""
+        if isinstance(request, EmbeddingRequest) or not self._states.hold(request, engine):
+            self._submit(engine, request)
+
+    def _submit_all(self, engine: Engine, requests: list[SequenceRequest]) -> None:
+        for request in requests:
+            self._submit(engine, request)
+
+    def _submit(self, engine: Engine, request: SequenceRequest | EmbeddingRequest) -> None:
         event: StepEvent = Accepted(prompt_tokens=request.n_tokens_longest)
         try:
             if engine.statistics().waiting >= QUEUE_MAX:

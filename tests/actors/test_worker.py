@@ -351,7 +351,7 @@ async def test_W07_bytes_outside_the_protocol_end_the_worker_and_its_streams(pro
 @pytest.mark.parametrize(
     ("behaviour", "cause"),
     [
-        ("wrong-version", "protocol fault: version 2 where 1 is spoken"),
+        ("wrong-version", "protocol fault: version 3 where 2 is spoken"),
         ("two-hellos", "protocol fault: Hello from a worker that is loading"),
         ("step-too-early", "protocol fault: Step from a worker that is starting"),
     ],

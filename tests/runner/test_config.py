@@ -280,6 +280,8 @@ def test_a_registry_may_have_several_mirrors(file: Path) -> None:
         ("connections", "0"),
         ("connections", "65"),
         ("disk_reserve", "much"),
+        ("cache_disk", "on"),
+        ("cache_disk", "-1"),
     ],
 )
 def test_what_names_no_registry_is_refused(file: Path, name: str, text: str) -> None:
@@ -293,6 +295,13 @@ def test_registries_by_default(file: Path) -> None:
     assert (settings.transfers_at_once, settings.connections) == (2, 12)
     assert settings.disk_reserve_bytes == 2**30
     assert settings.hub_endpoint == "https://huggingface.co"
+
+
+@pytest.mark.parametrize(
+    ("text", "size_bytes"), [("off", 0), ("0", 0), ("2GiB", 2 * 2**30), (None, 4 * 2**30)]
+)
+def test_what_is_saved_of_caches_has_a_size_or_is_off(file: Path, text: str | None, size_bytes: int) -> None:
+    assert resolve({"cache_disk": text}, {}, file).settings.cache_disk_bytes == size_bytes
 
 
 def test_registries_are_compared_in_lower_case(file: Path) -> None:

@@ -4,7 +4,8 @@
 
 Behaviours of the process: `normal`, `slow-hello`, `late-hello`, `wrong-version`, `two-hellos`,
 `step-too-early`, `load-hangs`, `load-fails:CODE:MESSAGE`, `raise-at-end`, `exit-while-loading:N`,
-`ignore-shutdown`, `ignore-sigterm`, `fork`, `noise`, `busy`.
+`ignore-shutdown`, `ignore-sigterm`, `fork`, `noise`, `busy`, `wants:STATE`; asked to save, `saves:BYTES`,
+`saves-half:BYTES` and `saves-garbage:BYTES`: one state, half of one, or one and bytes that mean nothing.
 Behaviours of one generation, as the text of its prompt: see `_generate`.
 """
 
@@ -34,9 +35,12 @@ from runner.wire.messages import (
     LoadFailed,
     LoadModel,
     LoadProgress,
+    SavedPart,
+    SaveState,
     Shutdown,
     Step,
     StepEvent,
+    WantState,
 )
 
 _PR_SET_PDEATHSIG = 1
@@ -63,6 +67,8 @@ class Worker:
                         self._held.discard(request_id)
                         self._step()  # a sign that it was read
                     case Shutdown() if "ignore-shutdown" not in self._behaviours:
+                        if message.save_bytes:
+                            self._save()
                         return
         if "ignore-shutdown" in self._behaviours:
             _sleep_for_ever()
@@ -118,8 +124,19 @@ class Worker:
             load_s=0.01,
         )
         self._send(encode(loaded))
+        if (state_id := self._argument("wants")) is not None:
+            self._send(encode(WantState(int(state_id))))
         if self._has("busy"):
             _spin_for_ever()
+
+    def _save(self) -> None:
+        for behaviour in ("saves", "saves-half", "saves-garbage"):
+            if (size := self._argument(behaviour)) is not None:
+                announced = int(size) * (2 if behaviour == "saves-half" else 1)
+                self._send(encode(SaveState(owner="", tokens=(1, 2, 3), size_bytes=announced)))
+                self._send(encode(SavedPart(b"x" * int(size))))
+                if behaviour == "saves-garbage":
+                    self._send(b"\xff" * 100_000)
 
     def _generate(self, request: GenerationRequest) -> None:
         """`say …`: one delta per word, all in one step each. `hold`: one delta, then only Cancel or the end.

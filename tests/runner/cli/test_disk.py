@@ -35,6 +35,8 @@ def disk_report() -> DiskReport:
         leftover_bytes=0,
         free_bytes=2**40,
         reserve_bytes=2**30,
+        cache_states=3,
+        cache_bytes=6 * MIB,
     )  # fmt: skip
 
 
@@ -49,6 +51,7 @@ def test_df_tells_what_each_model_takes_and_what_is_free(cli: Cli) -> None:
         "Unfinished downloads  1.0 MiB",
         "Used by no model      0 B",
         "All of the store      5.0 MiB",
+        "Saved caches          6.0 MiB",
         "Free                  1.0 TiB",
         "Kept free             1.0 GiB",
     ]

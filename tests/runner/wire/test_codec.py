@@ -70,13 +70,21 @@ from runner.wire.messages import (
     LoadFailed,
     LoadModel,
     LoadProgress,
+    OfferStates,
+    SavedPart,
+    SaveState,
     SetThreads,
     Shutdown,
+    StateGone,
+    StateOffer,
+    StatePart,
     Step,
     ToWorker,
+    WantState,
 )
 from runner.wire.schema import EVENTS_LIMIT, ITEMS_LIMIT, to_fields
 from runner.wire.sizes import BYTES_MAX
+from runner.wire.state_schema import STATE_BYTES_MAX
 
 texts = st.text(max_size=30)
 counts = st.integers(0, 2**63 - 1)
@@ -176,15 +184,21 @@ steps = st.builds(
         preemptions=counts,
         reuse_hits=counts,
         reused_tokens=counts,
+        restored_tokens=counts,
         misses=st.tuples(*[counts for _ in CacheMiss]),
     ),
 )
+state_tokens = st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=9).map(tuple)
+state_sizes = st.integers(1, STATE_BYTES_MAX)
 from_worker = st.one_of(
     hellos,
     st.builds(LoadProgress, st.floats(0, 1)),
     loaded_messages,
     st.builds(LoadFailed, code=codes, message=texts),
     steps,
+    st.builds(WantState, counts),
+    st.builds(SaveState, owner=texts, tokens=state_tokens, size_bytes=state_sizes),
+    st.builds(SavedPart, st.binary(min_size=1, max_size=9)),
 )
 
 chat_prompts = st.builds(
@@ -256,7 +270,13 @@ to_worker = st.one_of(
     st.builds(Generate, requests),
     st.builds(Cancel, request_ids),
     st.builds(SetThreads, positives),
-    st.just(Shutdown()),
+    st.lists(
+        st.builds(StateOffer, state_id=counts, owner=texts, tokens=state_tokens, size_bytes=state_sizes),
+        max_size=3,
+    ).map(lambda offers: OfferStates(tuple(offers))),
+    st.builds(StatePart, counts, st.binary(min_size=1, max_size=9)),
+    st.builds(StateGone, counts),
+    st.builds(Shutdown, save_bytes=counts, save_s=seconds),
 )
 
 
@@ -500,7 +520,7 @@ def test_W07_a_message_with_one_byte_changed_is_a_message_or_a_fault(
     feed_split(FromWorkerDecoder(), bytes(changed), [])
 
 
-_METERS = (300, 0.25, 0.24, 1, 2, 340, 3, 0, 0, 0, 0)
+_METERS = (300, 0.25, 0.24, 1, 2, 340, 170, 3, 0, 0, 0, 0)
 _STEP = (20, 7, 0, 1, 1, 0, 9, _METERS)
 _DELTA = ("r1", 1, "text", 1)
 _FINISHED = ("r1", 2, "stop", (1, 2, 0), (0.0, 0.1, 0.2), 0)

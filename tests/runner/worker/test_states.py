@@ -1,0 +1,234 @@
+"""States out of one worker and into the next, over a socketpair, with the scripted engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+import pytest
+
+from runner.domain.events import Finished, GenerationEvent
+from runner.domain.generation import TextPrompt
+from runner.engine.engine import Engine
+from runner.engine.fake import ScriptedBackend
+from runner.engine.prefix import Namespace
+from runner.wire.messages import (
+    Cancel,
+    FromWorker,
+    OfferStates,
+    SavedPart,
+    SaveState,
+    Shutdown,
+    StateGone,
+    StateOffer,
+    StatePart,
+    Step,
+    WantState,
+)
+from runner.worker.states import save_states
+from tests.support.worker_peer import ROOMY, WorkerThread, generate, worker_thread
+
+LONG = "Of green bottles there are so many that nobody has ever counted them all. " * 4
+BIG = 1 << 20
+
+
+@attrs.frozen
+class Kept:
+    announced: SaveState
+    data: bytes
+
+    def offer(self, state_id: int = 1, **fields: object) -> StateOffer:
+        offer = StateOffer(
+            state_id=state_id,
+            owner=self.announced.owner,
+            tokens=self.announced.tokens,
+            size_bytes=self.announced.size_bytes,
+        )
+        return attrs.evolve(offer, **fields)  # type: ignore[arg-type]  # whatever a test wants to set
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    path = tmp_path / "weights"
+    path.write_bytes(b"scripted")
+    return path
+
+
+@pytest.fixture
+def worker(weights: Path) -> Iterator[WorkerThread]:
+    with worker_thread() as worker:
+        worker.load(weights, options=ROOMY)
+        yield worker
+
+
+def ask(worker: WorkerThread, request_id: str, text: str, **fields: object) -> None:
+    worker.send(generate(request_id, TextPrompt(text), max_tokens=2, **fields))
+
+
+def wanted(worker: WorkerThread) -> int:
+    """The state that it asks for next."""
+    while isinstance(message := worker.receive(), Step):
+        pass
+    assert isinstance(message, WantState), message
+    return message.state_id
+
+
+def cached_of(events: list[GenerationEvent]) -> int:
+    finished = events[-1]
+    assert isinstance(finished, Finished)
+    return finished.usage.cached_tokens
+
+
+def collect(worker: WorkerThread) -> list[Kept]:
+    """What comes after `Shutdown`, whole states only."""
+    found: list[Kept] = []
+    announced, data = None, b""
+    while (message := worker.receive()) is not None:
+        if isinstance(message, SaveState):
+            announced, data = message, b""
+        elif isinstance(message, SavedPart):
+            assert announced is not None
+            data += message.data
+            if len(data) == announced.size_bytes:
+                found.append(Kept(announced, data))
+    return found
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Kept:
+    """A state of `LONG`, as a worker has saved it."""
+    path = tmp_path_factory.mktemp("model") / "weights"
+    path.write_bytes(b"scripted")
+    with worker_thread() as worker:
+        worker.load(path, options=ROOMY)
+        ask(worker, "a", LONG + "[[say one]]")
+        worker.outcome("a")
+        worker.send(Shutdown(save_bytes=BIG, save_s=20.0))
+        (state,) = collect(worker)
+    return state
+
+
+def test_what_a_worker_saves_at_its_end_another_goes_on_from(kept: Kept, worker: WorkerThread) -> None:
+    worker.send(OfferStates((kept.offer(7),)))
+    ask(worker, "b", LONG + "[[say two]]")
+    assert wanted(worker) == 7
+    ask(worker, "c", LONG + "[[say three]]")  # waits for the same
+    worker.send(StatePart(7, kept.data[:100]), StatePart(7, kept.data[100:]))
+    for events in worker.outcomes("b", "c").values():
+        assert cached_of(events) > len(LONG)
+    assert worker.steps[-1].counts.restored_tokens == len(kept.announced.tokens)
+
+
+def test_what_is_in_cells_is_not_asked_for(kept: Kept, worker: WorkerThread) -> None:
+    worker.send(OfferStates((kept.offer(),)))
+    ask(worker, "other", "Nothing of the kind, but about as long as what was saved before. " * 4)
+    assert cached_of(worker.outcome("other")) == 0  # no WantState came in between
+    ask(worker, "uncached", LONG, cache_prompt=False)
+    assert cached_of(worker.outcome("uncached")) == 0
+    ask(worker, "foreign", LONG, cache_owner="somebody")
+    assert cached_of(worker.outcome("foreign")) == 0
+
+
+def test_a_state_that_is_gone_costs_its_request_nothing(kept: Kept, worker: WorkerThread) -> None:
+    worker.send(OfferStates((kept.offer(),)))
+    ask(worker, "b", LONG)
+    assert wanted(worker) == 1
+    worker.send(StatePart(1, kept.data[:100]), StateGone(1))
+    assert cached_of(worker.outcome("b")) == 0
+    ask(worker, "c", LONG + "again")  # and is not asked for again
+    assert cached_of(worker.outcome("c")) > 0
+
+
+@pytest.mark.parametrize("damage", ["other bytes", "fewer tokens", "too many bytes"])
+def test_a_state_that_the_engine_refuses_is_dropped(kept: Kept, worker: WorkerThread, damage: str) -> None:
+    offer, data = kept.offer(), kept.data
+    if damage == "other bytes":
+        data = bytes(len(data))
+    elif damage == "fewer tokens":
+        offer = kept.offer(tokens=kept.announced.tokens[:-1])
+    else:
+        data += b"x"
+    worker.send(OfferStates((offer,)))
+    ask(worker, "b", LONG)
+    assert wanted(worker) == 1
+    worker.send(StatePart(1, data))
+    assert cached_of(worker.outcome("b")) == 0
+    assert worker.steps[-1].counts.restored_tokens == 0
+
+
+def test_a_request_that_is_cancelled_while_it_waits_is_forgotten(kept: Kept, worker: WorkerThread) -> None:
+    worker.send(OfferStates((kept.offer(),)))
+    ask(worker, "b", LONG)
+    assert wanted(worker) == 1
+    worker.send(Cancel("b"), StatePart(1, kept.data))
+    ask(worker, "c", LONG)
+    assert set(worker.outcomes("c")) == {"c"}
+
+
+def test_parts_of_nothing_that_was_asked_for_change_nothing(kept: Kept, worker: WorkerThread) -> None:
+    worker.send(OfferStates((kept.offer(),)), StatePart(9, b"x"), StateGone(9))
+    ask(worker, "b", "short")
+    assert cached_of(worker.outcome("b")) == 0
+
+
+# the bounds of saving
+
+
+class Clock:
+    def __init__(self, *, step_s: float) -> None:
+        self.now_s, self._step_s = 0.0, step_s
+
+    def __call__(self) -> float:
+        self.now_s += self._step_s
+        return self.now_s
+
+
+def an_engine(*texts: str, owner: str = "") -> Engine:
+    """Everything in `texts` retained, the last most recently."""
+    engine = Engine(ScriptedBackend(ROOMY), ROOMY)
+    for text in texts:
+        tokens = tuple(text.encode())
+        assert engine.hibernation.restore(tokens, Namespace(owner=owner), state_of(tokens))
+    return engine
+
+
+def state_of(tokens: tuple[int, ...]) -> memoryview:
+    backend = ScriptedBackend(ROOMY)
+    for start in range(0, len(tokens), backend.batch.size):
+        rows = tokens[start : start + backend.batch.size]
+        backend.batch.tokens[: len(rows)] = rows
+        backend.batch.positions[: len(rows)] = range(start, start + len(rows))
+        backend.batch.sequence_ids[: len(rows)] = 0
+        backend.batch.wants_logits[: len(rows)] = 0
+        backend.decode(len(rows))
+    state = memoryview(bytearray(backend.state_bytes(0)))
+    assert backend.save_state(0, state)
+    return state
+
+
+def saved(engine: Engine, order: Shutdown, clock: Clock) -> list[FromWorker]:
+    sent: list[FromWorker] = []
+    save_states(engine, order, sent.append, clock)
+    return sent
+
+
+def test_the_most_recently_used_is_saved_first_within_so_many_bytes() -> None:
+    engine = an_engine("a" * 100, "b" * 100)
+    size_bytes = len(state_of((97,) * 100))
+    for limit_bytes, expected in [
+        (2 * size_bytes, ["b", "a"]),
+        (2 * size_bytes - 1, ["b"]),
+        (size_bytes, ["b"]),
+    ]:
+        sent = saved(engine, Shutdown(save_bytes=limit_bytes, save_s=9.0), Clock(step_s=0.0))
+        names = [chr(one.tokens[0]) for one in sent if isinstance(one, SaveState)]
+        assert names[: len(expected)] == expected
+        assert sum(len(one.data) for one in sent if isinstance(one, SavedPart)) <= limit_bytes
+
+
+def test_saving_ends_when_its_time_is_used_up() -> None:
+    engine = an_engine("a" * 100, "b" * 100)
+    sent = saved(engine, Shutdown(save_bytes=BIG, save_s=1.5), Clock(step_s=1.0))
+    assert [type(one) for one in sent] == [SaveState, SavedPart, SaveState]
+    assert [type(one) for one in saved(engine, Shutdown(save_bytes=BIG), Clock(step_s=1.0))] == [SaveState]

@@ -148,7 +148,10 @@ def test_runner_run_answers(daemon: RunningDaemon) -> None:
 def test_an_answer_parses_as_the_schema_that_was_asked_for(client: openai.OpenAI) -> None:
     schema = {
         "type": "object",
-        "properties": {"city": {"type": "string", "maxLength": 30}, "inhabitants": {"type": "integer"}},
+        "properties": {
+            "city": {"type": "string", "maxLength": 30},
+            "inhabitants": {"type": "integer", "minimum": 0, "maximum": 99999999},
+        },
         "required": ["city", "inhabitants"],
         "additionalProperties": False,
     }

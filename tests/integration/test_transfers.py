@@ -174,4 +174,4 @@ def test_a_pull_that_all_have_left_is_resumed(tmp_path: Path, stock: Stock, prox
         proxy.limit()
         result = Pull(daemon, f"{proxy.netloc}/{NAME}").result()
         assert result["type"] == "success"
-        assert result["transferred_bytes"] <= SIZE_BYTES - 12 * MIB
+        assert result["transferred_bytes"] <= SIZE_BYTES - 4 * MIB, "what sockets held then is not kept"

@@ -97,7 +97,7 @@ def test_an_archive_goes_through_pipes(daemon: RunningDaemon, whole: Path) -> No
     )  # fmt: skip
     (summary,) = json.loads(loaded.stdout)
     assert summary["id"] == model["id"]
-    assert set(summary["tags"]) == {"docker.io/ai/piped:1", "docker.io/ai/piped:2"}
+    assert {"docker.io/ai/piped:1", "docker.io/ai/piped:2"} <= set(summary["tags"])  # a twin may have more
 
 
 def test_a_variant_shares_the_blobs_of_its_base_and_is_served(

@@ -260,6 +260,7 @@ class Inference:
             pin=settings.pin,
             request_id=demand.request.request_id,
             label=demand.label,
+            has_annex=isinstance(demand.request.prompt, EmbeddingPrompt) and not model.is_encoder,
         )
         taken.callback(lease.release)
         return lease, trial

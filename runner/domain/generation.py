@@ -86,6 +86,9 @@ class EmbeddingPrompt:
 
 ENCODER_REFUSAL = "is made for embeddings and does not generate text; ask /v1/embeddings"
 """What is wrong with the model of a generation, if it is an encoder."""
+EMBEDDED_MAX = 2048
+"""Tokens of the longest input of a model that generates, so that its second context stays small: what is
+searched by embeddings is cut into pieces of some hundred tokens."""
 EMBEDDING_INPUTS_MAX = 2048
 """Inputs of one request, as OpenAI has it."""
 EMBEDDED_BYTES_MAX = 32 * 1024 * 1024

@@ -202,6 +202,10 @@ class Engine:
             self.cancel(request_id)
         return self.hibernation.saved_states(limit_bytes)
 
+    def close_annex(self) -> None:
+        """Free what embeddings take beside generations, until they are asked for again; theirs end."""
+        self._embedder.close()
+
     def close(self) -> None:
         """Cancel everything and close the backend."""
         for request_id in list(self._alive):

@@ -53,7 +53,9 @@ from runner.wire.checks import (
 )
 from runner.wire.event_schema import event_fields, read_event
 from runner.wire.messages import (
+    AnnexClosed,
     Cancel,
+    CloseAnnex,
     FromWorker,
     Generate,
     Hello,
@@ -83,6 +85,7 @@ ITEMS_LIMIT: Final = 65_536
 PART: Final = 0
 _LOAD_MODEL, _GENERATE, _CANCEL, _SHUTDOWN, _SET_THREADS = 1, 2, 3, 4, 5
 _HELLO, _LOAD_PROGRESS, _LOADED, LOAD_FAILED, _STEP = 16, 17, 18, 19, 20
+_CLOSE_ANNEX, _ANNEX_CLOSED = 30, 31
 
 _CHAT, _TEXT, _TOKENS, _EMBEDDING = 0, 1, 2, 3
 _ROLES: Final = frozenset({"system", "developer", "user", "assistant", "tool"})
@@ -211,6 +214,8 @@ _ENCODERS: Final[Mapping[type, Callable[[Any], list[Any]]]] = {
     Generate: _encode_generate,
     Cancel: _encode_cancel,
     SetThreads: _encode_set_threads,
+    CloseAnnex: lambda message: [_CLOSE_ANNEX],
+    AnnexClosed: lambda message: [_ANNEX_CLOSED],
     Shutdown: _encode_shutdown,
     Hello: _encode_hello,
     LoadProgress: _encode_load_progress,
@@ -322,6 +327,16 @@ def _read_cancel(fields: Fields) -> Cancel:
     return Cancel(as_request_id(request_id))
 
 
+def _read_close_annex(fields: Fields) -> CloseAnnex:
+    (_,) = fields
+    return CloseAnnex()
+
+
+def _read_annex_closed(fields: Fields) -> AnnexClosed:
+    (_,) = fields
+    return AnnexClosed()
+
+
 def _read_set_threads(fields: Fields) -> SetThreads:
     _, n_threads = fields
     return SetThreads(as_positive(n_threads))
@@ -399,6 +414,7 @@ TO_WORKER: Final[Mapping[int, tuple[str, Callable[[Fields], ToWorker]]]] = {
     _GENERATE: ("Generate", _read_generate),
     _CANCEL: ("Cancel", _read_cancel),
     _SET_THREADS: ("SetThreads", _read_set_threads),
+    _CLOSE_ANNEX: ("CloseAnnex", _read_close_annex),
     _SHUTDOWN: ("Shutdown", _read_shutdown),
     state_schema.OFFER_STATES: ("OfferStates", state_schema.read_offer_states),
     state_schema.STATE_PART: ("StatePart", state_schema.read_state_part),
@@ -410,6 +426,7 @@ FROM_WORKER: Final[Mapping[int, tuple[str, Callable[[Fields], FromWorker]]]] = {
     _LOADED: ("Loaded", _read_loaded),
     LOAD_FAILED: ("LoadFailed", read_load_failed),
     _STEP: ("Step", _read_step),
+    _ANNEX_CLOSED: ("AnnexClosed", _read_annex_closed),
     state_schema.WANT_STATE: ("WantState", state_schema.read_want_state),
     state_schema.SAVE_STATE: ("SaveState", state_schema.read_save_state),
     state_schema.SAVED_PART: ("SavedPart", state_schema.read_saved_part),

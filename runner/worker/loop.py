@@ -36,7 +36,9 @@ from runner.engine.engine import Engine, EngineStatistics, SequenceRequest
 from runner.errors import LoadingFailed, ProtocolFault, QueueFull, RunnerError
 from runner.wire.messages import (
     PROTOCOL_VERSION,
+    AnnexClosed,
     Cancel,
+    CloseAnnex,
     Generate,
     Hello,
     Loaded,
@@ -86,7 +88,18 @@ class _Ended:
     exit_code: int
 
 
-_Item = LoadModel | Cancel | SetThreads | OfferStates | StatePart | StateGone | Shutdown | Outcome | _Ended
+_Item = (
+    LoadModel
+    | Cancel
+    | SetThreads
+    | CloseAnnex
+    | OfferStates
+    | StatePart
+    | StateGone
+    | Shutdown
+    | Outcome
+    | _Ended
+)
 
 
 class Worker:
@@ -165,7 +178,7 @@ class Worker:
             case Shutdown():
                 self._is_stopping.set()  # seen by a load under way
                 self._inbox.put(message)
-            case LoadModel() | SetThreads() | OfferStates() | StatePart() | StateGone():
+            case LoadModel() | SetThreads() | CloseAnnex() | OfferStates() | StatePart() | StateGone():
                 self._inbox.put(message)
 
     def _end(self, exit_code: int) -> None:
@@ -261,6 +274,9 @@ class Worker:
                         self._cancel(engine, item.request_id)
                     case SetThreads():
                         engine.set_threads(item.n_threads)
+                    case CloseAnnex():
+                        engine.close_annex()
+                        self._channel.send(AnnexClosed())
                     case Prepared():
                         self._receive(engine, item.request)
                     case OfferStates():

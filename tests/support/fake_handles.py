@@ -143,6 +143,7 @@ class FakeScheduler:
     acquired: list[tuple[str, float | None]] = attrs.field(factory=list)
     calls: list[tuple[str, object]] = attrs.field(factory=list)
     pins: list[bool | None] = attrs.field(factory=list)
+    with_annex: list[bool] = attrs.field(factory=list)
     gate: trio.Event | None = None
     refusal: RunnerError | None = None
     cancelled_acquires: int = 0
@@ -161,10 +162,12 @@ class FakeScheduler:
         pin: bool | None = None,
         request_id: str | None = None,
         label: str | None = None,
+        has_annex: bool = False,
     ) -> FakeLease:
         self.acquired.append((model.name, keep_alive_s))
         self.known_as.append((request_id, label))
         self.pins.append(pin)
+        self.with_annex.append(has_annex)
         await self._wait()
         self.outstanding += 1
         worker = self.workers.pop(0) if len(self.workers) > 1 else self.workers[0]

@@ -172,12 +172,3 @@ def test_O01_room_for_the_outputs_of_a_longest_input_counts(
     samplers_bytes = OF_ENCODER.max_sequences * len(VOCABULARY) * 12
     outputs_bytes = (LENGTH - 64) * (len(VOCABULARY) + WIDTH) * 4
     assert measure(encoder_file, OF_ENCODER).process_bytes == samplers_bytes + outputs_bytes
-
-
-@pytest.mark.real_model
-def test_O01_the_second_context_counts_before_it_is_there(default_model_file: Path) -> None:
-    small = measure(default_model_file, OPTIONS)
-    large = measure(default_model_file, EngineOptions(context_size=2048, n_cells=512, n_threads=1))
-    n_cells = 2048 - 256
-    grown_bytes = large.process_bytes - small.process_bytes
-    assert grown_bytes >= n_cells * 30 * 3 * 64 * 2 * 2 * 9 // 10

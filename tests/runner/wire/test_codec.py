@@ -62,7 +62,9 @@ from runner.wire.codec import (
     encode,
 )
 from runner.wire.messages import (
+    AnnexClosed,
     Cancel,
+    CloseAnnex,
     FromWorker,
     Generate,
     Hello,
@@ -199,6 +201,7 @@ from_worker = st.one_of(
     st.builds(WantState, counts),
     st.builds(SaveState, owner=texts, tokens=state_tokens, size_bytes=state_sizes),
     st.builds(SavedPart, st.binary(min_size=1, max_size=9)),
+    st.just(AnnexClosed()),
 )
 
 chat_prompts = st.builds(
@@ -270,6 +273,7 @@ to_worker = st.one_of(
     st.builds(Generate, requests),
     st.builds(Cancel, request_ids),
     st.builds(SetThreads, positives),
+    st.just(CloseAnnex()),
     st.lists(
         st.builds(StateOffer, state_id=counts, owner=texts, tokens=state_tokens, size_bytes=state_sizes),
         max_size=3,

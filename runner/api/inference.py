@@ -91,11 +91,12 @@ class Demand:
 
 @attrs.frozen(kw_only=True)
 class Choice:
-    """One of the answers. `logprobs` are empty when they were not asked for."""
+    """One of the answers. `logprobs` are empty when they were not asked for; `reasoning` has none."""
 
     text: str
     reason: FinishReason
     logprobs: tuple[TokenLogprob, ...] = ()
+    reasoning: str = ""
 
 
 @attrs.frozen(kw_only=True)
@@ -429,8 +430,12 @@ class _Collected:
 
     def _choice(self, index: int) -> Choice:
         deltas = self.answer(index)
-        text = "".join(delta.text for delta in deltas)
-        return Choice(text=text, reason=self.reasons[index], logprobs=_joined(deltas))
+        return Choice(
+            text="".join(delta.text for delta in deltas if not delta.is_reasoning),
+            reason=self.reasons[index],
+            logprobs=_joined(deltas),
+            reasoning="".join(delta.text for delta in deltas if delta.is_reasoning),
+        )
 
 
 def _joined(pieces: Iterable[TextDelta] | Iterable[PromptText]) -> tuple[TokenLogprob, ...]:

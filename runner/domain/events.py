@@ -56,12 +56,14 @@ LOGPROB_MIN = -9999.0
 class Usage:
     """Token counts of all answers to one request, whose prompt counts once.
 
-    `cached_tokens` of the prompt were not prefilled again.
+    `cached_tokens` of the prompt were not prefilled again; `reasoning_tokens` of the completion went into
+    reasoning that was told apart, with its markers.
     """
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
 
 @attrs.frozen(kw_only=True)
@@ -86,13 +88,15 @@ class TextDelta:
     """Text to append: whole characters only, never the beginning of a stop string.
 
     `n_tokens` counts the tokens consumed since the previous delta; `logprobs` has one entry for each when
-    they were asked for. `choice_index` tells which of the answers goes on.
+    they were asked for. `choice_index` tells which of the answers goes on. `is_reasoning`: it is no part of
+    the answer but of what the model thought before, and has no logprobs.
     """
 
     text: str
     n_tokens: int
     choice_index: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
+    is_reasoning: bool = False
 
 
 @attrs.frozen

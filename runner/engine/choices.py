@@ -38,7 +38,11 @@ class Choices:
 
 def _summed(usages: list[Usage]) -> Usage:
     """The prompt counts once, as far as the first sequence found it in cells."""
-    return attrs.evolve(usages[0], completion_tokens=sum(usage.completion_tokens for usage in usages))
+    return attrs.evolve(
+        usages[0],
+        completion_tokens=sum(usage.completion_tokens for usage in usages),
+        reasoning_tokens=sum(usage.reasoning_tokens for usage in usages),
+    )
 
 
 def _spanned(timings: list[Timings]) -> Timings:

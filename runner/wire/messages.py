@@ -14,7 +14,7 @@ from runner.domain.events import GenerationEvent
 from runner.domain.generation import GenerationRequest
 from runner.hardware.pinning import DevicePin
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 
 
 # daemon -> worker

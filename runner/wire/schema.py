@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from runner.domain.engine import CacheMiss, EngineCounts
 from runner.domain.generation import (
+    REASONING_EFFORTS,
     ChatMessage,
     ChatPrompt,
     EmbeddingPrompt,
@@ -125,14 +126,20 @@ def _encode_generate(message: Generate) -> list[Any]:
 
 def _told_fields(request: GenerationRequest) -> Fields:
     examination = request.examination
-    return request.n, request.logprobs, request.echo, None if examination is None else examination.value
+    return (
+        request.n,
+        request.logprobs,
+        request.echo,
+        request.separates_reasoning,
+        None if examination is None else examination.value,
+    )
 
 
 def _encode_prompt(prompt: Prompt | EmbeddingPrompt) -> list[Any]:
     match prompt:
         case ChatPrompt():
             turns = [(turn.role, turn.content, turn.name) for turn in prompt.messages]
-            return [_CHAT, turns, list(prompt.template_options.items())]
+            return [_CHAT, turns, list(prompt.template_options.items()), prompt.reasoning_effort]
         case TextPrompt():
             return [_TEXT, prompt.text]
         case TokenPrompt():
@@ -250,7 +257,7 @@ def _read_pin(fields: Fields) -> DevicePin:
 def _read_generate(fields: Fields) -> Generate:
     _, request_id, prompt, sampling, max_tokens, stop, ignore_eos, constraint, caching, told = fields
     cache_prompt, cache_owner = as_array(caching)
-    n, logprobs, echo, examination = as_array(told)
+    n, logprobs, echo, separates_reasoning, examination = as_array(told)
     return Generate(
         GenerationRequest(
             request_id=as_request_id(request_id),
@@ -265,6 +272,7 @@ def _read_generate(fields: Fields) -> Generate:
             n=_as_integer_within(CHOICES, n),
             logprobs=None if logprobs is None else _as_integer_within(LOGPROBS, logprobs),
             echo=as_flag(echo),
+            separates_reasoning=as_flag(separates_reasoning),
             examination=None if examination is None else Examination(as_text(examination)),
         )
     )
@@ -287,10 +295,11 @@ def _read_prompt(fields: Fields) -> Prompt | EmbeddingPrompt:
             tokens_max=None if tokens_max is None else as_positive(tokens_max),
         )
     if kind == _CHAT:
-        _, turns, options = fields
+        _, turns, options, effort = fields
         return ChatPrompt(
             messages=tuple(_read_turn(as_array(turn)) for turn in as_array(turns)),
             template_options=dict(_read_option(as_array(option)) for option in as_array(options)),
+            reasoning_effort=None if effort is None else _read_effort(effort),
         )
     return _read_input(fields)
 
@@ -320,6 +329,12 @@ def _read_option(fields: Fields) -> tuple[str, str | int | float | bool]:
     if type(value) not in (str, int, float, bool):
         raise Malformed("a template option that is no scalar")
     return as_text(key), value
+
+
+def _read_effort(value: Any) -> str:
+    if as_text(value) not in REASONING_EFFORTS:
+        raise Malformed("no effort that we know")
+    return value  # type: ignore[no-any-return]  # as_text() has checked it
 
 
 def _read_cancel(fields: Fields) -> Cancel:

@@ -245,6 +245,7 @@ class Worker:
         """In the preparation thread, which has imported these."""
         from runner.chat.control_text import ControlTexts
         from runner.chat.template import ChatTemplate
+        from runner.worker.reasoning import ReasoningReader
 
         template = ChatTemplate(
             message.chat_template or backend.chat_template,
@@ -253,7 +254,13 @@ class Worker:
             guard=self._limits_of(message.options),
         )
         template.prepare()
-        return Preparer(backend, message.options, template, ControlTexts(backend.control_texts))
+        return Preparer(
+            backend,
+            message.options,
+            template,
+            ControlTexts(backend.control_texts),
+            ReasoningReader(backend, template),
+        )
 
     # serving
 

@@ -46,7 +46,9 @@ from runner.worker.embedding_inputs import InputReader
 
 if TYPE_CHECKING:
     from runner.chat.control_text import ControlTexts
+    from runner.chat.reasoning import PromptEnd
     from runner.chat.template import ChatTemplate
+    from runner.worker.reasoning import ReasoningReader
 
 QUEUE_MAX = 512
 """Sequences that may wait here; the daemon sends at most 64 requests, of at most 8 answers each, so this is
@@ -101,12 +103,18 @@ class Preparer:
     """Turns requests for one loaded model into token ids. Used by one thread."""
 
     def __init__(
-        self, backend: Backend, options: EngineOptions, template: ChatTemplate, control_texts: ControlTexts
+        self,
+        backend: Backend,
+        options: EngineOptions,
+        template: ChatTemplate,
+        control_texts: ControlTexts,
+        reasoning: ReasoningReader,
     ) -> None:
         self._backend = backend
         self._context_size = min(options.context_size, options.n_cells)
         self._template = template
         self._control_texts = control_texts
+        self._reasoning = reasoning
         self._leading = self._find_leading()
         self._inputs = InputReader(backend)
 
@@ -121,7 +129,12 @@ class Preparer:
         if not self._backend.facts.generates:
             raise InvalidParameter(FieldFault("model", ENCODER_REFUSAL))
         self._check_biases(request)
-        token_ids = self._prompt_tokens(prompt)
+        reasoning = None
+        if isinstance(prompt, ChatPrompt):
+            token_ids, end = self._chat_tokens(prompt)
+            reasoning = self._reasoning.reasoning(end, is_separated=request.separates_reasoning)
+        else:
+            token_ids = self._prompt_tokens(prompt)
         if not token_ids:
             raise InvalidParameter(FieldFault("prompt", "must hold at least one token"))
         if len(token_ids) >= self._context_size:
@@ -133,6 +146,7 @@ class Preparer:
             max_tokens=request.max_tokens,
             stop=request.stop,
             ignore_eos=request.ignore_eos,
+            reasoning=reasoning,
             namespace=Namespace(owner=request.cache_owner) if request.cache_prompt else None,
             n=request.n,
             logprobs=request.logprobs,
@@ -173,7 +187,7 @@ class Preparer:
     def _text_of(self, prompt: Prompt) -> str:
         match prompt:
             case ChatPrompt():
-                return self._template.render(prompt.messages, prompt.template_options)
+                return self._rendered(prompt)[0]
             case TextPrompt():
                 return prompt.text
             case TokenPrompt():
@@ -184,18 +198,22 @@ class Preparer:
     def _prompt_tokens(self, prompt: Prompt) -> list[int]:
         match prompt:
             case ChatPrompt():
-                return self._chat_tokens(prompt)
+                return self._chat_tokens(prompt)[0]
             case TextPrompt():
                 return self._text_tokens(prompt.text)
             case TokenPrompt():
                 return self._checked_tokens(prompt.token_ids)
         assert_never(prompt)
 
-    def _chat_tokens(self, prompt: ChatPrompt) -> list[int]:
+    def _rendered(self, prompt: ChatPrompt) -> tuple[str, PromptEnd]:
+        rendered = self._template.render(prompt.messages, self._reasoning.options(prompt))
+        return self._reasoning.finish(rendered, prompt)
+
+    def _chat_tokens(self, prompt: ChatPrompt) -> tuple[list[int], PromptEnd]:
         """As llama.cpp tokenises a rendered prompt: with the leading token (BOS) that the model asks for,
         unless the template has written it."""
         disarmed = self._control_texts.disarm(prompt, self._template.source or "")
-        rendered = self._template.render(disarmed.prompt.messages, disarmed.prompt.template_options)
+        rendered, end = self._rendered(disarmed.prompt)
         self._refuse_far_too_long(rendered)
         bos = self._backend.bos_text
         token_ids = [] if bos and rendered.startswith(bos) else list(self._leading)
@@ -203,7 +221,7 @@ class Preparer:
             token_ids += self._backend.tokenize(
                 piece.text, add_special=False, parse_special=not piece.is_literal
             )
-        return token_ids
+        return token_ids, end
 
     def _text_tokens(self, text: str) -> list[int]:
         """A raw completion: its text may name control tokens, and a BOS of its own is not doubled."""
@@ -401,4 +419,5 @@ def _outcome(preparer: Preparer, job: _Job, is_wanted: Callable[[], bool]) -> Ou
 
 def _import_templates() -> None:
     import runner.chat.control_text
-    import runner.chat.template  # noqa: F401  # imported for its time
+    import runner.chat.template
+    import runner.worker.reasoning  # noqa: F401  # imported for its time

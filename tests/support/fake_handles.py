@@ -83,11 +83,15 @@ def finished(
     prompt_tokens: int = 7,
     completion_tokens: int = 0,
     cached_tokens: int = 0,
+    reasoning_tokens: int = 0,
 ) -> Finished:
     return Finished(
         reason=reason,
         usage=Usage(
-            prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, cached_tokens=cached_tokens
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            cached_tokens=cached_tokens,
+            reasoning_tokens=reasoning_tokens,
         ),
         timings=Timings(queued_s=0.001, prefill_s=0.014, decode_s=0.02),
     )

@@ -31,6 +31,7 @@ def generation_request(request: ChatRequest | CompletionRequest, request_id: str
         n=max(request.n or 1, _best_of(request)),
         logprobs=_logprobs(request),
         echo=isinstance(request, CompletionRequest) and _needs_echo(request),
+        separates_reasoning=not isinstance(request, ChatRequest) or request.reasoning_format != "none",
         cache_prompt=request.cache_prompt is not False,
     )
 
@@ -90,7 +91,11 @@ def _needs_echo(request: CompletionRequest) -> bool:
 def _prompt(request: ChatRequest | CompletionRequest) -> Prompt:
     if isinstance(request, CompletionRequest):
         return request.prompt
-    return ChatPrompt(messages=request.messages, template_options=request.chat_template_kwargs or {})
+    return ChatPrompt(
+        messages=request.messages,
+        template_options=request.chat_template_kwargs or {},
+        reasoning_effort=request.reasoning_effort,
+    )
 
 
 def _max_tokens(request: ChatRequest | CompletionRequest) -> int | None:

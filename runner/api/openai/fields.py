@@ -56,10 +56,23 @@ _HELP: Final[Mapping[str, tuple[str, str]]] = {
     "top_logprobs": ("0 to 20", "tell so many of the likeliest tokens beside each; needs `logprobs`"),
     "echo": ("true or false", "put the prompt before the answer; its logprobs too, where asked for"),
     "keep_alive": ("a duration; 0; -1", "how long the model stays loaded afterwards"),
+    "reasoning_format": (
+        "`auto`, `deepseek` or `none`",
+        "where reasoning goes: into `reasoning_content`, or with `none` into the answer, as it comes",
+    ),
+    "reasoning_effort": (
+        "`none`, `low`, `medium` or `high`",
+        "how much the model reasons, where its chat template has a way to say so",
+    ),
     "chat_template_kwargs": ("options that templates know", "handed to the chat template"),
 }
 
-_DEFAULTS: Final[Mapping[str, str]] = {"seed": _FRESH, "samplers": "in this order", "n": "1"}
+_DEFAULTS: Final[Mapping[str, str]] = {
+    "seed": _FRESH,
+    "samplers": "in this order",
+    "n": "1",
+    "reasoning_format": "`auto`",
+}
 
 
 @attrs.frozen(kw_only=True)

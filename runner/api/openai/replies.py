@@ -1,7 +1,8 @@
 """From events to OpenAI's answers: a reply, or the chunks of a stream; pure.
 
 A chunk's constant parts are built once for a stream, so that a token costs one `orjson.dumps`. Shapes are
-those that the `openai` client reads; `timings` is an addition that local servers share.
+those that the `openai` client reads; `timings` and `reasoning_content` are additions that local servers
+share.
 """
 
 from __future__ import annotations
@@ -99,11 +100,7 @@ def _best(choices: Sequence[Choice], n: int) -> Sequence[Choice]:
 
 def _choice(shape: Shape, index: int, choice: Choice, completed: Completed, wanted: Wanted) -> dict[str, Any]:
     echoed = "" if wanted.echoed is None else wanted.echoed or completed.prompt_text
-    content = (
-        {"message": {"role": "assistant", "content": choice.text}}
-        if shape.is_chat
-        else {"text": echoed + choice.text}
-    )
+    content = {"message": _message(choice)} if shape.is_chat else {"text": echoed + choice.text}
     logprobs: dict[str, Any] | None = None
     if wanted.has_logprobs and shape.is_chat:
         logprobs = chat_object(choice.logprobs)
@@ -111,6 +108,11 @@ def _choice(shape: Shape, index: int, choice: Choice, completed: Completed, want
         all_logprobs = (*completed.prompt_logprobs, *choice.logprobs)
         logprobs = CompletionLogprobs(wanted.echoed or None).object(all_logprobs)
     return {"index": index, **content, "logprobs": logprobs, "finish_reason": choice.reason.value}
+
+
+def _message(choice: Choice) -> dict[str, str]:
+    reasoned = {"reasoning_content": choice.reasoning} if choice.reasoning else {}
+    return {"role": "assistant", **reasoned, "content": choice.text}
 
 
 class StreamEncoder:
@@ -143,7 +145,9 @@ class StreamEncoder:
         parts: list[bytes] = []
         for event in events:
             if type(event) is TextDelta:
-                if event.choice_index or event.logprobs:
+                if event.is_reasoning:
+                    parts.append(self._chunk({"reasoning_content": event.text}, index=event.choice_index))
+                elif event.choice_index or event.logprobs:
                     parts.append(self._delta(event.text, event.choice_index, event.logprobs))
                 elif event.text:
                     parts += (before, orjson.dumps(event.text), after)
@@ -215,6 +219,7 @@ def usage_object(usage: Usage) -> dict[str, Any]:
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
     }
 
 

@@ -21,6 +21,7 @@ from runner.api.structure import By, Fault, Faults, Length, Schema, Text, Unsupp
 from runner.api.template_options import read_template_options
 from runner.domain.constraints import Constraint
 from runner.domain.generation import (
+    REASONING_EFFORTS,
     ChatMessage,
     TextPrompt,
     TokenPrompt,
@@ -117,6 +118,14 @@ def _token_prompt(token_ids: list[int]) -> TokenPrompt:
     return TokenPrompt(tuple(token_ids))
 
 
+def read_effort(value: Any) -> str:
+    if type(value) is not str:
+        raise Fault("must be a string")
+    if value not in REASONING_EFFORTS:
+        raise Unsupported(f"must be {', '.join(REASONING_EFFORTS[:-1])} or {REASONING_EFFORTS[-1]}")
+    return value
+
+
 def _no_calls(value: Any) -> None:
     if value:
         raise Unsupported("tool calls are not implemented")
@@ -206,6 +215,8 @@ class ChatRequest(GenerationFields):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, LOGPROBS] | None = None
     max_completion_tokens: MaxTokens | None = None
+    reasoning_format: Literal["auto", "deepseek", "none"] | None = None
+    reasoning_effort: Annotated[str, By(read_effort)] | None = None
     chat_template_kwargs: Annotated[Mapping[str, str | int | bool], By(read_template_options)] | None = None
 
 

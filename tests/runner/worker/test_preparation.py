@@ -29,6 +29,7 @@ from runner.engine.fake import ANSWER, BOS, CONTROL, N_VOCAB, ScriptedBackend
 from runner.engine.llama import LlamaBackend
 from runner.errors import ContextLengthExceeded, InvalidParameter, ModelInUse, TemplateFailed
 from runner.worker.preparation import QUEUE_MAX, Outcome, Preparation, Prepared, Preparer, Refused, failure
+from runner.worker.reasoning import ReasoningReader
 
 PATIENCE_S = 20.0
 OPTIONS = EngineOptions(context_size=4096, n_cells=8192)
@@ -36,7 +37,13 @@ OPTIONS = EngineOptions(context_size=4096, n_cells=8192)
 
 def _preparer(backend: Backend, template: str | None = None, options: EngineOptions = OPTIONS) -> Preparer:
     chat_template = ChatTemplate(template or backend.chat_template, backend.bos_text, backend.eos_text)
-    return Preparer(backend, options, chat_template, ControlTexts(backend.control_texts))
+    return Preparer(
+        backend,
+        options,
+        chat_template,
+        ControlTexts(backend.control_texts),
+        ReasoningReader(backend, chat_template),
+    )
 
 
 def _scripted(template: str | None = None, options: EngineOptions = OPTIONS) -> Preparer:

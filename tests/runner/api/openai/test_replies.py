@@ -63,6 +63,14 @@ def test_every_answer_has_its_place() -> None:
     assert [(one["index"], one["message"]["content"]) for one in found] == [(0, "a"), (1, "b")]
 
 
+def test_reasoning_stands_beside_the_answer_where_there_is_some() -> None:
+    thought = Choice(text="a", reason=FinishReason.STOP, reasoning="hm", logprobs=(HI,))
+    first, second = choices_of(CHAT, completed(thought, choice("b")), n=2, has_logprobs=True)
+    assert first["message"] == {"role": "assistant", "reasoning_content": "hm", "content": "a"}
+    assert [one["token"] for one in first["logprobs"]["content"]] == ["Hi"]
+    assert second["message"] == {"role": "assistant", "content": "b"}
+
+
 def test_the_best_are_those_whose_tokens_were_likeliest() -> None:
     answer = completed(choice("a", WHY), choice("b", HI), choice("c", HI, WHY, WHY), choice("d", PART, HI))
     found = choices_of(COMPLETION, answer, n=2)
@@ -125,6 +133,17 @@ def told(data: bytes, is_chat: bool) -> list[tuple[int, Any, Any]]:
             content = one["delta"].get("content") if is_chat else one["text"]
             found.append((one["index"], content, one["finish_reason"]))
     return found
+
+
+def test_reasoning_streams_each_in_its_place_and_without_logprobs() -> None:
+    encoder = StreamEncoder(CHAT, HEAD, has_usage_chunk=False, wanted=Wanted(n=2, has_logprobs=True))
+    encoder.opening("fp_1")
+    thoughts = [TextDelta("hm", 1, index, is_reasoning=True) for index in (0, 1)]
+    found = [chunk["choices"][0] for chunk in chunks(encoder.encode(thoughts))]
+    assert [(one["index"], one["delta"], one["logprobs"]) for one in found] == [
+        (0, {"reasoning_content": "hm"}, None),
+        (1, {"reasoning_content": "hm"}, None),
+    ]
 
 
 def test_answers_stream_side_by_side_and_end_each_by_itself() -> None:

@@ -208,7 +208,6 @@ def test_likeliest_tokens_come_with_logprobs() -> None:
         ("modalities", [["text"], []], [["text", "audio"]]),
         ("audio", [None], [{"voice": "alloy"}]),
         ("prediction", [None], [{"type": "content", "content": "x"}]),
-        ("reasoning_effort", ["none"], ["low", "high"]),
         ("verbosity", ["medium"], ["low"]),
         ("web_search_options", [None], [{}]),
         ("n_predict", [-1], [5]),
@@ -227,6 +226,18 @@ def test_known_fields_are_refused_only_when_they_would_change_the_result(
         assert chat(**{field: value}) == chat()
     for value in changes:
         assert refusal(chat, **{field: value}) == (UnsupportedParameter, [field])
+
+
+def test_how_much_and_where_a_model_reasons() -> None:
+    for effort in ("none", "low", "medium", "high"):
+        assert chat(reasoning_effort=effort).reasoning_effort == effort
+    for effort in ("", "minimal", "xhigh"):
+        assert refusal(chat, reasoning_effort=effort) == (UnsupportedParameter, ["reasoning_effort"])
+    assert refusal(chat, reasoning_effort=1) == (InvalidParameter, ["reasoning_effort"])
+    for kind in ("none", "auto", "deepseek"):
+        assert chat(reasoning_format=kind).reasoning_format == kind
+    for stranger in ("", "deepseek-legacy", 1, ["none"]):
+        assert refusal(chat, reasoning_format=stranger) == (InvalidParameter, ["reasoning_format"])
 
 
 @pytest.mark.parametrize(

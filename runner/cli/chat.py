@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from contextlib import closing
@@ -111,7 +112,8 @@ class _Printed:
     def _think(self, text: str) -> None:
         if not self._is_thinking:
             self._is_thinking = True
-            click.secho("Thinking:", italic=True)
+            plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
+            click.echo("Thinking:" if plain else click.style("Thinking:", italic=True))
         self._print(text)
 
     def _say(self, text: str) -> None:

@@ -53,6 +53,7 @@ def test_a_stream_arrives_in_pieces_and_ends_with_usage(client: openai.OpenAI) -
     stream = client.chat.completions.create(
         model=MODEL,
         messages=_ask("Count from one to ten in words."),
+        temperature=0,
         max_tokens=32,
         stream=True,
         stream_options={"include_usage": True},
@@ -83,9 +84,8 @@ def test_a_stop_string_ends_the_answer_and_is_not_part_of_it(client: openai.Open
 
 
 def test_models_are_listed_and_retrieved(client: openai.OpenAI) -> None:
-    listed = client.models.list().data
-    assert [model.id for model in listed] == [f"docker.io/{MODEL}"]
-    assert client.models.retrieve(MODEL).id == listed[0].id
+    assert f"docker.io/{MODEL}" in {model.id for model in client.models.list().data}
+    assert client.models.retrieve(MODEL).id == f"docker.io/{MODEL}"
 
 
 def test_errors_are_the_clients_own_classes(client: openai.OpenAI) -> None:

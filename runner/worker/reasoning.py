@@ -24,7 +24,7 @@ in front of a beginning."""
 
 
 class ReasoningReader:
-    """Of one model. Detection asks for some hundred short texts to be tokenised, 1 ms in all."""
+    """Of one model. Looking for markers takes 1 ms, their tokens 5 to 30 ms more where there are some."""
 
     def __init__(self, backend: Backend, template: ChatTemplate) -> None:
         self._backend = backend

@@ -279,16 +279,15 @@ def test_logprobs_of_a_constrained_answer_are_its_own(bench: Bench) -> None:
 
 
 def test_a_preempted_sequence_goes_on_where_it_was() -> None:
-    options = EngineOptions(context_size=90, n_cells=90, max_sequences=4, prefill_chunk=16)
+    options = EngineOptions(context_size=120, n_cells=120, max_sequences=4, prefill_chunk=16)
     bench = Bench(options)
     question = "[[say <think>]][[repeat 12 ab]][[say </think>121212]]"
     for name in "abc":
-        bench.submit(question[:-2] + "]]", compiled("(12)*"), request_id=name, max_tokens=46)
+        bench.submit(question, compiled("(12)*"), request_id=name)
     answers = bench.run()
     assert bench.engine.statistics().counts.preemptions > 0
     for answer in answers.values():
-        assert "abab".startswith(answer.reasoning[:4])
-        assert re.fullmatch("(12)*1?", answer.text)
+        assert (answer.reasoning, answer.text) == ("ab" * 12, "121212")
     bench.engine.close()
 
 

@@ -14,6 +14,7 @@ Values only.
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 
 import attrs
 
@@ -74,6 +75,14 @@ class Timings:
     prefill_s: float
     decode_s: float
 
+    @classmethod
+    def spanning(cls, timings: Sequence[Timings]) -> Timings:
+        """From the first that began to the last that ended, all having arrived together."""
+        queued_s = min(one.queued_s for one in timings)
+        first_s = min(one.queued_s + one.prefill_s for one in timings)
+        last_s = max(one.queued_s + one.prefill_s + one.decode_s for one in timings)
+        return cls(queued_s=queued_s, prefill_s=first_s - queued_s, decode_s=last_s - first_s)
+
 
 @attrs.frozen(kw_only=True)
 class Accepted:
@@ -101,10 +110,14 @@ class TextDelta:
 
 @attrs.frozen
 class PromptText:
-    """A piece of the prompt, echoed, in order; it stands before every answer."""
+    """A piece of the prompt, echoed, in order; it stands before every answer to it.
+
+    `prompt_index`: of several prompts in one request. A worker is given one at a time.
+    """
 
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_index: int = 0
 
 
 @attrs.frozen

@@ -31,7 +31,7 @@ class Choices:
         return Finished(
             reason=reason,
             usage=_summed([end.usage for end in ends]),
-            timings=_spanned([end.timings for end in ends]),
+            timings=Timings.spanning([end.timings for end in ends]),
             choice_index=sequence.choice_index,
         )
 
@@ -43,11 +43,3 @@ def _summed(usages: list[Usage]) -> Usage:
         completion_tokens=sum(usage.completion_tokens for usage in usages),
         reasoning_tokens=sum(usage.reasoning_tokens for usage in usages),
     )
-
-
-def _spanned(timings: list[Timings]) -> Timings:
-    """From the first that began to the last that ended, all having arrived together."""
-    queued_s = min(one.queued_s for one in timings)
-    first_s = min(one.queued_s + one.prefill_s for one in timings)
-    last_s = max(one.queued_s + one.prefill_s + one.decode_s for one in timings)
-    return Timings(queued_s=queued_s, prefill_s=first_s - queued_s, decode_s=last_s - first_s)

@@ -15,7 +15,7 @@ import attrs
 import orjson
 
 from runner.api import strict_json
-from runner.api.inference import Embeddings
+from runner.api.collecting import Embeddings
 from runner.api.keep_alive import KeepAlive
 from runner.api.openai import unsupported
 from runner.api.openai.sampling_fields import TOKEN_ID_MAX

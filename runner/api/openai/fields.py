@@ -21,7 +21,10 @@ _FRESH: Final = "a fresh one for each request"
 _HELP: Final[Mapping[str, tuple[str, str]]] = {
     "model": ("a name, digest or short id", "who answers; loaded when it is not"),
     "messages": ("1 to 4096 of them", "turns; content is text or a list of text parts"),
-    "prompt": ("a text or token ids", "what goes on; control tokens in a text are read as such"),
+    "prompt": (
+        "a text or token ids, or a list of up to 64 of either",
+        "what goes on; control tokens in a text are read as such; answers to several are numbered in order",
+    ),
     "repetition_penalty": ("0.1 to 2", "another name of `repeat_penalty`"),
     "dry_sequence_breakers": ("up to 16 texts of up to 40 bytes", "where DRY lets a run of tokens end"),
     "logit_bias": (

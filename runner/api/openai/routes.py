@@ -87,6 +87,7 @@ async def _generate(
     demand = Demand(
         name=request.model,
         request=convert.generation_request(request, reply_id),
+        more_prompts=convert.more_prompts(request),
         said=convert.said_of(request),
         keep_alive_s=request.keep_alive,
         label=request_id(),

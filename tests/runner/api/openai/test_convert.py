@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.api.inference import Choice, Completed
+from runner.api.collecting import Choice, Completed
 from runner.api.openai import convert, replies
 from runner.api.openai.replies import CHAT, COMPLETION, ReplyHead, StreamEncoder
 from runner.api.openai.schema import parse_chat, parse_completion

@@ -76,6 +76,10 @@ class Embeddings:
     finished: Finished
     fingerprint: str
 
+    @property
+    def size_bytes(self) -> int:
+        return sum(map(len, self.vectors))
+
 
 class Collectable(Protocol):
     """A generation that was accepted."""

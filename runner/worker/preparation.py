@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, assert_never
@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from runner.worker.reasoning import ReasoningReader
 
 QUEUE_MAX = 512
+TURN_S = 0.05
+"""Inputs of embeddings are read for so long, at a megabyte or two a second, before others have their turn."""
 """Sequences that may wait here; the daemon sends at most 64 requests, of at most 8 answers each, so this is
 never met in order."""
 
@@ -159,12 +161,9 @@ class Preparer:
         request_id: str,
         prompt: EmbeddingPrompt,
         submitted_s: float,
-        *,
-        is_wanted: Callable[[], bool] = lambda: True,
-    ) -> EmbeddingRequest:
-        """Raises InvalidParameter. Inputs may be many: what comes of them is of no use once `is_wanted` says
-        no."""
-        inputs = self._inputs.read(prompt, is_wanted=is_wanted)
+    ) -> Generator[None, None, EmbeddingRequest]:
+        """In steps, one for each input. Raises InvalidParameter."""
+        inputs = yield from self._inputs.reading(prompt)
         return EmbeddingRequest(
             request_id=request_id, inputs=inputs, dimensions=prompt.dimensions, submitted_s=submitted_s
         )
@@ -284,10 +283,13 @@ def _within_limit(data: bytes) -> bytes:
     return data
 
 
-@attrs.frozen
+@attrs.define(eq=False)
 class _Job:
+    """`steps`: it takes turns with others, and has begun."""
+
     request: GenerationRequest
     submitted_s: float
+    steps: Generator[None, None, EmbeddingRequest] | None = None
 
 
 class Preparation:
@@ -370,8 +372,10 @@ class Preparation:
         while (job := self._jobs.get()) is not None and not self._is_closing:
             if job.request.request_id not in self._pending:
                 continue  # discarded while it waited
-            outcome = _outcome(preparer, job, partial(self._is_pending, job.request.request_id))
-            if (
+            outcome = _outcome(preparer, job, self._clock)
+            if outcome is None:
+                self._jobs.put(job)
+            elif (
                 isinstance(outcome, Prepared)
                 and isinstance(outcome.request, SequenceRequest)
                 and job.request.constraint is not None
@@ -379,9 +383,6 @@ class Preparation:
                 self._compiling.submit(job.request.constraint, partial(self._finish_constrained, outcome))
             else:
                 self._finish(job.request.request_id, outcome)
-
-    def _is_pending(self, request_id: str) -> bool:
-        return request_id in self._pending
 
     def _finish_constrained(self, prepared: Prepared, compiled: CompiledConstraint | RunnerError) -> None:
         request = prepared.request
@@ -398,14 +399,15 @@ class Preparation:
                 self._deliver(outcome)
 
 
-def _outcome(preparer: Preparer, job: _Job, is_wanted: Callable[[], bool]) -> Outcome:
+def _outcome(preparer: Preparer, job: _Job, clock: Callable[[], float]) -> Outcome | None:
+    """None when its turn is over and it is not."""
     request = job.request
     request_id, prompt = request.request_id, request.prompt
     try:
         if isinstance(prompt, EmbeddingPrompt):
-            return Prepared(
-                preparer.prepare_embedding(request_id, prompt, job.submitted_s, is_wanted=is_wanted)
-            )
+            if job.steps is None:
+                job.steps = preparer.prepare_embedding(request_id, prompt, job.submitted_s)
+            return _take_turn(job.steps, clock)
         if request.examination is not None:
             return Answered(request_id, preparer.examine(prompt, request.examination))
         return Prepared(preparer.prepare(request, job.submitted_s))
@@ -415,6 +417,17 @@ def _outcome(preparer: Preparer, job: _Job, is_wanted: Callable[[], bool]) -> Ou
         sys.stderr.write(f"preparing request {request_id} failed\n")
         traceback.print_exc()
         return Refused(request_id, Failed(code=RunnerError.code, message="the request could not be prepared"))
+
+
+def _take_turn(steps: Generator[None, None, EmbeddingRequest], clock: Callable[[], float]) -> Prepared | None:
+    until_s = clock() + TURN_S
+    try:
+        next(steps)
+        while clock() < until_s:
+            next(steps)
+    except StopIteration as end:
+        return Prepared(end.value)
+    return None
 
 
 def _import_templates() -> None:

@@ -27,6 +27,7 @@ from runner.gguf.metadata import read_metadata
 from runner.store.package import check_weights
 from runner.worker.embedding_inputs import InputReader
 from scripts.tiny_gguf import TinyModel, write_tiny_gguf
+from tests.support.embedding_inputs import read_all
 from tests.support.tiny_encoder import CLS, LENGTH, SEP, VOCABULARY, WIDTH, tiny_bert
 from tests.support.tiny_kinds import write_hybrid, write_recurrent, write_windowed
 
@@ -83,7 +84,7 @@ def test_an_encoder_reads_its_words_and_cuts_what_is_too_long(encoder_file: Path
     with loaded(encoder_file, OF_ENCODER) as (backend, _):
         reader = InputReader(backend)
         prompt = EmbeddingPrompt(inputs=(TextPrompt("The cat"), TextPrompt("cat " * 200)), truncates=True)
-        short, long = reader.read(prompt)
+        short, long = read_all(reader, prompt)
     names = [VOCABULARY[token] for token in short]
     assert names == ["[CLS]", "the", "cat", "[SEP]"]
     assert len(long) == LENGTH

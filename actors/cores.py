@@ -14,6 +14,7 @@ Imports the keeper's events, the policy of `runner/scheduling/cores.py` and read
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Final
@@ -24,12 +25,13 @@ import trio
 from actors.worker import KeeperEvent, Launcher, WorkerEnded, WorkerFailing, WorkerReady, WorkerSpec
 from actors.worker_handle import WorkerHandle
 from runner.hardware.cpu import own_processors
-from runner.hardware.cpu_time import busy_s, family_busy_s
-from runner.scheduling.cores import CoreClaim, cores_left, cores_taken, divide_cores
+from runner.hardware.cpu_time import busy_s, family_busy_s, n_runnable
+from runner.scheduling.cores import FORGOTTEN_SHARE, CoreClaim, cores_left, cores_taken, divide_cores
 
 FIRST_LOOK_S: Final = 0.25
 """After workers have become active; two readings of the kernel's clock ticks must not be closer."""
 LOOK_INTERVAL_S: Final = 1.0
+_SAMPLES, _SAMPLE_INTERVAL_S = 3, 0.0003
 
 
 @attrs.frozen(kw_only=True)
@@ -52,12 +54,41 @@ def read_work() -> WorkReading | None:
     return WorkReading(at_s=trio.current_time(), busy_s=total_s, ours_s=ours_s)
 
 
-def others_busy_cores(before: WorkReading | None, after: WorkReading | None) -> float | None:
-    """Cores that programs other than ours kept busy in between; None when the system does not tell."""
-    if before is None or after is None or after.at_s - before.at_s < FIRST_LOOK_S:
-        return None
-    ours_s = after.ours_s - before.ours_s
-    return (after.busy_s - before.busy_s - ours_s) / (after.at_s - before.at_s)
+def count_busy_now() -> int | None:
+    """Threads of others that go on running; for a moment when none of our workers is. Blocks for 1 ms.
+
+    Whoever is about to wait, as the client whose request this is, has time to do so. None when the system
+    does not tell.
+    """
+    fewest: int | None = None
+    for _ in range(_SAMPLES):
+        n_threads = n_runnable()
+        if n_threads is None:
+            return fewest
+        fewest = n_threads - 1 if fewest is None else min(fewest, n_threads - 1)
+        if fewest <= 0:
+            return 0
+        time.sleep(_SAMPLE_INTERVAL_S)
+    return fewest
+
+
+@attrs.define
+class _Span:
+    """What others have used over some time, that need not have been without gaps."""
+
+    elapsed_s: float = 0.0
+    others_s: float = 0.0
+
+    def add(self, before: WorkReading | None, after: WorkReading | None) -> None:
+        """Nothing where the system does not tell."""
+        if before is not None and after is not None:
+            self.elapsed_s += after.at_s - before.at_s
+            self.others_s += (after.busy_s - before.busy_s) - (after.ours_s - before.ours_s)
+
+    @property
+    def others_cores(self) -> float | None:
+        """Cores that programs other than ours kept busy; None while that is not known well enough."""
+        return self.others_s / self.elapsed_s if self.elapsed_s >= FIRST_LOOK_S else None
 
 
 @attrs.define
@@ -76,15 +107,21 @@ class CoreSharing:
         *,
         n_processors: int | None = None,
         read: ReadWork = lambda: None,
+        count_busy: Callable[[], int | None] = lambda: None,
     ) -> None:
         self._launch = launch
         self._n_cores = n_cores
         self._n_processors = n_processors if n_processors is not None else n_cores
         self._read = read
+        self._count_busy = count_busy
         self._taken = 0
         self._ids = itertools.count(1)
         self._members: dict[int, _Member] = {}
         self._activity = trio.Event()
+        self._since: WorkReading | None = None
+        """The last one."""
+        self._active = _Span()
+        """Of times when our workers were active, not judged yet."""
 
     @property
     def n_cores_left(self) -> int:
@@ -109,24 +146,15 @@ class CoreSharing:
             self._remove(load_id)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """While workers are active, look at what others use, and divide anew when that changes.
-
-        1. At once when the first one becomes active, over all the time since the last look: what was seen an
-           hour ago must not slow the first answer, and what has been there all along must not surprise it.
-        2. While they are active.
-        3. Once more after the last one has become idle, since requests may be short and follow each other.
-        """
+        """While workers are active, look at what others use, and divide anew when that changes."""
         task_status.started()
-        before = None
         while True:
             await self._activity.wait()
-            before = self._look_since(before)  # 1
             pause_s = FIRST_LOOK_S
             while self._activity.is_set():
-                if not any(member.is_active for member in self._members.values()):
-                    self._activity = trio.Event()  # 3
                 await trio.sleep(pause_s)
-                before = self._look_since(before)  # 2
+                if self._activity.is_set():
+                    self._look()
                 pause_s = LOOK_INTERVAL_S
 
     def _add(self, load_id: int, handle: WorkerHandle) -> None:
@@ -138,27 +166,54 @@ class CoreSharing:
         member = self._members.pop(load_id, None)
         if member is not None and member.is_active:
             self._divide()
+            self._rest_if_idle()
 
     def _change(self, load_id: int, is_active: bool) -> None:
         member = self._members.get(load_id)
         if member is None or member.is_active == is_active:
             return
+        if is_active and not self._activity.is_set():
+            self._look_back()
+            self._activity.set()
         member.is_active = is_active
         self._divide()
-        if is_active:
-            self._activity.set()
+        self._rest_if_idle()
 
-    def _look_since(self, before: WorkReading | None) -> WorkReading | None:
-        """Judge what others have used since then; returns the reading to go on from."""
-        after = self._read()
-        others = others_busy_cores(before, after)
-        if others is None:
-            return after if before is None or after is None else before
-        taken = cores_taken(self._taken, others)
+    def _rest_if_idle(self) -> None:
+        if self._activity.is_set() and not any(member.is_active for member in self._members.values()):
+            self._activity = trio.Event()
+            self._look()
+
+    def _look_back(self) -> None:
+        """Before the first worker becomes active: judge what others did while none was.
+
+        What was seen an hour ago must not slow the first answer, and what has been there all along must not
+        surprise it. Who was busy and is so no longer does not count.
+        """
+        before, self._since = self._since, self._read()
+        pause = _Span()
+        pause.add(before, self._since)
+        others_cores = pause.others_cores
+        if others_cores is None:
+            return
+        if others_cores > FORGOTTEN_SHARE and (n_busy := self._count_busy()) is not None:
+            others_cores = min(others_cores, n_busy)
+        self._active = _Span()
+        self._judge(others_cores)
+
+    def _look(self) -> None:
+        """Judge what others did while our workers were active; short times are judged together."""
+        before, self._since = self._since, self._read()
+        self._active.add(before, self._since)
+        if self._active.others_cores is not None:
+            span, self._active = self._active, _Span()
+            self._judge(span.others_s / span.elapsed_s)
+
+    def _judge(self, others_cores: float) -> None:
+        taken = cores_taken(self._taken, others_cores)
         if taken != self._taken:
             self._taken = taken
             self._divide()
-        return after
 
     def _divide(self) -> None:
         """Idle workers are not told: their number counts when they become active, and is sent then."""

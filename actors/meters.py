@@ -18,27 +18,33 @@ class StepSums:
     steps_s: float = 0.0
     computing_s: float = 0.0
     _last: Step | None = None
-    """The last one that was a step. Frames are also sent without one, and tell the times of the last."""
+    """The last one with steps. Frames are also sent without one."""
+    _n_last: int = 0
+    """How many."""
 
     def add(self, step: Step) -> None:
         self.prefill_tokens += step.prefill_tokens
         self.decode_tokens += step.decode_tokens
-        if step.step_index != (self._last.step_index if self._last is not None else 0):
-            self._last = step
-            self.steps_s += step.step_s
-            self.computing_s += step.computing_s
+        self.steps_s += step.step_s
+        self.computing_s += step.computing_s
+        n_steps = step.step_index - (self._last.step_index if self._last is not None else 0)
+        if n_steps > 0:
+            self._last, self._n_last = step, n_steps
 
     def meters(self, now: Step, n_cells: int) -> EngineMeters | None:
-        """`now` is the last frame, for what is of the moment. None before the first step."""
-        last = self._last
+        """`now` is the last frame, for what is of the moment. None before the first step.
+
+        Of a frame for several steps, the mean step counts as the last.
+        """
+        last, n_last = self._last, self._n_last
         if last is None:
             return None
         counts = now.counts
         return EngineMeters(
-            batch_prefill_tokens=last.prefill_tokens,
-            batch_decode_tokens=last.decode_tokens,
-            step_s=last.step_s,
-            computing_s=last.computing_s,
+            batch_prefill_tokens=-(-last.prefill_tokens // n_last),
+            batch_decode_tokens=-(-last.decode_tokens // n_last),
+            step_s=last.step_s / n_last,
+            computing_s=last.computing_s / n_last,
             cells_used=now.cells_used,
             cells_retained=now.cells_retained,
             cells_free=max(0, n_cells - now.cells_used - now.cells_retained),

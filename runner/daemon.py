@@ -32,7 +32,7 @@ import structlog
 import trio
 
 from actors.actor import Address
-from actors.cores import CoreSharing, read_work
+from actors.cores import CoreSharing, count_busy_now, read_work
 from actors.environment import PASSED_ON
 from actors.footprints import Footprints
 from actors.leases import Pins
@@ -338,6 +338,7 @@ class Daemon:
             n_cores,
             n_processors=max(n_cores, read_cores().physical),
             read=read_work,
+            count_busy=count_busy_now,
         )
 
     def _new_footprints(self, store: StoreHandle) -> Footprints:

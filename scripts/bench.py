@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import itertools
 import json
+import math
 import os
 import selectors
 import signal
@@ -39,6 +40,8 @@ ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_MODEL = ROOT / ".cache" / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 MODEL_NAME = "bench/model:latest"
 _DEADLINE_S = 600.0
+_PAUSE_S = 0.3
+"""Before each round, so that nobody pays for what the other side does after its last answer."""
 _TOPICS = (
     "rivers",
     "steam engines",
@@ -58,19 +61,27 @@ class Round:
 
     tokens_per_s: float
     first_token_s: float
+    first_token_p95_s: float
     gap_p50_s: float
     gap_p95_s: float
     daemon_cpu_us_per_token: float | None = None
 
 
+Prompt = str | list[dict[str, str]]
+"""What a user says, or a whole conversation."""
+
+
 @attrs.define
-class _Stream:
+class Stream:
     """One request on one connection: what has arrived, and when."""
 
     connection: socket.socket
     started_s: float
     arrivals_s: list[float] = attrs.field(factory=list)
+    text: str = ""
     tokens: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
     is_done: bool = False
     _rest: bytes = b""
 
@@ -91,8 +102,10 @@ class _Stream:
             raise RuntimeError(f"a stream failed: {chunk['error']}")
         if any(choice.get("delta", {}).get("content") for choice in chunk.get("choices", ())):
             self.arrivals_s.append(now_s)
-        if chunk.get("usage"):
-            self.tokens = int(chunk["usage"]["completion_tokens"])
+            self.text += "".join(choice["delta"].get("content") or "" for choice in chunk["choices"])
+        if usage := chunk.get("usage"):
+            self.tokens, self.prompt_tokens = usage["completion_tokens"], usage["prompt_tokens"]
+            self.cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
 
 
 class Side(Protocol):
@@ -118,10 +131,11 @@ class HttpSide:
             (worker,) = json.load(answer)["workers"]
         return [str(worker["context_size"]), str(worker["n_cells"]), str(compute_threads())]
 
-    def run(self, prompts: Sequence[str], clients: int, tokens: int) -> Round:
+    def run(self, prompts: Sequence[Prompt], clients: int, tokens: int) -> Round:
+        time.sleep(_PAUSE_S)
         cpu_before_s = _cpu_s(self.daemon)
         started_s = time.perf_counter()
-        streams = self._closed_loop(list(prompts), clients, tokens)
+        streams = self.ask(prompts, clients, tokens)
         elapsed_s = time.perf_counter() - started_s
         total = sum(stream.tokens for stream in streams)
         if any(stream.tokens != tokens for stream in streams):
@@ -129,8 +143,10 @@ class HttpSide:
         cpu_s = _cpu_s(self.daemon) - cpu_before_s
         return _round(streams, total / elapsed_s, 1e6 * cpu_s / total if self.daemon else None)
 
-    def _closed_loop(self, waiting: list[str], clients: int, tokens: int) -> list[_Stream]:
-        done: list[_Stream] = []
+    def ask(self, prompts: Sequence[Prompt], clients: int, tokens: int) -> list[Stream]:
+        """The answers in the order of their ends."""
+        waiting = list(prompts)
+        done: list[Stream] = []
         deadline_s = time.perf_counter() + _DEADLINE_S
         with selectors.DefaultSelector() as selector:
             for _ in range(min(clients, len(waiting))):
@@ -139,7 +155,7 @@ class HttpSide:
                 if time.perf_counter() > deadline_s:
                     raise TimeoutError(f"{self.name} did not finish a round in {_DEADLINE_S:.0f} s")
                 for key, _ in selector.select(timeout=1.0):
-                    stream: _Stream = key.data
+                    stream: Stream = key.data
                     data = stream.connection.recv(65536)
                     stream.feed(data, time.perf_counter())
                     if stream.is_done or not data:
@@ -150,17 +166,17 @@ class HttpSide:
                             self._begin(selector, waiting.pop(0), tokens)
         return done
 
-    def _begin(self, selector: selectors.BaseSelector, prompt: str, tokens: int) -> None:
+    def _begin(self, selector: selectors.BaseSelector, prompt: Prompt, tokens: int) -> None:
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         body = json.dumps(
             {
                 "model": self.model,
-                "messages": [{"role": "user", "content": prompt}],
+                "messages": messages,
                 "stream": True,
                 "stream_options": {"include_usage": True},
                 "max_tokens": tokens,
                 "ignore_eos": True,
                 "temperature": 0.8,
-                "seed": 1,
             }
         ).encode()
         head = (
@@ -170,7 +186,7 @@ class HttpSide:
         started_s = time.perf_counter()
         connection = socket.create_connection(("127.0.0.1", self.port), timeout=30)
         connection.sendall(head + body)
-        selector.register(connection, selectors.EVENT_READ, _Stream(connection, started_s))
+        selector.register(connection, selectors.EVENT_READ, Stream(connection, started_s))
 
 
 def _cpu_s(process: psutil.Process | None) -> float:
@@ -180,30 +196,38 @@ def _cpu_s(process: psutil.Process | None) -> float:
     return times.user + times.system
 
 
-def _round(streams: Sequence[_Stream], tokens_per_s: float, cpu_us: float | None) -> Round:
+def nearest_rank(ordered: Sequence[float], share: float) -> float:
+    """The least value that so large a share of all does not exceed."""
+    return ordered[math.ceil(share * len(ordered)) - 1]
+
+
+def _round(streams: Sequence[Stream], tokens_per_s: float, cpu_us: float | None) -> Round:
     gaps = sorted(
         later - earlier for stream in streams for earlier, later in itertools.pairwise(stream.arrivals_s)
     )
-    first = [stream.arrivals_s[0] - stream.started_s for stream in streams]
+    first = sorted(stream.arrivals_s[0] - stream.started_s for stream in streams)
     return Round(
         tokens_per_s=tokens_per_s,
         first_token_s=statistics.median(first),
+        first_token_p95_s=nearest_rank(first, 0.95),
         gap_p50_s=statistics.median(gaps),
-        gap_p95_s=gaps[int(0.95 * (len(gaps) - 1))],
+        gap_p95_s=nearest_rank(gaps, 0.95),
         daemon_cpu_us_per_token=cpu_us,
     )
 
 
 @contextlib.contextmanager
-def our_daemon(model: Path, scratch: Path) -> Iterator[HttpSide]:
-    """`runner serve` on a free port with a store of its own, the model packaged and loaded."""
+def our_daemon(model: Path, scratch: Path, sizes: Sequence[str] = ()) -> Iterator[HttpSide]:
+    """`runner serve` on a free port with a store of its own, the model packaged with `sizes` and loaded."""
     port = _free_port()
     environment = {**os.environ, "RUNNER_SOCKET": str(scratch / "run" / "runner.sock")}
     serve = [sys.executable, "-m", "runner", "serve", "--port", str(port), "--store", str(scratch / "store")]
     with _server(serve, environment, port, scratch / "runner.log") as process:
         ctl = [sys.executable, "-m", "runner", "ctl"]
         host = ["--host", f"127.0.0.1:{port}"]
-        subprocess.run([*ctl, "package", str(model), MODEL_NAME, *host], check=True, capture_output=True)
+        subprocess.run(
+            [*ctl, "package", str(model), MODEL_NAME, *sizes, *host], check=True, capture_output=True
+        )
         subprocess.run(
             [*ctl, "start", MODEL_NAME, "--keep-alive", "-1", *host], check=True, capture_output=True
         )
@@ -336,6 +360,7 @@ def report(clients: int, ours: Sequence[Round], others: Sequence[Round], other_n
     for label, field, scale in (
         ("tokens/s", "tokens_per_s", 1.0),
         ("first token, ms", "first_token_s", 1e3),
+        ("first token p95, ms", "first_token_p95_s", 1e3),
         ("gap p50, ms", "gap_p50_s", 1e3),
         ("gap p95, ms", "gap_p95_s", 1e3),
     ):

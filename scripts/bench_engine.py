@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench import nearest_rank
+
 from runner.chat.template import ChatTemplate
 from runner.domain.engine import EngineOptions
 from runner.domain.events import TextDelta
@@ -22,6 +24,7 @@ from runner.domain.generation import ChatMessage
 from runner.domain.sampling import SamplingParams
 from runner.engine.backend import Backend, load_backend
 from runner.engine.engine import Engine
+from runner.engine.prefix import Namespace
 from runner.engine.sequence import SequenceRequest
 
 
@@ -60,9 +63,10 @@ def run(engine: Engine, prompts: list[tuple[int, ...]], clients: int, tokens: in
                 SequenceRequest(
                     request_id=name,
                     prompt_tokens=prompt,
-                    sampling=SamplingParams(seed=1),
+                    sampling=SamplingParams(temperature=0.8),
                     max_tokens=tokens,
                     ignore_eos=True,
+                    namespace=Namespace(),
                     submitted_s=time.monotonic(),
                 )
             )
@@ -75,11 +79,13 @@ def run(engine: Engine, prompts: list[tuple[int, ...]], clients: int, tokens: in
                 ended += 1
     elapsed_s = time.perf_counter() - begin_s
     gaps = sorted(b - a for times in arrivals.values() for a, b in itertools.pairwise(times))
+    first = sorted(times[0] - started[name] for name, times in arrivals.items())
     return {
         "tokens_per_s": tokens * len(prompts) / elapsed_s,
-        "first_token_s": statistics.median(times[0] - started[name] for name, times in arrivals.items()),
+        "first_token_s": statistics.median(first),
+        "first_token_p95_s": nearest_rank(first, 0.95),
         "gap_p50_s": statistics.median(gaps),
-        "gap_p95_s": gaps[int(0.95 * (len(gaps) - 1))],
+        "gap_p95_s": nearest_rank(gaps, 0.95),
     }
 
 

@@ -70,7 +70,8 @@ class EngineOptions:
 
     `context_size` limits one sequence, `n_cells` the pool that all share; `max_sequences` run at once, and
     the beginnings of `max_retained` that ended are kept for prompts that begin alike (0 for none).
-    `prefill_chunk` is the number of prompt tokens that one step adds at most. `key_type` and `value_type` are
+    `prefill_chunk` is the number of prompt tokens that one step adds at most; where that takes too long on
+    a device, the engine adds fewer. `key_type` and `value_type` are
     of the KV cache.
     """
 
@@ -78,7 +79,7 @@ class EngineOptions:
     n_cells: int = attrs.field(validator=_positive)
     max_sequences: int = attrs.field(default=8, validator=_positive)
     max_retained: int = attrs.field(default=16, validator=attrs.validators.ge(0))
-    prefill_chunk: int = attrs.field(default=64, validator=_positive)
+    prefill_chunk: int = attrs.field(default=512, validator=_positive)
     n_threads: int = attrs.field(default=1, validator=_positive)
     key_type: CacheType = attrs.field(default=CacheType.F16, converter=CacheType)
     value_type: CacheType = attrs.field(default=CacheType.F16, converter=CacheType)

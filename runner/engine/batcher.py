@@ -172,6 +172,9 @@ ALONE_LIMIT_S: Final = 0.75
 Small chunks cost: 64 rows took 394 ms at 1500 tokens, and twice 32 took 640. On a processor, flash attention
 computes in tiles of 64 rows, and row by row what is less.
 """
+FIRST_CHUNK: Final = 64
+"""Rows of a prefilling step before anything is known of the device's speed, and always for requests that are
+asked to be repeatable: where a prompt is cut decides the last bits of what comes out."""
 LEAST_CHUNK: Final = 8
 
 

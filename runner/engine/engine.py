@@ -20,6 +20,7 @@ from runner.domain.events import Failed, FinishReason, TextDelta
 from runner.engine.backend import Backend, DecodeResult
 from runner.engine.batcher import (
     ALONE_LIMIT_S,
+    FIRST_CHUNK,
     STEP_LIMIT_S,
     Chunk,
     count_planned,
@@ -83,7 +84,8 @@ class Engine:
             max_running=options.max_sequences,
             max_retained=options.max_retained if backend.facts.shares_cells else 0,
         )
-        self._sharing = Sharing(self._cells, options.prefill_chunk)
+        first_chunk = min(FIRST_CHUNK, options.prefill_chunk)
+        self._sharing = Sharing(self._cells, first_chunk)
         self._embedder = Embedder(
             backend.facts.embedding, backend.open_embedding, n_threads=options.n_threads, clock=clock
         )
@@ -97,8 +99,8 @@ class Engine:
         self._n_submitted = 0
         self._n_preemptions = 0
         self._step_index = 0
-        self._step_s = self._computing_s = 0.0
-        self._chunks = {True: options.prefill_chunk, False: options.prefill_chunk}
+        self._computing_s = 0.0
+        self._chunks = {True: first_chunk, False: first_chunk}
         """Rows of a prefilling step beside streams, and where there are none."""
         self._decoded_last = False
 
@@ -124,8 +126,6 @@ class Engine:
                 restored_tokens=self.hibernation.n_restored_tokens,
                 misses=tuple(self._sharing.misses.values()),
             ),
-            step_s=self._step_s,
-            computing_s=self._computing_s,
         )
 
     def submit(self, request: SequenceRequest | EmbeddingRequest) -> None:
@@ -174,8 +174,13 @@ class Engine:
         else:
             self._generate(step)
         self._step_index += 1
-        self._step_s = self._stopwatch() - begin_s
-        return StepOutput(step.events, step.prefill_tokens, step.decode_tokens)
+        return StepOutput(
+            step.events,
+            step.prefill_tokens,
+            step.decode_tokens,
+            self._stopwatch() - begin_s,
+            self._computing_s,
+        )
 
     def _embed(self, step: _Step) -> None:
         begin_s = self._stopwatch()
@@ -335,7 +340,10 @@ class Engine:
         return self._plan_for(taking_part, decoded_last=self._decoded_last)
 
     def _plan_for(self, sequences: list[Sequence], *, decoded_last: bool) -> list[Chunk[Sequence]]:
-        chunks = plan_step(sequences, self._prefill_chunk, decoded_last=decoded_last)
+        n_rows = self._prefill_chunk
+        if any(sequence.is_repeatable and sequence.n_pending > 1 for sequence in sequences):
+            n_rows = min(n_rows, FIRST_CHUNK)
+        chunks = plan_step(sequences, n_rows, decoded_last=decoded_last)
         if any(_scores_prompt(chunk.sequence) for chunk in chunks):
             return fit_outputs(chunks, self._backend.facts.n_outputs, _scores_prompt)
         return chunks

@@ -48,6 +48,8 @@ _POOLINGS = {"1": Pooling.MEAN, "2": Pooling.FIRST, "3": Pooling.LAST}
 """`llama_pooling_type`. 0 and none said: the mean, as most take it. Others rank texts."""
 _META_BYTES = 256
 ENCODER_SEQUENCES, SECOND_SEQUENCES = 64, 8
+SECOND_ROWS = 64
+"""Of a forward pass in that second context, since the library keeps room for the logits of each."""
 GROUP_OUTPUT_BYTES = 64 * 1024**2
 """What the outputs of short inputs that share a pass may take: see `embedding_output_bytes`."""
 
@@ -175,7 +177,7 @@ def _output_row_bytes(model: Model) -> int:
 
 def embedding_rows(facts: EmbeddingFacts, options: EngineOptions) -> int:
     """Rows of one forward pass: of what takes inputs as a whole, a longest one."""
-    return facts.input_max if facts.is_whole else min(facts.input_max, options.prefill_chunk)
+    return facts.input_max if facts.is_whole else min(facts.input_max, options.prefill_chunk, SECOND_ROWS)
 
 
 def new_embedding_context(model: Model, options: EngineOptions, facts: EmbeddingFacts) -> Context:

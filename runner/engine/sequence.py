@@ -150,6 +150,11 @@ class Sequence:
         )
 
     @property
+    def is_repeatable(self) -> bool:
+        """Asked to give the same answer when asked again."""
+        return self.request.sampling.seed is not None
+
+    @property
     def n_tokens(self) -> int:
         return len(self.tokens)
 

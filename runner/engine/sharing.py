@@ -99,8 +99,7 @@ class Sharing:
 
     def _usable(self, sequence: Sequence, n_found: int) -> int:
         """Of so many tokens in cells, those that this sequence may have."""
-        is_repeatable = sequence.request.sampling.seed is not None
-        return n_found - n_found % self._chunk if is_repeatable else n_found
+        return n_found - n_found % self._chunk if sequence.is_repeatable else n_found
 
     def _attach(self, sequence: Sequence, match: Match) -> None:
         if self._cells.attach(sequence.slot, match):

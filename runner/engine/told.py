@@ -12,19 +12,21 @@ EngineEvent = PromptText | TextDelta | ChoiceEnded | Embedded | Finished | Faile
 
 @attrs.frozen
 class StepOutput:
-    """What one step did. `events` pairs request ids with events, in order; Finished or Failed is the last."""
+    """What one step did. `events` pairs request ids with events, in order; Finished or Failed is the last.
+
+    `step_s` is what it took, `computing_s` of that the forward passes.
+    """
 
     events: list[tuple[str, EngineEvent]]
     prefill_tokens: int
     decode_tokens: int
+    step_s: float
+    computing_s: float
 
 
 @attrs.frozen(kw_only=True)
 class EngineStatistics:
-    """`cells_used` are those of running sequences, `cells_retained` what is kept beside them.
-
-    Of the last step: `step_s` is all of it, `computing_s` the part that the forward passes took.
-    """
+    """`cells_used` are those of running sequences, `cells_retained` what is kept beside them."""
 
     running: int
     waiting: int
@@ -33,5 +35,3 @@ class EngineStatistics:
     n_cells: int
     step_index: int
     counts: EngineCounts
-    step_s: float = 0.0
-    computing_s: float = 0.0

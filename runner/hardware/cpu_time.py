@@ -1,4 +1,6 @@
-"""Processor time: what all programs have used so far, and what one of ours has. Linux; None elsewhere.
+"""Processor time: what all programs have used so far, what one of ours has, and how many want some just now.
+
+Linux; None elsewhere.
 
 Reads `/proc/stat` and `/proc/PID/stat`, 0.1 ms each. Differences between two readings are what is of use.
 Read on in `actors/cores.py`.
@@ -46,6 +48,14 @@ def family_busy_s(proc: Path = _PROC) -> float | None:
         return None
     children_s = (_used_s(proc / pid, _UTIME, _STIME) for pid in children)
     return own_s + sum(used_s for used_s in children_s if used_s is not None)
+
+
+def n_runnable(proc: Path = _PROC) -> int | None:
+    """Threads on this machine that run or wait for a processor at this moment, the one that asks included."""
+    try:
+        return int((proc / "loadavg").read_bytes().split()[3].partition(b"/")[0])
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def _used_s(process: Path, *indices: int) -> float | None:

@@ -150,11 +150,11 @@ StepEvent = GenerationEvent
 
 @attrs.frozen(kw_only=True)
 class Step:
-    """One frame per engine step: what happened to every sequence, and counted work for the watchdog.
+    """One frame for the engine's steps since the last one: what happened to every sequence, and counted work.
 
     `events` pairs request ids with events, in order. Also sent without a step when requests were refused.
     `cells_used` are those of running sequences, `cells_retained` what is kept beside them. `step_s` is what
-    the step took, `computing_s` of it the engine's own forward passes; `counts` go on from step to step.
+    the steps took, `computing_s` of it the engine's own forward passes; `counts` go on from step to step.
     """
 
     step_index: int

@@ -102,7 +102,8 @@ def _halves(step: Step) -> Iterator[bytes]:
     """The counted work goes with the first half, so that it is counted once."""
     middle = len(step.events) // 2
     yield from _frames(attrs.evolve(step, events=step.events[:middle]))
-    yield from _frames(attrs.evolve(step, events=step.events[middle:], prefill_tokens=0, decode_tokens=0))
+    rest = attrs.evolve(step, prefill_tokens=0, decode_tokens=0, step_s=0.0, computing_s=0.0)
+    yield from _frames(attrs.evolve(rest, events=step.events[middle:]))
 
 
 def _timeval(seconds: float) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -15,7 +16,7 @@ from actors.cores import (
     LOOK_INTERVAL_S,
     CoreSharing,
     WorkReading,
-    others_busy_cores,
+    count_busy_now,
     read_work,
 )
 from actors.stream import GenerationStream
@@ -66,6 +67,9 @@ class Machine:
             return None
         self.run_until_now()
         return WorkReading(at_s=self._at_s, busy_s=self.others_s + self.ours_s, ours_s=self.ours_s)
+
+    def count_busy(self) -> int | None:
+        return math.ceil(self.others)
 
 
 @attrs.define
@@ -141,7 +145,9 @@ async def world(n_cores: int = 8, n_processors: int | None = None) -> AsyncItera
         async def launch(spec: WorkerSpec, report: Callable[[KeeperEvent], None]) -> None:
             await kept[0].keep(spec, report)
 
-        sharing = CoreSharing(launch, n_cores, n_processors=n_processors, read=machine.read)
+        sharing = CoreSharing(
+            launch, n_cores, n_processors=n_processors, read=machine.read, count_busy=machine.count_busy
+        )
         kept.append(World(sharing, machine, nursery))
         await nursery.start(sharing.run)
         yield kept[0]
@@ -348,30 +354,39 @@ async def test_what_has_been_there_all_along_is_known_at_once() -> None:
         assert await worker.threads() == [5]
 
 
+async def test_who_was_busy_until_just_now_does_not_slow_the_answer() -> None:
+    async with world() as w:
+        worker = await w.start()
+        worker.use()
+        worker.leave()
+        await trio.sleep(2)
+        w.machine.others = 3.0
+        await trio.sleep(600)
+        w.machine.run_until_now()
+        w.machine.others = 0.0
+        worker.use()
+        assert await worker.threads() == []
+        w.machine.others = 3.0
+        await trio.sleep(2)
+        assert await worker.threads() == [5], "they have come back"
+
+
 # ---- readings
 
 
-def reading(at_s: float, busy_s: float, ours_s: float = 0.0) -> WorkReading:
-    return WorkReading(at_s=at_s, busy_s=busy_s, ours_s=ours_s)
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "others"),
-    [
-        (reading(0, 10), reading(2, 13), 1.5),
-        (reading(0, 10, 5), reading(2, 13, 7), 0.5),
-        (reading(0, 10, 6), reading(2, 13, 9), 0.0),
-        (None, reading(2, 13), None),
-        (reading(0, 10), None, None),
-        (reading(2, 10), reading(2, 13), None),
-        (reading(2, 10), reading(2.24, 13), None),
-        (reading(2, 10), reading(2.25, 11), 4.0),
-    ],
-)
-async def test_others_are_what_is_neither_idle_nor_ours(
-    before: WorkReading | None, after: WorkReading | None, others: float | None
-) -> None:
-    assert others_busy_cores(before, after) == others
+async def test_who_works_in_our_pauses_only_takes_no_cores() -> None:
+    async with world() as w:
+        worker = await w.start()
+        for _ in range(20):
+            worker.use()
+            await trio.sleep(0.6)
+            worker.leave()
+            w.machine.run_until_now()
+            w.machine.others = 3.0
+            await trio.sleep(0.7)
+            w.machine.run_until_now()
+            w.machine.others = 0.0
+        assert await worker.threads() == []
 
 
 async def test_this_machine_tells() -> None:
@@ -379,3 +394,6 @@ async def test_this_machine_tells() -> None:
     assert found is not None
     assert found.busy_s > 0
     assert found.ours_s > 0
+    n_busy = count_busy_now()
+    assert n_busy is not None
+    assert n_busy >= 0

@@ -162,7 +162,13 @@ def text_of(events: list[GenerationEvent]) -> str:
 class WorkerThread(Peer):
     """The loop in a thread of this process. `exit_codes` are what would have ended the process."""
 
-    def __init__(self, *, limits_of: LimitsOf | None = None, send_timeout_s: float = PATIENCE_S) -> None:
+    def __init__(
+        self,
+        *,
+        limits_of: LimitsOf | None = None,
+        send_timeout_s: float = PATIENCE_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         mine, theirs = socket.socketpair()
         super().__init__(mine)
         self.exit_codes: list[int] = []
@@ -172,6 +178,7 @@ class WorkerThread(Peer):
             Channel(theirs, send_timeout_s=send_timeout_s),
             limits_of=limits_of or (lambda _: nullcontext),
             exit_process=self.exit_codes.append,
+            clock=clock,
         )
         self._thread = threading.Thread(target=self._run, name="worker under test")
         self._thread.start()

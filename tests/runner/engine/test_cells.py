@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from runner.engine.cells import LEAST_SHARED, CellPool
+from runner.engine.cells import KEPT_FREELY, LEAST_SHARED, CellPool
 from runner.engine.prefix import NO_MATCH, Namespace, common_length
 
 HERE, THERE = Namespace(), Namespace(owner="other")
@@ -177,6 +177,31 @@ def test_half_of_the_pool_is_retained_at_most_and_ends_go_before_beginnings(benc
     assert 448 < bench.pool.n_retained <= N_CELLS // 2
     assert bench.pool.find(run_of(0, 500), HERE).count == 500 - 128
     assert bench.pool.find(run_of(1000, 101), HERE).count == 100
+
+
+@pytest.mark.parametrize(("length", "n_kept"), [(102, 5), (103, 4)])
+def test_more_than_a_few_are_kept_while_it_is_little(length: int, n_kept: int) -> None:
+    """Five of 102 tokens take 510 cells, and of 103 more than 512."""
+    bench = Bench(n_cells=4096, max_running=4, max_retained=8)
+    for index in range(KEPT_FREELY + 1):
+        bench.retain(run_of(1000 * index, length))
+    found = [bench.pool.find(run_of(1000 * index, length), HERE).count for index in range(KEPT_FREELY + 1)]
+    assert found == [0] * (KEPT_FREELY + 1 - n_kept) + [length - 1] * n_kept
+
+
+def test_those_that_ended_last_are_kept_whatever_they_cost() -> None:
+    bench = Bench(n_cells=4096, max_running=4, max_retained=8)
+    for index in range(KEPT_FREELY):
+        bench.retain(run_of(1000 * index, 500))
+    assert bench.pool.n_retained == 500 * KEPT_FREELY
+
+
+def test_those_that_somebody_comes_back_for_are_not_given_up_for_what_they_cost() -> None:
+    bench = Bench(n_cells=4096, max_running=8, max_retained=8)
+    for index in range(KEPT_FREELY + 2):
+        slot, _ = bench.begin(run_of(1000 * index, 300))
+        bench.pool.retain(slot, HERE, awaited_by=object())
+    assert bench.pool.n_retained == 300 * (KEPT_FREELY + 2)
 
 
 def test_a_single_one_that_is_too_long_keeps_its_beginning(bench: Bench) -> None:

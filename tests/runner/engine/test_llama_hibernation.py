@@ -27,7 +27,9 @@ from tests.support.tiny_kinds import write_windowed
 
 pytestmark = pytest.mark.real_model
 
-OPTIONS = EngineOptions(context_size=1024, n_cells=1536, max_sequences=2, max_retained=3, n_threads=1)
+OPTIONS = EngineOptions(
+    context_size=1024, n_cells=1536, max_sequences=2, max_retained=3, prefill_chunk=64, n_threads=1
+)
 CHUNK = OPTIONS.prefill_chunk
 SMOL, TINY = "SmolLM2-135M-Instruct.Q4_1.gguf", "tiny windowed"
 MODELS = [SMOL, TINY, *models_called("gemma-3*.gguf")]

@@ -33,7 +33,9 @@ from tests.support.tiny_kinds import write_hybrid, write_recurrent, write_window
 
 pytestmark = pytest.mark.real_model
 
-OPTIONS = EngineOptions(context_size=1536, n_cells=2048, max_sequences=4, max_retained=4, n_threads=1)
+OPTIONS = EngineOptions(
+    context_size=1536, n_cells=2048, max_sequences=4, max_retained=4, prefill_chunk=64, n_threads=1
+)
 CHUNK = OPTIONS.prefill_chunk
 KL_BOUND = 1e-2
 TINY = "tiny windowed"

@@ -330,8 +330,8 @@ def test_steps_are_timed_in_and_outside_the_forward_pass() -> None:
     backend = ScriptedBackend(options)
     engine = Engine(backend, options, stopwatch=lambda: float(next(times)))
     engine.submit(SequenceRequest(request_id="a", prompt_tokens=(1, 2), submitted_s=0.0))
-    engine.step()
-    assert (engine.statistics().step_s, engine.statistics().computing_s) == (3.0, 1.0)
+    output = engine.step()
+    assert (output.step_s, output.computing_s) == (3.0, 1.0)
 
 
 prompts = st.tuples(st.integers(0, 2), st.integers(0, 120), st.integers(1, 30))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.hardware.cpu_time import busy_s, family_busy_s
+from runner.hardware.cpu_time import busy_s, family_busy_s, n_runnable
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 STAT = """\
@@ -41,6 +41,24 @@ def test_what_cannot_be_read_is_unknown(tmp_path: Path, content: str) -> None:
 def test_without_proc_nothing_is_known(tmp_path: Path) -> None:
     assert busy_s(frozenset({0}), tmp_path) is None
     assert family_busy_s(tmp_path) is None
+    assert n_runnable(tmp_path) is None
+
+
+def test_what_is_runnable_is_read_from_the_load(tmp_path: Path) -> None:
+    (tmp_path / "loadavg").write_text("0.20 0.18 0.12 3/80 11206\n")
+    assert n_runnable(tmp_path) == 3
+
+
+@pytest.mark.parametrize("content", ["", "0.20 0.18 0.12", "0.20 0.18 0.12 x/80 1"])
+def test_a_load_that_cannot_be_read_is_unknown(tmp_path: Path, content: str) -> None:
+    (tmp_path / "loadavg").write_text(content)
+    assert n_runnable(tmp_path) is None
+
+
+def test_whoever_asks_is_runnable() -> None:
+    found = n_runnable()
+    assert found is not None
+    assert found >= 1
 
 
 def lay_out(proc: Path, name: str, *, own: str, children: str = "") -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections.abc import Iterator
@@ -39,7 +40,7 @@ from runner.wire.messages import (
     SetThreads,
     Shutdown,
 )
-from runner.worker.loop import EXIT_DEAF_DAEMON, EXIT_DONE, EXIT_PROTOCOL
+from runner.worker.loop import EXIT_DEAF_DAEMON, EXIT_DONE, EXIT_PROTOCOL, FRAME_INTERVAL_S
 from runner.worker.preparation import QUEUE_MAX
 from tests.support.worker_peer import (
     ENDLESS,
@@ -158,15 +159,29 @@ def test_a_generation_is_accepted_answered_and_finished(loaded: WorkerThread) ->
     assert finished.usage.prompt_tokens == events[0].prompt_tokens
 
 
-def test_concurrent_generations_share_steps_and_each_step_is_one_frame(
-    worker: WorkerThread, weights: Path
-) -> None:
+def test_concurrent_generations_share_steps_and_frames(worker: WorkerThread, weights: Path) -> None:
     worker.load(weights, options=ROOMY)
     worker.send(chat("a", ENDLESS), chat("b", ENDLESS), chat("c", "[[count 20]]"))
     assert worker.step_shared_by("a", "b").running >= 2
     assert text_of(worker.outcome("c")) in " ".join(map(str, range(1, 21)))
     worked = [step.step_index for step in worker.steps if step.prefill_tokens or step.decode_tokens]
-    assert worked == list(range(worked[0], worked[0] + len(worked)))
+    assert worked == sorted(set(worked))
+
+
+@pytest.mark.parametrize("tick_s", [0.0, FRAME_INTERVAL_S])
+def test_text_waits_for_more_while_nobody_could_see_it(tick_s: float, weights: Path) -> None:
+    """The clock moves by `tick_s` whenever it is asked."""
+    ticks = itertools.count()
+    worker = WorkerThread(clock=lambda: next(ticks) * tick_s)
+    try:
+        worker.load(weights, options=ROOMY)
+        worker.send(chat("a", "[[count 20]]"))
+        assert text_of(worker.outcome("a")) == " ".join(map(str, range(1, 21)))
+        decoding = [step.decode_tokens for step in worker.steps if step.decode_tokens]
+        assert sum(decoding) >= 20
+        assert (max(decoding) == 1) == (tick_s > 0), "each for itself, or together"
+    finally:
+        worker.stop()
 
 
 def test_a_cancelled_generation_stops_between_steps_and_frees_its_place(

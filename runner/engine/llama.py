@@ -50,6 +50,7 @@ from runner.engine.llama_loading import engine_version as engine_version
 from runner.engine.llama_sampling import Candidates, ChainSampler
 from runner.engine.llama_vocabulary import new_constraint_tokenizer
 from runner.engine.sampler import GreedySampler, SamplerPlan
+from runner.engine.touching import touched_from_the_end
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
@@ -102,7 +103,7 @@ class LlamaBackend:
         log.buffers.clear()
         model = load_model(path, progress, further_parts=further_parts)
         try:
-            with _ControlTexts(model) as control_texts:
+            with _ControlTexts(model) as control_texts, touched_from_the_end():
                 context = new_context(model, options)
         except BaseException:
             lib.llama_model_free(model)

@@ -55,6 +55,8 @@ from runner.wire.messages import (
     Loaded,
     LoadFailed,
     LoadProgress,
+    SavedPart,
+    SaveState,
     Shutdown,
     Step,
     WantState,
@@ -270,8 +272,7 @@ class _Keeper:
                 self._handle_message(message)
 
     def _handle_message(self, message: object) -> None:
-        """1. Hello, once.  2. LoadProgress, until Loaded or LoadFailed.  3. Step and WantState, from Loaded
-        on."""
+        """1. Hello, once.  2. LoadProgress, until Loaded or LoadFailed.  3. Step and states, from then on."""
         match self._phase, message:
             case _Phase.STARTING, Hello():
                 self._start_loading(message)
@@ -286,7 +287,7 @@ class _Keeper:
             case _Phase.READY, Step():
                 assert self._handle is not None
                 self._handle.deliver(message)
-            case _Phase.READY, WantState(state_id) if self._states.want(state_id):
+            case _Phase.READY, WantState() | SaveState() | SavedPart() if self._states.hear(message):
                 pass
             case _:
                 unexpected = f"{type(message).__name__} from a worker that is {self._phase.value}"
@@ -401,6 +402,7 @@ class _Keeper:
         finally:
             self._end_load()
             await self._see_off(ending)
+            await self._states.end()
             self._report(WorkerEnded(self._death_report(ending, request_ids)))
 
     async def _await_exit(self, ending: _Ending) -> _Ending:
@@ -450,8 +452,6 @@ class _Keeper:
                 await self._states.take(self._last_words(bytes(data)))
         except trio.BrokenResourceError:
             pass
-        finally:
-            await self._states.end()
 
     def _last_words(self, data: bytes) -> Iterable[object]:
         """From the first fault on nothing is believed; it is ending anyway."""

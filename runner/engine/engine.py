@@ -35,8 +35,9 @@ from runner.engine.choosing import Chooser
 from runner.engine.constraints import ConstraintBroken
 from runner.engine.echo import Echo
 from runner.engine.embed import Embedder, EmbeddingRequest
-from runner.engine.hibernation import Hibernation, SavedState
+from runner.engine.hibernation import Hibernation, KnownState, OutgoingState
 from runner.engine.logprobs import Scorer
+from runner.engine.rows import fill_batch, scores_prompt
 from runner.engine.sampler import SamplerPlan, UnusableLogits, plan_sampler
 from runner.engine.sequence import Sequence, SequenceRequest, SequenceState
 from runner.engine.sharing import Sharing
@@ -82,12 +83,12 @@ class Engine:
             max_running=options.max_sequences,
             max_retained=options.max_retained if backend.facts.shares_cells else 0,
         )
-        self._sharing = Sharing(self._cells, options.prefill_chunk)
+        self.hibernation = Hibernation(backend, self._cells)
+        self._sharing = Sharing(self._cells, self.hibernation, options.prefill_chunk)
         self._embedder = Embedder(
             backend.facts.embedding, backend.open_embedding, n_threads=options.n_threads, clock=clock
         )
         self._embedded_last = False
-        self.hibernation = Hibernation(backend, self._cells)
         self._alive: dict[str, Choices] = {}
         self._waiting: list[Sequence] = []
         """Oldest first; preempted ones are among them, at the place of their arrival."""
@@ -100,13 +101,30 @@ class Engine:
         self._chunks = {True: options.prefill_chunk, False: options.prefill_chunk}
         """Rows of a prefilling step beside streams, and where there are none."""
         self._decoded_last = False
+        self._stands_still = False
+        """All wait for a saved state."""
 
     def __repr__(self) -> str:
         return f"<Engine: {len(self._running)} running, {len(self._waiting)} waiting>"
 
     @property
     def has_work(self) -> bool:
-        return bool(self._alive) or self._embedder.has_work
+        """Something that can be computed, or may be."""
+        return (bool(self._alive) and not self._stands_still) or self._embedder.has_work
+
+    @property
+    def wanted_state(self) -> KnownState | None:
+        """The next saved state that somebody waits for, until `bring_state` is called for it."""
+        for sequence in self._running:
+            if sequence.found is not None and isinstance(sequence.found.state, KnownState):
+                return sequence.found.state
+        return None
+
+    def bring_state(self, state_id: int, data: memoryview | None) -> bool:
+        """It has come, or, None, it will not: whoever waits for it goes on. False when it could not be
+        restored. Only between steps."""
+        self._stands_still = False
+        return self._sharing.bring_state(state_id, data, self._running)
 
     def statistics(self) -> EngineStatistics:
         return EngineStatistics(
@@ -120,6 +138,7 @@ class Engine:
                 preemptions=self._n_preemptions,
                 reuse_hits=self._sharing.n_hits,
                 reused_tokens=self._sharing.n_reused_tokens,
+                saved_tokens=self.hibernation.n_saved_tokens,
                 restored_tokens=self.hibernation.n_restored_tokens,
                 misses=tuple(self._sharing.misses.values()),
             ),
@@ -142,6 +161,7 @@ class Engine:
         if request.request_id in self._alive:
             raise InvalidParameter(FieldFault("request_id", "is in use"))
         sequences = [self._new_sequence(request, index) for index in range(request.n)]
+        self._stands_still = False
         self._alive[request.request_id] = Choices(sequences)
         self._waiting += sequences
 
@@ -185,19 +205,21 @@ class Engine:
     def _generate(self, step: _Step) -> None:
         while must_preempt(self._count_planned(), len(self._running), self._options.n_cells):
             self._preempt(self._running[-1])
+        self._cells.keep_half()
+        self.hibernation.save_ahead()
         if self._waiting:
             self._end_the_satisfied(step)
             self._admit(step.now_s)
         self._advance(step)
 
     def forget_retained(self) -> None:
-        """Free what is kept of sequences that ended. Only between steps."""
-        while self._cells.give_up_oldest():
-            pass
+        """Free what is kept of sequences that ended, and save none of it. Only between steps."""
+        self._cells.forget_retained()
 
-    def saved_states(self, limit_bytes: int) -> Iterator[SavedState]:
-        """Cancel everything, and give out what is worth keeping, in states of at most `limit_bytes`, the most
-        recently used first. Raises MemoryError. The engine can only be closed afterwards."""
+    def saved_states(self, limit_bytes: int) -> Iterator[OutgoingState]:
+        """Cancel everything, and give out what is worth keeping and was not saved, in states of at most
+        `limit_bytes`, the most recently used first. Raises MemoryError. The engine can only be closed
+        afterwards."""
         for request_id in list(self._alive):
             self.cancel(request_id)
         return self.hibernation.saved_states(limit_bytes)
@@ -206,6 +228,7 @@ class Engine:
         """Cancel everything and close the backend."""
         for request_id in list(self._alive):
             self.cancel(request_id)
+        self.hibernation.close()
         self._embedder.close()
         self._backend.close()
 
@@ -277,7 +300,7 @@ class Engine:
                 n_planned=self._count_planned(),
                 n_cells=self._options.n_cells,
                 max_sequences=self._options.max_sequences,
-            ):
+            ) or (self._running and self._sharing.waits_for_room(sequence, prospect, now_s)):
                 return
             del self._waiting[0]
             self._sharing.begin(sequence, prospect, now_s)
@@ -295,6 +318,7 @@ class Engine:
             self._waiting.remove(sequence)
             self._cells.expect_no_longer(sequence)
         sequence.end()
+        self._stands_still = False
         choices = self._alive[sequence.request.request_id]
         choices.alive.remove(sequence)
         if not choices.alive:
@@ -323,16 +347,17 @@ class Engine:
                 self._fail(chunks[0].sequence, "the model's memory has no room for this request", step)
             self._decoded_last = chunks[0].is_single
             return
+        self._stands_still = self.wanted_state is not None
 
     def _plan(self) -> list[Chunk[Sequence]]:
         self._sharing.part_from_leaders(self._running)
-        taking_part = [sequence for sequence in self._running if sequence.leader is None]
+        taking_part = [sequence for sequence in self._running if not sequence.is_waiting]
         return self._plan_for(taking_part, decoded_last=self._decoded_last)
 
     def _plan_for(self, sequences: list[Sequence], *, decoded_last: bool) -> list[Chunk[Sequence]]:
         chunks = plan_step(sequences, self._prefill_chunk, decoded_last=decoded_last)
-        if any(_scores_prompt(chunk.sequence) for chunk in chunks):
-            return fit_outputs(chunks, self._backend.facts.n_outputs, _scores_prompt)
+        if any(scores_prompt(chunk.sequence) for chunk in chunks):
+            return fit_outputs(chunks, self._backend.facts.n_outputs, scores_prompt)
         return chunks
 
     def _advance_one_by_one(self, chunks: list[Chunk[Sequence]], step: _Step) -> None:
@@ -360,7 +385,7 @@ class Engine:
                 self._fail(sequence, "the engine could not compute this request", step)
 
     def _decode(self, chunks: list[Chunk[Sequence]]) -> DecodeResult:
-        n_rows = self._fill_batch(chunks)
+        n_rows = fill_batch(self._backend.batch, chunks)
         self._cells.make_room(n_rows)
         begin_s = self._stopwatch()
         result = self._backend.decode(n_rows)
@@ -386,27 +411,6 @@ class Engine:
             self._options.prefill_chunk,
             limit_s=STEP_LIMIT_S if self._has_streams else ALONE_LIMIT_S,
         )
-
-    def _fill_batch(self, chunks: list[Chunk[Sequence]]) -> int:
-        """The number of rows."""
-        batch = self._backend.batch
-        row = 0
-        for chunk in chunks:
-            sequence, start, count = chunk.sequence, chunk.start, chunk.count
-            if count == 1:
-                batch.tokens[row] = sequence.tokens[start]
-                batch.positions[row] = start
-                batch.sequence_ids[row] = sequence.slot
-                batch.wants_logits[row] = chunk.is_last or _scores_prompt(sequence)
-            else:
-                rows = slice(row, row + count)
-                batch.tokens[rows] = sequence.tokens[start : start + count]
-                batch.positions[rows] = range(start, start + count)
-                batch.sequence_ids[rows] = sequence.slot
-                batch.wants_logits[rows] = _scores_prompt(sequence)
-                batch.wants_logits[row + count - 1] = chunk.is_last or _scores_prompt(sequence)
-            row += count
-        return row
 
     def _collect(self, chunks: list[Chunk[Sequence]], step: _Step) -> None:
         """Account for the rows of a pass that succeeded, and sample after every last token."""
@@ -483,10 +487,6 @@ class Engine:
         step.events.append((request_id, Failed(code=EngineFailed.code, message=message)))
         for other in tuple(self._alive[request_id].alive):
             self._end(other, keep=False)
-
-
-def _scores_prompt(sequence: Sequence) -> bool:
-    return sequence.echo is not None and sequence.echo.is_scored
 
 
 def _order(sequence: Sequence) -> int:

@@ -184,6 +184,7 @@ steps = st.builds(
         preemptions=counts,
         reuse_hits=counts,
         reused_tokens=counts,
+        saved_tokens=counts,
         restored_tokens=counts,
         misses=st.tuples(*[counts for _ in CacheMiss]),
     ),

@@ -85,6 +85,11 @@ class CellPool:
         return self._tree.n_cells - self._n_used
 
     @property
+    def n_heads(self) -> int:
+        """Ids that are retained."""
+        return len(self._retained)
+
+    @property
     def n_free(self) -> int:
         return self.n_cells - self._tree.n_cells
 
@@ -142,13 +147,11 @@ class CellPool:
         shares_beginning: bool,
     ) -> bool:
         """Let a running sequence, which has nothing, have `tokens` out of what `fill` puts into its cells, of
-        which these are the first of `n_saved`. False when there is no room, or it would not; running
-        sequences make none.
+        which these are the first of `n_saved`, and which have room beside those of running sequences. False
+        when it would not.
 
         `shares_beginning`: what others have of it is not kept twice.
         """
-        if n_saved > self.n_cells - self._n_used:
-            return False
         self.make_room(n_saved)
         if not fill():
             return False

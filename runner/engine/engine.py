@@ -121,8 +121,8 @@ class Engine:
         return None
 
     def bring_state(self, state_id: int, data: memoryview | None) -> bool:
-        """It has come, or, None, it will not: whoever waits for it goes on. False when it could not be
-        restored. Only between steps."""
+        """It has come, or, None, it will not: whoever waits for it goes on. False when the engine refuses
+        it. Only between steps."""
         self._stands_still = False
         return self._sharing.bring_state(state_id, data, self._running)
 

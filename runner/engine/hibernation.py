@@ -71,7 +71,9 @@ class Hibernation:
         self._outgoing: OutgoingState | None = None
         self._outgoing_room: mmap.mmap | None = None
         self._n_ahead = 0
-        """Of all that was ever retained, so many were saved ahead, or need not be."""
+        """Of all that was ever retained, so many were saved ahead, or are gone."""
+        self._seen: tuple[int, int] | None = None
+        """Of the pool, when it was looked at last for what to save ahead."""
         self.n_saved_tokens = 0
         self.n_restored_tokens = 0
         cells.may_go = self.may_go
@@ -106,6 +108,7 @@ class Hibernation:
         room, self._outgoing_room = self._outgoing_room, None
         if outgoing is None or room is None:
             return
+        self._seen = None
         size_bytes = len(outgoing.data)
         outgoing.data.release()
         room.close()
@@ -159,13 +162,21 @@ class Hibernation:
 
     def save_ahead(self) -> None:
         """Save what would go next, when less than half of the cells are free or can go without a loss: who
-        comes next may need so many at once. Once for each that was retained, whatever becomes of it."""
-        if not self._room_bytes or self._outgoing is not None or self._n_ahead == self._cells.n_ever_retained:
+        comes next may need so many at once.
+
+        No oftener than sequences are retained, whatever becomes of what is saved; and looked at only when
+        something has changed since.
+        """
+        cells = self._cells
+        self._n_ahead = max(self._n_ahead, cells.n_ever_retained - cells.n_heads)
+        seen = cells.n_ever_retained, cells.n_free // LEAST_SAVED
+        if not self._room_bytes or self._outgoing is not None or seen == self._seen:
             return
-        is_enough = self.can_free(self._cells.n_cells // 2)
-        if is_enough and self._outgoing is None:
-            self._n_ahead = self._cells.n_ever_retained
-        else:
+        if cells.n_free >= cells.n_cells // 2 or self._n_ahead == cells.n_ever_retained:
+            return
+        self._seen = seen
+        self.can_free(cells.n_cells // 2)
+        if self._outgoing is not None:
             self._n_ahead += 1
 
     # out, at the end
@@ -213,6 +224,10 @@ class Hibernation:
             if best is None or count > best.count:
                 best = Find(state, count)
         return best
+
+    def has_room_for(self, find: Find) -> bool:
+        """All of a state is put into cells, also where only a part of it is kept there."""
+        return len(find.state.tokens) <= self._cells.n_cells - self._cells.n_used
 
     def restore(
         self, slot: int, namespace: Hashable, find: Find, tokens: Sequence[int], data: memoryview

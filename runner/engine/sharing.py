@@ -27,7 +27,6 @@ from runner.engine.hibernation import LEAST_SAVED, Find, Hibernation, KnownState
 from runner.engine.prefix import NO_MATCH, Match, common_length
 from runner.engine.sequence import Sequence, SequenceRequest
 
-
 _PATIENCE_S: Final = 0.5
 """Computing some hundred tokens that were lost takes as long."""
 
@@ -105,18 +104,22 @@ class Sharing:
             self._look_again(sequence, running)
 
     def bring_state(self, state_id: int, data: memoryview | None, running: Iterable[Sequence]) -> bool:
-        """To those who wait for it; None when it cannot be had. False when it could not be restored. Only
-        between steps."""
-        is_restored = True
+        """To those who wait for it; None when it cannot be had. False when the engine refuses it.
+
+        Only between steps.
+        """
+        is_good = True
         for sequence in running:
             found = sequence.found
             if found is None or not isinstance(found.state, KnownState) or found.state.state_id != state_id:
                 continue
             sequence.stop_waiting()
-            if data is None or not self._restore(sequence, found, data):
-                is_restored = False
+            if data is None or not self._hibernation.has_room_for(found):
                 self._look_again(sequence, running)
-        return is_restored
+            elif not self._restore(sequence, found, data):
+                is_good = False
+                self._look_again(sequence, running)
+        return is_good
 
     def _reason_of_miss(self, request: SequenceRequest) -> CacheMiss:
         """If it turns out to be one."""
@@ -131,7 +134,7 @@ class Sharing:
         """At once when it is here still."""
         if not isinstance(saved.state, OutgoingState):
             sequence.await_state(saved, n_shared)
-        elif not self._restore(sequence, saved, saved.state.data):
+        elif not (self._hibernation.has_room_for(saved) and self._restore(sequence, saved, saved.state.data)):
             self._look_again(sequence, ())
 
     def _restore(self, sequence: Sequence, found: Find, data: memoryview) -> bool:

@@ -177,10 +177,10 @@ class StateCarrier:
 
     def _bring(self, state_id: int, state: memoryview | None, engine: Engine) -> None:
         """What cannot be had, or not be restored, is not asked for again."""
-        is_restored = engine.bring_state(state_id, state)
-        if state is not None and not is_restored:
+        is_good = engine.bring_state(state_id, state)
+        if not is_good:
             sys.stderr.write("a saved state could not be restored\n")
-        if state is None or not is_restored:
+        if state is None or not is_good:
             engine.hibernation.forget(state_id)
 
     # out

@@ -237,6 +237,14 @@ class Preempted(Bench):
             self.serve()
         if preempted_in:
             self.engine._admit = admit  # type: ignore[method-assign]
+        n_rows = 0
+        while not n_rows:
+            output = self.engine.step()
+            n_rows = output.prefill_tokens + output.decode_tokens
+            self.note(output.events)
+            self.serve()
+        self.resumed = backend.logits(n_rows - 1).copy()
+        """After the first pass that went on from what was there."""
         self.run()
 
 
@@ -244,11 +252,9 @@ class Preempted(Bench):
 def test_a_sequence_that_was_preempted_goes_on_as_if_it_had_kept_its_cells(
     model_path: Path, saves: bool
 ) -> None:
-    """Bit by bit where states can be cut, so that the text is the same; computed anew, cut into other chunks,
-    it need not be."""
+    """Not bit by bit, since what it had was not computed alone: the distributions are compared."""
     backend = LlamaBackend.load(model_path, PREEMPTING, lambda _: True)
     bench = Preempted(backend, PREEMPTING, saves=saves)
-    is_promised = saves and backend.facts.cuts_states
     bench.engine.close()
     assert bench.counts.preemptions == 1
     assert (bench.counts.restored_tokens > 200) is saves
@@ -256,7 +262,7 @@ def test_a_sequence_that_was_preempted_goes_on_as_if_it_had_kept_its_cells(
         "old": 250,
         "young": 200,
     }
-    if is_promised:
+    if saves:
         options = attrs.evolve(PREEMPTING, n_cells=1024)
         kept = Preempted(
             LlamaBackend.load(model_path, options, lambda _: True),
@@ -266,7 +272,7 @@ def test_a_sequence_that_was_preempted_goes_on_as_if_it_had_kept_its_cells(
         )
         kept.engine.close()
         assert kept.counts.restored_tokens == 0
-        assert kept.texts == bench.texts
+        assert kl_divergence(bench.resumed, kept.resumed) < KL_BOUND
 
 
 def test_of_four_who_take_turns_where_two_have_room_each_finds_what_it_left(model_path: Path) -> None:

@@ -283,7 +283,7 @@ class Footprints:
         found = _corrected(watched.known, watched.worker.loaded)  # 1
         used_bytes = self._resident(watched.worker.pid)
         if used_bytes is not None:
-            found = _with_use(found, used_bytes)  # 2
+            found = _with_use(found, used_bytes, has_annex=watched.worker.has_annex)  # 2
         if found == watched.known:
             return
         model, expected = watched.worker.model, _footprint_of(watched.known)
@@ -303,7 +303,7 @@ def _footprint_of(found: Measurement) -> Footprint:
 def _measurement_of(footprint: Footprint) -> Measurement:
     """What is known of a load that was only estimated: its flat allowance stays, until more is known."""
     process_bytes = max(0, footprint.overhead_bytes - PROCESS_BYTES)
-    sizes = EngineSizes(devices=footprint.devices, process_bytes=process_bytes)
+    sizes = EngineSizes(devices=footprint.devices, process_bytes=process_bytes, annex=footprint.annex)
     return Measurement(sizes=sizes, basis=footprint.basis, learned_bytes=footprint.learned_bytes)
 
 
@@ -331,9 +331,10 @@ def _sizes(buffers: DeviceBuffers) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def _with_use(known: Measurement, used_bytes: int) -> Measurement:
+def _with_use(known: Measurement, used_bytes: int, *, has_annex: bool) -> Measurement:
     """`known`, with what a process used beyond it, in whole steps."""
-    excess_bytes = used_bytes - _footprint_of(known).private_bytes
+    footprint = _footprint_of(known)
+    excess_bytes = used_bytes - footprint.private_bytes - has_annex * footprint.annex_host_bytes
     if excess_bytes <= 0:
         return known
     n_steps = -(-(known.learned_bytes + excess_bytes) // LEARNED_STEP_BYTES)

@@ -130,6 +130,8 @@ class LoadTask:
     _workshop: Workshop
     _scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
     _may_start: trio.Event = attrs.field(factory=trio.Event, init=False)
+    over: trio.Event = attrs.field(factory=trio.Event, init=False)
+    """Set when nothing is left of it; `LoadOver` has been told."""
     _cause: str = attrs.field(default="stopped before it was started", init=False)
     _is_crash: bool = attrs.field(default=False, init=False)
     _is_load_crash: bool = attrs.field(default=False, init=False)
@@ -152,6 +154,7 @@ class LoadTask:
             if self._may_start.is_set():
                 over = LoadOver(self.load_id, self._cause, self._is_crash, self._is_load_crash)
                 self._workshop.tell(over)
+            self.over.set()
 
     async def _hold_and_keep(self) -> None:
         shop = self._workshop
@@ -199,6 +202,11 @@ class LoadTask:
         self._is_crash = True
         if not self._may_start.is_set():
             self._workshop.tell(NotMeasured(self.load_id, RunnerError(self._cause)))
+
+
+def annex_bytes_of(footprint: Footprint) -> DeviceBytes:
+    """What embeddings take more, device by device."""
+    return DeviceBytes({one.device: one.total_bytes for one in footprint.annex})
 
 
 def bytes_of(footprint: Footprint) -> DeviceBytes:

@@ -20,6 +20,7 @@ import attrs
 import trio
 
 from actors.actor import Address
+from actors.annexes import ANNEX_KEEP_S
 from actors.budget import MeasureBudget
 from actors.leases import StoreLeases
 from actors.load import EngineSettings, Workshop
@@ -116,6 +117,7 @@ class SchedulerHandle:
         pin: bool | None = None,
         request_id: str | None = None,
         label: str | None = None,
+        has_annex: bool = False,
     ) -> ModelLease:
         """A lease of the model, which is loaded first when it is not in memory.
 
@@ -123,7 +125,7 @@ class SchedulerHandle:
         its last lease ends, infinite keeps it. `context_size` is the least that a sequence must hold, in
         tokens; a model that is loaded with less is loaded again when its requests have ended. `pin` keeps the
         model in memory until a command ends that. `request_id` and `label` are what `why` knows the request
-        by.
+        by. `has_annex`: with the memory that embeddings take beside a model that generates.
 
         Raises QueueFull, InsufficientMemory, LoadingFailed (or what else kept it from loading:
         InvalidModelFile, LoadTimeout, ModelNotFound, StoreDamaged), Draining, and InvalidParameter for a
@@ -131,6 +133,24 @@ class SchedulerHandle:
         """
         wanted = self._wanted(events.LeaseRequested, model, keep_alive_s, context_size, pin=pin)
         wanted = attrs.evolve(wanted, request_id=request_id, label=label)
+        lease: ModelLease = await self._ask(wanted)
+        if not has_annex:
+            return lease
+        try:
+            return lease.with_annex(await self._annex_lease(model))
+        except BaseException:
+            lease.release()
+            raise
+
+    async def _annex_lease(self, model: Model) -> ModelLease:
+        """A lease of the model must be held meanwhile."""
+        wanted = events.LeaseRequested(
+            ticket=next(self._tickets),
+            model_id=annex_id(model.id),
+            name=f"{model.name} (embeddings)",
+            keep_alive_s=ANNEX_KEEP_S,
+            owner_id=model.id,
+        )
         lease: ModelLease = await self._ask(wanted)
         return lease
 
@@ -304,6 +324,11 @@ class SchedulerActor:
             await trio.sleep(self._settings.budget_interval_s)
             budgets = await measure()
             self._handle.address.tell(Happened(events.BudgetChanged(budgets.budget, budgets.ceiling)))
+
+
+def annex_id(model_id: Digest) -> Digest:
+    """What the core knows a model's annex by."""
+    return Digest.of(f"annex of {model_id}".encode())
 
 
 def check_context(model: Model, context_size: int | None) -> None:

@@ -19,6 +19,7 @@ from actors.worker import DeathReport
 from actors.worker_handle import WorkerHandle
 from runner.domain.explained import PlanReport, WhyReport
 from runner.domain.model import Model
+from runner.errors import Unavailable
 from runner.oci.digest import Digest
 from runner.scheduling import events
 from runner.scheduling.decisions import Decision
@@ -106,6 +107,19 @@ class ModelLease:
     @property
     def loaded(self) -> Loaded:
         return self.worker.loaded
+
+    def with_annex(self, annex: ModelLease) -> ModelLease:
+        """Both as one. Raises Unavailable when they are of different workers: the first one has ended in the
+        meantime."""
+        if annex.worker is not self.worker:
+            annex.release()
+            raise Unavailable(f"the worker of {self.worker.model} has ended")
+
+        def give_back() -> None:
+            annex.release()
+            self.release()
+
+        return ModelLease(self.worker, give_back)
 
     def release(self) -> None:
         """Give the model up; again, or after the end of the worker or the scheduler, it changes nothing."""

@@ -14,6 +14,7 @@ import attrs
 import trio
 
 from actors.actor import Reply
+from actors.annexes import AnnexTask, Owner
 from actors.load import (
     KeeperTold,
     LoadFault,
@@ -23,6 +24,7 @@ from actors.load import (
     Measured,
     NotMeasured,
     Workshop,
+    annex_bytes_of,
     bytes_of,
 )
 from actors.quarantine import QuarantineBook
@@ -41,6 +43,7 @@ from actors.scheduler_messages import (
 )
 from actors.scheduler_status import Board, LoadView, Notice, Row
 from actors.worker import WorkerFailing, WorkerLoadFailed, WorkerLoadProgress, WorkerReady
+from runner.domain.device_bytes import DeviceBytes
 from runner.domain.explained import PlannedDevice, PlannedPart
 from runner.errors import RunnerError, Unavailable
 from runner.memory.budget import Budgets
@@ -76,7 +79,7 @@ class SchedulerRun:
         self._report = report
         self._jitter = jitter
         self._replies: dict[int, Reply[Any]] = {}
-        self._tasks: dict[int, LoadTask] = {}
+        self._tasks: dict[int, LoadTask | AnnexTask] = {}
         self._views: dict[int, LoadView] = {}
         self._timer = trio.CancelScope()
         self._planners = trio.CapacityLimiter(PLANS_AT_ONCE)
@@ -110,7 +113,8 @@ class SchedulerRun:
     def _hear(self, news: LoadNews) -> None:
         match news:
             case Measured():
-                self._see(news.load_id, lambda seen: attrs.evolve(seen, options=news.options))
+                annex = annex_bytes_of(news.footprint)
+                self._see(news.load_id, lambda seen: attrs.evolve(seen, options=news.options, annex=annex))
                 self._happen(_changed(news.budgets))
                 footprint, context_size = bytes_of(news.footprint), news.options.context_size
                 self._happen(events.ModelSized(news.load_id, footprint, context_size))
@@ -194,10 +198,24 @@ class SchedulerRun:
                 assert_never(effect)
 
     def _begin(self, effect: effects.SizeModel) -> None:
-        task = LoadTask(effect.load_id, effect.model_id, effect.context_size, self._workshop)
+        task = self._task_of(effect)
         self._tasks[effect.load_id] = task
-        self._views[effect.load_id] = LoadView(engine=self._workshop.engine.name)
         self._nursery.start_soon(task.run)
+
+    def _task_of(self, effect: effects.SizeModel) -> LoadTask | AnnexTask:
+        engine = self._workshop.engine.name
+        if effect.owner_id is None:
+            task = LoadTask(effect.load_id, effect.model_id, effect.context_size, self._workshop)
+            self._views[effect.load_id] = LoadView(engine=engine, over=task.over)
+            return task
+        view = next((one for one in self._core.views() if one.model_id == effect.owner_id), None)
+        seen = None if view is None else self._views.get(view.load_id)
+        if view is None or seen is None or seen.handle is None:  # it has ended in the meantime
+            self._views[effect.load_id] = LoadView(engine=engine)
+            return AnnexTask(effect.load_id, DeviceBytes(), None, self._tell)
+        self._views[effect.load_id] = LoadView(engine=engine, handle=seen.handle)
+        owner = Owner(handle=seen.handle, context_size=view.context_size, over=seen.over)
+        return AnnexTask(effect.load_id, seen.annex, owner, self._tell)
 
     def _forget(self, load_id: int) -> None:
         del self._tasks[load_id]
@@ -266,9 +284,15 @@ class SchedulerRun:
             self._views[load_id] = change(self._views[load_id])
 
     def _publish(self) -> None:
+        views = self._core.views()
+        annexes = {view.owner_id: view.reserved for view in views}
         self._board.show(
             Notice(
-                rows=tuple(Row(view, self._views.get(view.load_id)) for view in self._core.views()),
+                rows=tuple(
+                    Row(view, self._views.get(view.load_id), annexes.get(view.model_id, DeviceBytes()))
+                    for view in views
+                    if view.owner_id is None
+                ),
                 budget=self._core.budget,
                 reserved=self._core.reserved,
                 is_draining=self._core.is_draining,

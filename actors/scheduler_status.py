@@ -24,13 +24,16 @@ from runner.scheduling.lifecycle import InstanceState
 
 @attrs.frozen(kw_only=True)
 class LoadView:
-    """What the shell knows of one load. `progress` from 0 to 1; `load_s` from spawn to ready, None before."""
+    """What the shell knows of one load. `progress` from 0 to 1; `load_s` from spawn to ready, None before;
+    `annex` is what embeddings would take more. `over` is set when nothing is left of it."""
 
     engine: str
     options: EngineOptions | None = None
+    annex: DeviceBytes = attrs.field(factory=DeviceBytes)
     started_at_s: float = 0.0
     progress: float = 0.0
     handle: WorkerHandle | None = None
+    over: trio.Event = attrs.field(factory=trio.Event)
     load_s: float | None = None
 
     def when_ready(self, handle: WorkerHandle, now_s: float) -> LoadView:
@@ -39,10 +42,12 @@ class LoadView:
 
 @attrs.frozen
 class Row:
-    """One model at one moment; `load` None while it has no attempt to load under way."""
+    """One model at one moment; `load` None while it has no attempt to load under way. `annex` is reserved
+    beside it."""
 
     view: InstanceView
     load: LoadView | None
+    annex: DeviceBytes = attrs.field(factory=DeviceBytes)
 
     def status(self, now_s: float) -> WorkerStatus:
         view, load = self.view, self.load or LoadView(engine="")
@@ -56,7 +61,7 @@ class Row:
             pid=counters.pid or None,
             engine=load.engine,
             context_size=options.context_size if options is not None else 0,
-            reserved_bytes=view.reserved.total_bytes,
+            reserved_bytes=(view.reserved + self.annex).total_bytes,
             resident_bytes=counters.resident_bytes,
             leases=view.leases,
             waiting=view.waiting,

@@ -61,6 +61,9 @@ class LoadedWorker(Protocol):
     @property
     def loaded(self) -> Loaded: ...
 
+    @property
+    def has_annex(self) -> bool: ...
+
 
 Watch = Callable[[LoadedWorker], None]
 """Told of a worker that is ready: what it really takes is compared with what was expected."""

@@ -46,6 +46,8 @@ class GenerationStream:
         self._has_ended = False
         self._is_closed = False
         self._waiting: trio.Event | None = None
+        self.on_news: Callable[[], None] = lambda: None
+        """Called when there is something to take; for who reads several streams. Must not block."""
 
     async def receive(self) -> list[GenerationEvent]:
         """Everything that has happened since the last call, at least one event; waits once for it.
@@ -68,6 +70,10 @@ class GenerationStream:
                 await self._waiting.wait()
             finally:
                 self._waiting = None
+        return self._take()
+
+    def receive_nowait(self) -> list[GenerationEvent]:
+        """Everything that has happened, which may be nothing. Raises as `receive` does."""
         return self._take()
 
     def close(self) -> None:
@@ -134,6 +140,7 @@ class GenerationStream:
     def _wake(self) -> None:
         if self._waiting is not None:
             self._waiting.set()
+        self.on_news()
 
     def __repr__(self) -> str:
         if self._is_closed:

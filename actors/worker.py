@@ -9,10 +9,9 @@ when the process is gone. What it has to tell arrives through `report`, in this 
 the worker's memory counts as used. Tokens pass through here and nowhere else in the daemon: one task reads
 frames and hands each generation its events, once per engine step.
 
-Imports the wire, the domain and `actors/process.py`. What a lease holds of a worker is in
-`actors/worker_handle.py`, one generation's events in `actors/stream.py`, how long a worker may go without
-counted work in `actors/watchdog.py`, what it saves and gets back of its cache in
-`actors/state_traffic.py`, how it died in `actors/deaths.py`.
+Imports the wire, the domain and `actors/process.py`. Read on in `actors/worker_handle.py` (what a lease
+holds), `stream.py` (one generation's events), `watchdog.py` (how long a worker may go without counted work),
+`state_traffic.py` (what it saves and gets back of its cache) and `deaths.py`.
 """
 
 from __future__ import annotations
@@ -51,6 +50,7 @@ from runner.errors import (
 from runner.wire.codec import FromWorkerDecoder, encode
 from runner.wire.messages import (
     PROTOCOL_VERSION,
+    AnnexClosed,
     Hello,
     Loaded,
     LoadFailed,
@@ -106,8 +106,7 @@ class WorkerLoadFailed:
 class WorkerFailing:
     """A worker that was ready is going: its handle refuses already, and its process still has to end.
 
-    Not told when asked to stop.
-    """
+    Not told when asked to stop."""
 
     cause: str
 
@@ -272,7 +271,7 @@ class _Keeper:
                 self._handle_message(message)
 
     def _handle_message(self, message: object) -> None:
-        """1. Hello, once.  2. LoadProgress, until Loaded or LoadFailed.  3. Step and states, from then on."""
+        """1. Hello, once.  2. LoadProgress, until Loaded or LoadFailed.  3. The rest, from Loaded on."""
         match self._phase, message:
             case _Phase.STARTING, Hello():
                 self._start_loading(message)
@@ -287,6 +286,8 @@ class _Keeper:
             case _Phase.READY, Step():
                 assert self._handle is not None
                 self._handle.deliver(message)
+            case _Phase.READY, AnnexClosed() if self._handle and self._handle.annex_closed():
+                pass
             case _Phase.READY, WantState() | SaveState() | SavedPart() if self._states.hear(message):
                 pass
             case _:

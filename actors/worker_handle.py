@@ -21,7 +21,7 @@ from runner.domain.generation import GenerationRequest
 from runner.domain.status import EngineMeters
 from runner.errors import RunnerError, Unavailable
 from runner.wire.codec import encode
-from runner.wire.messages import Cancel, Generate, Loaded, SetThreads, Step
+from runner.wire.messages import Cancel, CloseAnnex, Generate, Loaded, SetThreads, Step
 
 
 @attrs.frozen(kw_only=True)
@@ -119,6 +119,8 @@ class WorkerHandle:
         """Called when the first stream has been opened, and when none is left; must not block."""
         self.watch = watch
         """For the keeper."""
+        self.has_annex = False
+        """Whether there may be a context for embeddings beside the load. For who reserves its memory."""
         self._outbox = outbox
         self._resident_bytes = resident_bytes
         self._streams: dict[str, GenerationStream] = {}
@@ -127,6 +129,8 @@ class WorkerHandle:
         )
         self._sums = StepSums()
         self._used = trio.Event()
+        self._failed = trio.Event()
+        self._annex_closed: trio.Event | None = None
         self._n_threads = n_threads
         self._is_active = False
         self._error: RunnerError | None = None
@@ -154,6 +158,21 @@ class WorkerHandle:
         if n_threads != self._n_threads and self._error is None:
             self._n_threads = n_threads
             self._outbox.put_first(encode(SetThreads(n_threads)))
+
+    async def close_annex(self) -> bool:
+        """Have it free what embeddings take beside generations; True when it has, False when it is going
+        instead. One caller at a time, who has seen to it that no request uses it."""
+        if self._error is not None:
+            await trio.lowlevel.checkpoint()
+            return False
+        closed = self._annex_closed = trio.Event()
+        self._outbox.put(encode(CloseAnnex()))
+        await closed.wait()
+        return self._error is None
+
+    async def until_failed(self) -> None:
+        """Returns when the worker is going or gone."""
+        await self._failed.wait()
 
     def status(self) -> WorkerCounters:
         step = self._last_step
@@ -199,9 +218,18 @@ class WorkerHandle:
                     self.watch.closed(request_id)
                     self._tell_activity()
 
+    def annex_closed(self) -> bool:
+        """False when nobody has asked for it."""
+        closed, self._annex_closed = self._annex_closed, None
+        if closed is not None:
+            closed.set()
+        return closed is not None
+
     def fail(self, error: RunnerError) -> None:
         """The worker is going or gone: refuse new requests, and end every stream with `error`."""
         self._error = error
+        self._failed.set()
+        self.annex_closed()
         streams, self._streams = self._streams, {}
         for stream in streams.values():
             stream.fail(error)

@@ -147,9 +147,9 @@ class ContextLengthExceeded(BadInput):
 
     code = "context_length_exceeded"
 
-    def __init__(self, prompt_tokens: int, context_size: int) -> None:
+    def __init__(self, prompt_tokens: int, context_size: int, what: str = "the prompt") -> None:
         super().__init__(
-            f"the prompt has {prompt_tokens} tokens and the context holds {context_size} "
+            f"{what} has {prompt_tokens} tokens and the context holds {context_size} "
             f"(one more is needed to answer)"
         )
         self.prompt_tokens = prompt_tokens

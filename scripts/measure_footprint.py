@@ -1,14 +1,22 @@
 """Hold footprints against what workers really take.
 
-    measure_footprint.py MODEL.gguf [--context N]... [--pool CELLS] [--keys TYPE] [--values TYPE]
+    measure_footprint.py MODEL.gguf[:CONTEXT,…]... [--pool CELLS] [--keys TYPE] [--values TYPE]
 
-For each context: (a) the sizes that a probe tells and those that the engine logs when it really loads, which
-must be equal to the log's last digit; (b) proportional memory of the worker less that of an idle spare, when
-all cells were filled and steps give every sequence its logits, which must be at most the estimate and at
-least 0.8 of it. The worker, the probe and the estimate are those of the daemon. Exits 1 when anything does
-not hold.
+For each model and context:
 
-The model is copied first, so that no other process shares its pages. By hand: a full cache takes minutes.
+(a) The sizes that a probe tells and those that the engine logs when it really loads must be equal to the
+    log's last digit, on each device.
+(b) Proportional memory of the worker less that of an idle spare must be at most the estimate and at least 0.8
+    of it, after steps with all cells filled, and one that gives as many rows their logits as the engine has
+    room for.
+(c) The same with the second context for embeddings, which is reserved apart, after it has taken inputs of
+    full length.
+
+The worker, the probe and the estimate are those of the daemon. A table of all comes last. Exits 1 when
+anything does not hold.
+
+Models are copied first, so that no other process shares their pages. By hand: a full cache takes minutes.
+`measure_footprint.py SmolLM2.gguf:2048,8192 gemma-3.gguf:2048,8192,32768` is what releases are held to.
 """
 
 from __future__ import annotations
@@ -32,7 +40,7 @@ from actors.probing import run_probe
 from actors.worker import KeeperEvent, WorkerHandle, WorkerLoadFailed, WorkerReady, WorkerSpec, run_keeper
 from runner.domain.engine import DeviceBuffers, EngineOptions
 from runner.domain.events import TextDelta
-from runner.domain.generation import GenerationRequest, TokenPrompt
+from runner.domain.generation import EMBEDDED_MAX, EmbeddingPrompt, GenerationRequest, TokenPrompt
 from runner.domain.model import Model, ModelFiles
 from runner.domain.sampling import SamplingParams
 from runner.gguf.metadata import read_metadata
@@ -44,6 +52,7 @@ from runner.oci.digest import Digest
 from runner.wire.messages import Probed
 
 MIB = 2**20
+LEAST_RATIO = 0.8
 LOOK_S = 0.5
 STEPS_TOGETHER = 32
 """Steps in which all sequences decode, once the last one has been prefilled."""
@@ -53,55 +62,64 @@ SPARE = "import runner.worker.loop, runner.engine.llama; print('ready', flush=Tr
 @attrs.frozen(kw_only=True)
 class Round:
     options: EngineOptions
+    name: str
     by_header: Footprint
     footprint: Footprint
     logged: tuple[DeviceBuffers, ...]
-    worker_bytes: int
-    worker_anonymous_bytes: int
-    spare_bytes: int
-    cells_used: int
+    full: Usage
+    embedding: Usage
     fill_s: float
 
     @property
-    def used_bytes(self) -> int:
-        return self.worker_bytes - self.spare_bytes
+    def ratio(self) -> float:
+        return self.full.used_bytes / self.footprint.total_bytes
 
     @property
-    def ratio(self) -> float:
-        return self.used_bytes / self.footprint.total_bytes
+    def with_annex_bytes(self) -> int:
+        return self.footprint.total_bytes + sum(one.total_bytes for one in self.footprint.annex)
+
+    @property
+    def annex_ratio(self) -> float:
+        return self.embedding.used_bytes / self.with_annex_bytes
 
     @property
     def are_sizes_equal(self) -> bool:
         return as_logged(self.footprint.devices) == as_logged(self.logged)
+
+    @property
+    def holds(self) -> bool:
+        ratios = (self.ratio, self.annex_ratio)
+        return self.are_sizes_equal and all(LEAST_RATIO <= ratio <= 1 for ratio in ratios)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--context", type=int, action="append")
+    parser.add_argument("models", nargs="+", help="MODEL.gguf, or MODEL.gguf:2048,8192")
     parser.add_argument("--pool", type=int, help="cells; by default those of two contexts")
     parser.add_argument("--sequences", type=int, default=8)
     parser.add_argument("--keys", default="f16")
     parser.add_argument("--values", default="f16")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as directory:
-        copy = Path(shutil.copy(arguments.model, directory))
-        is_fine = True
-        for context_size in arguments.context or [2048]:
-            options = EngineOptions(
-                context_size=context_size,
-                n_cells=arguments.pool or full_pool(context_size),
-                max_sequences=arguments.sequences,
-                n_threads=compute_threads(),
-                key_type=arguments.keys,
-                value_type=arguments.values,
-            )
-            done = trio.run(measure, copy, options)
-            report(done)
-            is_fine = is_fine and done.are_sizes_equal and 0.8 <= done.ratio <= 1
-    return 0 if is_fine else 1
+    rounds = []
+    for model in arguments.models:
+        path, _, contexts = model.partition(":")
+        with tempfile.TemporaryDirectory() as directory:
+            copy = Path(shutil.copy(path, directory))
+            for context_size in map(int, (contexts or "2048").split(",")):
+                options = EngineOptions(
+                    context_size=context_size,
+                    n_cells=arguments.pool or full_pool(context_size),
+                    max_sequences=arguments.sequences,
+                    n_threads=compute_threads(),
+                    key_type=arguments.keys,
+                    value_type=arguments.values,
+                )
+                rounds.append(trio.run(measure, copy, options))
+                report(rounds[-1])
+    print_table(rounds)
+    return 0 if all(done.holds for done in rounds) else 1
 
 
 async def measure(path: Path, options: EngineOptions) -> Round:
@@ -124,20 +142,22 @@ async def measure(path: Path, options: EngineOptions) -> Round:
         nursery.start_soon(run_keeper, spec, hear)
         await changed.wait()
         with spare() as spare_pid:
+            handle = ready[0].handle
+            full, embedding = Usage(handle, spare_pid), Usage(handle, spare_pid)
             began_s = time.monotonic()
-            usage = Usage(ready[0].handle, spare_pid)
-            await fill(ready[0].handle, options, usage)
+            await use_all_outputs(handle, options, full)
+            await fill(handle, options, full)
             fill_s = time.monotonic() - began_s
+            await embed(handle, embedding)
         nursery.cancel_scope.cancel()
     return Round(
+        name=path.name,
         options=options,
         by_header=estimate(files.weights_bytes, files.kv_bytes_per_cell, options.n_cells),
         footprint=exact(probed.sizes),
         logged=ready[0].loaded.devices,
-        worker_bytes=usage.worker_bytes,
-        worker_anonymous_bytes=usage.anonymous_bytes,
-        spare_bytes=usage.spare_bytes,
-        cells_used=usage.cells_used,
+        full=full,
+        embedding=embedding,
         fill_s=fill_s,
     )
 
@@ -193,10 +213,16 @@ class Usage:
     cells_used: int = 0
     due_s: float = 0.0
 
-    def look(self) -> None:
+    @property
+    def used_bytes(self) -> int:
+        return self.worker_bytes - self.spare_bytes
+
+    def look_sometimes(self) -> None:
         """Not at every token: the kernel walks all pages for it."""
-        if time.monotonic() < self.due_s:
-            return
+        if time.monotonic() >= self.due_s:
+            self.look()
+
+    def look(self) -> None:
         self.due_s = time.monotonic() + LOOK_S
         worker_bytes = proportional_bytes(self.handle.pid) or 0
         self.cells_used = max(self.cells_used, self.handle.status().cells_used)
@@ -204,6 +230,31 @@ class Usage:
             self.worker_bytes = worker_bytes
             self.anonymous_bytes = anonymous_bytes(self.handle.pid) or 0
             self.spare_bytes = proportional_bytes(self.spare_pid) or 0
+
+
+async def use_all_outputs(handle: WorkerHandle, options: EngineOptions, usage: Usage) -> None:
+    """A prompt whose every token is scored takes as many rows of logits as there can be."""
+    n_tokens = min(4 * options.prefill_chunk, options.context_size - 1)
+    request = GenerationRequest(
+        request_id="scored",
+        prompt=TokenPrompt(tuple(5 + index for index in range(n_tokens))),
+        max_tokens=1,
+        logprobs=5,
+        echo=True,
+        cache_prompt=False,
+    )
+    await _generate(handle, request, usage)
+
+
+async def embed(handle: WorkerHandle, usage: Usage) -> None:
+    """As many full inputs as share the second context."""
+    tokens = TokenPrompt(tuple(5 + index for index in range(min(EMBEDDED_MAX, handle.loaded.context_size))))
+    short = TokenPrompt(tokens.token_ids[:8])
+    prompt = EmbeddingPrompt(inputs=(tokens, *[short] * 16))
+    with handle.open_stream(GenerationRequest(request_id="embedded", prompt=prompt)) as stream:
+        while await stream.receive():
+            usage.look_sometimes()
+    usage.look()
 
 
 async def fill(handle: WorkerHandle, options: EngineOptions, usage: Usage) -> None:
@@ -228,7 +279,7 @@ async def _generate(handle: WorkerHandle, request: GenerationRequest, usage: Usa
     with handle.open_stream(request) as stream:
         while events := await stream.receive():
             if any(isinstance(event, TextDelta) for event in events):
-                usage.look()
+                usage.look_sometimes()
 
 
 def as_logged(devices: tuple[DeviceBuffers, ...]) -> list[tuple[str, list[str]]]:
@@ -239,9 +290,9 @@ def as_logged(devices: tuple[DeviceBuffers, ...]) -> list[tuple[str, list[str]]]
 
 
 def report(done: Round) -> None:
-    options = done.options
+    options, full = done.options, done.full
     print(
-        f"\ncontext {options.context_size}, {options.n_cells} cells, {done.cells_used} used,"
+        f"\n{done.name}, context {options.context_size}, {options.n_cells} cells, {full.cells_used} used,"
         f" filled in {done.fill_s:.0f} s"
     )
     print(f"  by the header  {done.by_header}")
@@ -249,12 +300,36 @@ def report(done: Round) -> None:
     for expected, found in zip(as_logged(done.footprint.devices), as_logged(done.logged), strict=False):
         print(f"  probe {expected[0]}: weights, repacked, KV, compute, outputs {' '.join(expected[1])} MiB")
         print(f"  load  {found[0]}: {'equal' if expected == found else ' '.join(found[1])}")
-    print(
-        f"  worker {done.worker_bytes / MIB:.1f} (anonymous {done.worker_anonymous_bytes / MIB:.1f})"
-        f" less spare {done.spare_bytes / MIB:.1f} = {done.used_bytes / MIB:.1f} MiB,"
-        f" {done.ratio:.3f} of the estimate",
-        flush=True,
-    )
+    for device, sizes in as_logged(done.footprint.annex):
+        print(f"  for embeddings {device}: KV, compute, outputs {' '.join(sizes[2:])} MiB")
+    for what, usage, ratio in (
+        ("full", full, done.ratio),
+        ("and with embeddings", done.embedding, done.annex_ratio),
+    ):
+        print(
+            f"  {what}: worker {usage.worker_bytes / MIB:.1f} (anonymous {usage.anonymous_bytes / MIB:.1f})"
+            f" less spare {usage.spare_bytes / MIB:.1f} = {usage.used_bytes / MIB:.1f} MiB,"
+            f" {ratio:.3f} of the estimate",
+            flush=True,
+        )
+
+
+def print_table(rounds: list[Round]) -> None:
+    titles = ("estimate", "worker", "spare", "ratio", "with emb.", "worker", "ratio", "probe = load")
+    print(f"\n{'MiB':34}" + "".join(f"{title:>14}" for title in titles))
+    for done in rounds:
+        cells = (
+            f"{done.footprint.total_bytes / MIB:.1f}",
+            f"{done.full.worker_bytes / MIB:.1f}",
+            f"{done.full.spare_bytes / MIB:.1f}",
+            f"{done.ratio:.3f}",
+            f"{done.with_annex_bytes / MIB:.1f}",
+            f"{done.embedding.worker_bytes / MIB:.1f}",
+            f"{done.annex_ratio:.3f}",
+            "yes" if done.are_sizes_equal else "no",
+        )
+        name = f"{done.name[:25]} {done.options.context_size}"
+        print(f"{name:34}" + "".join(f"{cell:>14}" for cell in cells) + ("" if done.holds else "   FAILS"))
 
 
 if __name__ == "__main__":

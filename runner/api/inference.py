@@ -15,46 +15,37 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
-from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
 import attrs
 import trio
 
+from runner.api.collecting import Completed, Embeddings, collect, collect_vectors, error_of
+from runner.api.joined import EventReader, JoinedStreams, naming_prompt
 from runner.api.trials import Trial, Trials
 from runner.domain.events import (
     Accepted,
-    ChoiceEnded,
-    Embedded,
     Examined,
     Failed,
     Finished,
-    FinishReason,
     GenerationEvent,
-    PromptText,
-    TextDelta,
-    TokenLogprob,
 )
 from runner.domain.generation import (
-    EMBEDDED_BYTES_MAX,
     ENCODER_REFUSAL,
     EmbeddingPrompt,
     GenerationRequest,
+    Prompt,
 )
 from runner.domain.model import Model
 from runner.domain.sampling import SamplingParams
 from runner.domain.settings import NOTHING, ModelSettings, SettingOrigin, SettingsLayer, resolve
 from runner.errors import (
-    ContextLengthExceeded,
     Draining,
     EngineFailed,
     FieldFault,
     InvalidParameter,
-    QueueFull,
     RunnerError,
-    TemplateFailed,
     Unavailable,
     WorkerCrashed,
 )
@@ -70,13 +61,12 @@ RUNS_MAX: Final = 2
 
 log = logging.getLogger(__name__)
 
-_FIELD_PATH = re.compile(r"[a-z_]+(?:\[\d+\]|\.[a-z_]+)*")
-
 
 @attrs.frozen(kw_only=True)
 class Demand:
     """What a dialect wants generated. `keep_alive_s` None leaves what holds for the model, `inf` is never.
 
+    `more_prompts` are to be answered beside that of the request, in the same way and under the same lease.
     `said` is what the client itself said of what can be configured. The sampling of the request follows from
     it and, where it is silent, from what was configured for the model. `label` is what the client calls the
     request, for people who ask why.
@@ -84,47 +74,10 @@ class Demand:
 
     name: ModelName
     request: GenerationRequest
+    more_prompts: tuple[Prompt, ...] = ()
     said: ModelSettings = NOTHING
     keep_alive_s: float | None = None
     label: str | None = None
-
-
-@attrs.frozen(kw_only=True)
-class Choice:
-    """One of the answers. `logprobs` are empty when they were not asked for."""
-
-    text: str
-    reason: FinishReason
-    logprobs: tuple[TokenLogprob, ...] = ()
-
-
-@attrs.frozen(kw_only=True)
-class Completed:
-    """Everything that was answered. `fingerprint` changes when model or engine do.
-
-    `choices` are in order of their indices; `finished` is of them all. `prompt_text` and `prompt_logprobs`
-    are the echo, if one was asked for.
-    """
-
-    choices: tuple[Choice, ...]
-    finished: Finished
-    fingerprint: str
-    prompt_text: str = ""
-    prompt_logprobs: tuple[TokenLogprob, ...] = ()
-
-    @property
-    def text(self) -> str:
-        """The first answer's."""
-        return self.choices[0].text
-
-
-@attrs.frozen(kw_only=True)
-class Embeddings:
-    """The vectors in the order of their inputs: 32-bit floats, little-endian, as many in each."""
-
-    vectors: tuple[bytes, ...]
-    finished: Finished
-    fingerprint: str
 
 
 class Generation:
@@ -132,7 +85,7 @@ class Generation:
 
     def __init__(
         self,
-        stream: GenerationStream,
+        stream: EventReader,
         first: list[GenerationEvent],
         fingerprint: str,
         trial: Trial,
@@ -186,7 +139,8 @@ class Inference:
         while True:
             with await self._begin(demand, runs) as generation:
                 try:
-                    return await _collect(generation)
+                    n_prompts = 1 + len(demand.more_prompts)
+                    return await collect(generation, n=demand.request.n, n_prompts=n_prompts)
                 except WorkerCrashed as error:
                     runs.next_or_raise(error)
 
@@ -212,7 +166,7 @@ class Inference:
         while True:
             with await self._begin(demand, runs) as generation:
                 try:
-                    return await _collect_vectors(generation, len(prompt.inputs))
+                    return await collect_vectors(generation, len(prompt.inputs))
                 except WorkerCrashed as error:
                     runs.next_or_raise(error)
 
@@ -252,7 +206,7 @@ class Inference:
         self, model: Model, demand: Demand, runs: _Runs, taken: ExitStack
     ) -> tuple[ModelLease, Trial]:
         settings = model.settings
-        trial = await self._trials.enter(model, runs.request)
+        trial = await self._trials.enter(model, *runs.requests)
         taken.callback(trial.close)
         lease = await self._scheduler.acquire(
             model,
@@ -260,6 +214,7 @@ class Inference:
             pin=settings.pin,
             request_id=demand.request.request_id,
             label=demand.label,
+            has_annex=isinstance(demand.request.prompt, EmbeddingPrompt) and not model.is_encoder,
         )
         taken.callback(lease.release)
         return lease, trial
@@ -274,12 +229,17 @@ class _Runs:
         self.sampling = demand.request.sampling  # until the model is known
 
     @property
-    def request(self) -> GenerationRequest:
-        """The request of this run; ids stay unique although a worker may still report on the run before."""
+    def requests(self) -> tuple[GenerationRequest, ...]:
+        """Those of this run, one for each prompt; ids stay unique although a worker may still report on the
+        run before."""
         request = attrs.evolve(self._demand.request, sampling=self.sampling)
-        if self._run_index == 0:
-            return request
-        return attrs.evolve(request, request_id=f"{request.request_id}.{self._run_index + 1}")
+        if self._run_index:
+            request = attrs.evolve(request, request_id=f"{request.request_id}.{self._run_index + 1}")
+        others = (
+            attrs.evolve(request, request_id=f"{request.request_id}.p{index}", prompt=prompt)
+            for index, prompt in enumerate(self._demand.more_prompts, 1)
+        )
+        return request, *others
 
     def next_or_raise(self, error: RunnerError) -> None:
         self._run_index += 1
@@ -328,22 +288,35 @@ class Opening:
 
 
 async def _accepted(lease: ModelLease, trial: Trial, model: Model, taken: ExitStack) -> Generation:
-    """Hand the request to the leased worker and wait for its verdict; an acceptance keeps what is `taken`."""
-    stream = lease.worker.open_stream(trial.request)
-    taken.callback(stream.close)
+    """Hand the requests to the leased worker and wait for its verdicts; acceptance keeps what is `taken`."""
+    streams = []
+    for request in trial.requests:
+        streams.append(lease.worker.open_stream(request))
+        taken.callback(streams[-1].close)
     trial.began(lease.worker)
+    first = [await _verdict(stream, trial, index) for index, stream in enumerate(streams)]
+    fingerprint = fingerprint_of(model, lease.loaded.engine_version)
+    if len(streams) == 1:
+        return Generation(streams[0], first[0], fingerprint, trial, taken.pop_all())
+    joined = JoinedStreams(streams, first, trial.requests[0].n)
+    return Generation(joined, [], fingerprint, trial, taken.pop_all())
+
+
+async def _verdict(stream: GenerationStream, trial: Trial, index: int) -> list[GenerationEvent]:
+    """Events that came with the acceptance. Raises what the worker refused the request with."""
     match await _received(stream, trial):
         case [Accepted(), *events]:
-            fingerprint = fingerprint_of(model, lease.loaded.engine_version)
-            return Generation(stream, events, fingerprint, trial, taken.pop_all())
+            return events
         case [Failed() as failed, *_]:
             trial.ended_well()
-            raise error_of(failed)
+            error = error_of(failed)
+            raise error if len(trial.requests) == 1 else naming_prompt(error, index)
     raise EngineFailed("the worker did not say whether it accepts the request")
 
 
 async def _examined(lease: ModelLease, trial: Trial, taken: ExitStack) -> Examined:
-    stream = lease.worker.open_stream(trial.request)
+    (request,) = trial.requests
+    stream = lease.worker.open_stream(request)
     taken.callback(stream.close)
     trial.began(lease.worker)
     match await _received(stream, trial):
@@ -356,84 +329,12 @@ async def _examined(lease: ModelLease, trial: Trial, taken: ExitStack) -> Examin
     raise EngineFailed("the worker did not tell what it was asked")
 
 
-async def _received(stream: GenerationStream, trial: Trial) -> list[GenerationEvent]:
+async def _received(stream: EventReader, trial: Trial) -> list[GenerationEvent]:
     try:
         return await stream.receive()
     except WorkerCrashed:
         trial.ended_in_a_death()
         raise
-
-
-async def _collect(generation: Generation) -> Completed:
-    collected = _Collected()
-    while events := await generation.receive():
-        for event in events:
-            match event:
-                case TextDelta():
-                    collected.answer(event.choice_index).append(event)
-                case PromptText():
-                    collected.prompt.append(event)
-                case ChoiceEnded():
-                    collected.reasons[event.choice_index] = event.reason
-                case Finished():
-                    collected.reasons[event.choice_index] = event.reason
-                    return collected.completed(event, generation.fingerprint)
-                case Failed():
-                    raise error_of(event)
-    raise EngineFailed("the answer has no end")
-
-
-async def _collect_vectors(generation: Generation, n_inputs: int) -> Embeddings:
-    """Raises EngineFailed for what is no vector for each input (W07)."""
-    vectors: dict[int, bytes] = {}
-    size_bytes = 0
-    while events := await generation.receive():
-        for event in events:
-            match event:
-                case Embedded():
-                    size_bytes += len(event.vector)
-                    if event.input_index >= n_inputs or size_bytes > EMBEDDED_BYTES_MAX:
-                        raise EngineFailed("the worker told vectors that nobody asked for")
-                    vectors[event.input_index] = event.vector
-                case Finished():
-                    sizes = {len(vector) for vector in vectors.values()}
-                    if len(vectors) < n_inputs or len(sizes) != 1 or sizes.pop() % 4:
-                        raise EngineFailed("the worker did not tell a vector for each input")
-                    told = tuple(vectors[index] for index in range(n_inputs))
-                    return Embeddings(vectors=told, finished=event, fingerprint=generation.fingerprint)
-                case Failed():
-                    raise error_of(event)
-    raise EngineFailed("the answer has no end")
-
-
-@attrs.define
-class _Collected:
-    """What has come so far. An answer without any text has a reason only."""
-
-    prompt: list[PromptText] = attrs.field(factory=list)
-    answers: dict[int, list[TextDelta]] = attrs.field(factory=dict)
-    reasons: dict[int, FinishReason] = attrs.field(factory=dict)
-
-    def answer(self, choice_index: int) -> list[TextDelta]:
-        return self.answers.setdefault(choice_index, [])
-
-    def completed(self, finished: Finished, fingerprint: str) -> Completed:
-        return Completed(
-            choices=tuple(self._choice(index) for index in sorted(self.reasons)),
-            finished=finished,
-            fingerprint=fingerprint,
-            prompt_text="".join(piece.text for piece in self.prompt),
-            prompt_logprobs=_joined(self.prompt),
-        )
-
-    def _choice(self, index: int) -> Choice:
-        deltas = self.answer(index)
-        text = "".join(delta.text for delta in deltas)
-        return Choice(text=text, reason=self.reasons[index], logprobs=_joined(deltas))
-
-
-def _joined(pieces: Iterable[TextDelta] | Iterable[PromptText]) -> tuple[TokenLogprob, ...]:
-    return tuple(logprob for piece in pieces for logprob in piece.logprobs)
 
 
 def sampling_for(model: Model, said: ModelSettings, asked: SamplingParams) -> SamplingParams:
@@ -446,29 +347,3 @@ def fingerprint_of(model: Model, engine_version: str) -> str:
     """Equal for two answers that the same engine made from the same model."""
     digest = hashlib.blake2b(f"{model.id} {engine_version}".encode(), digest_size=5)
     return f"fp_{digest.hexdigest()}"
-
-
-def error_of(failed: Failed) -> RunnerError:
-    """The error that a worker reported. Its text is passed on for codes whose messages we write (N21)."""
-    if failed.prompt_tokens is not None and failed.context_size is not None:
-        return ContextLengthExceeded(failed.prompt_tokens, failed.context_size)
-    match failed.code:
-        case TemplateFailed.code:
-            return TemplateFailed(failed.message)
-        case InvalidParameter.code:
-            return InvalidParameter(*_field_faults(failed.message))
-        case QueueFull.code:
-            return QueueFull(failed.message)
-        case Draining.code:
-            return Draining()
-        case EngineFailed.code:
-            return EngineFailed(failed.message)
-    return EngineFailed("the generation failed for a reason that the worker's log tells")
-
-
-def _field_faults(message: str) -> Iterator[FieldFault]:
-    """The faults that `InvalidParameter` wrote as one text (`prompt[3]: …; prompt[5]: …`)."""
-    for told in message.split("; "):
-        path, colon, what = told.partition(": ")
-        is_path = bool(colon) and _FIELD_PATH.fullmatch(path) is not None
-        yield FieldFault(path, what) if is_path else FieldFault("prompt", told)

@@ -56,16 +56,18 @@ class Suspects:
         """Nobody is suspected, so no fingerprint is needed."""
         return not self._records
 
-    def fingerprint(self, model_id: Digest, request: GenerationRequest) -> bytes:
-        """The same for the same question to the same model. Raises TooLarge for what no worker can be sent.
+    def fingerprint(self, model_id: Digest, *requests: GenerationRequest) -> bytes:
+        """The same for the same questions to the same model. Raises TooLarge for what no worker can be sent.
 
-        Costs 2 ms for each megabyte of the request.
+        Costs 2 ms for each megabyte of the requests.
         """
-        prompt = request.prompt
-        if isinstance(prompt, ChatPrompt):
-            prompt = attrs.evolve(prompt, template_options=dict(sorted(prompt.template_options.items())))
         hashed = hashlib.blake2b(str(model_id).encode(), key=self._key, digest_size=16)
-        hashed.update(encode(Generate(attrs.evolve(request, request_id="-", prompt=prompt))))
+        for request in requests:
+            prompt = request.prompt
+            if isinstance(prompt, ChatPrompt):
+                options = dict(sorted(prompt.template_options.items()))
+                prompt = attrs.evolve(prompt, template_options=options)
+            hashed.update(encode(Generate(attrs.evolve(request, request_id="-", prompt=prompt))))
         return hashed.digest()
 
     def verdict(self, fingerprint: bytes, now_s: float) -> Verdict:

@@ -35,9 +35,9 @@ class Trials:
         self._explained: WeakKeyDictionary[object, int] = WeakKeyDictionary()
         """Workers on which suspects run, or have died: a death there is theirs."""
 
-    async def enter(self, model: Model, request: GenerationRequest) -> Trial:
+    async def enter(self, model: Model, *requests: GenerationRequest) -> Trial:
         """At once, or when the suspects before it have had their turns. Raises RequestQuarantined."""
-        trial = Trial(self, model.id, request)
+        trial = Trial(self, model.id, requests)
         if self._suspects.is_empty:
             return trial
         match self._verdict(trial):
@@ -61,7 +61,7 @@ class Trials:
 
     def _fingerprint(self, trial: Trial) -> bytes:
         if trial.fingerprint is None:
-            trial.fingerprint = self._suspects.fingerprint(trial.model_id, trial.request)
+            trial.fingerprint = self._suspects.fingerprint(trial.model_id, *trial.requests)
         return trial.fingerprint
 
     # what trials tell
@@ -95,11 +95,11 @@ class Trials:
 
 @attrs.define(eq=False)
 class Trial:
-    """One run. Close it, whatever happened."""
+    """One run, of one request or of one for each of several prompts. Close it, whatever happened."""
 
     _trials: Trials
     model_id: Digest
-    request: GenerationRequest
+    requests: tuple[GenerationRequest, ...]
     is_suspect: bool = attrs.field(default=False, init=False)
     was_killed: bool = attrs.field(default=False, init=False)
     fingerprint: bytes | None = attrs.field(default=None, init=False)

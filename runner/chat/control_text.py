@@ -154,7 +154,8 @@ def _replaced(prompt: ChatPrompt, disarmed: Mapping[str, str]) -> ChatPrompt:
     def safe(text: str) -> str:
         return disarmed.get(text, text)
 
-    return ChatPrompt(
+    return attrs.evolve(
+        prompt,
         messages=tuple(
             ChatMessage(
                 role=message.role,

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn, TypeVar
 
+from jinja2 import nodes
 from jinja2.environment import Template
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
@@ -69,6 +70,7 @@ class ChatTemplate:
         self._now = now
         self._template: Template | None = None
         self._fault: str | None = None
+        self._names: frozenset[str] = frozenset()
 
     @property
     def source(self) -> str | None:
@@ -89,6 +91,11 @@ class ChatTemplate:
         }
         template = self._compiled()
         return self._run(lambda: _output(template, variables))
+
+    def reads(self, name: str) -> bool:
+        """Whether a variable of this name means anything to it; not when it cannot be compiled."""
+        self.prepare()
+        return name in self._names
 
     def prepare(self) -> None:
         """Compile ahead of the first request. A fault is kept for the requests, which are told it."""
@@ -117,7 +124,9 @@ class ChatTemplate:
         if len(self._source) > SOURCE_MAX:
             raise TemplateFailed(f"the chat template has more than {SOURCE_MAX} characters")
         sandbox = TemplateSandbox({"raise_exception": _raise_exception, "strftime_now": self._strftime_now})
-        return sandbox.from_string(sandbox.parse_bounded(self._source))
+        parsed = sandbox.parse_bounded(self._source)
+        self._names = frozenset(node.name for node in parsed.find_all(nodes.Name) if node.ctx == "load")
+        return sandbox.from_string(parsed)
 
     def _run(self, function: Callable[[], T]) -> T:
         """`function()` within the limits; whatever goes wrong in a template comes out as TemplateFailed."""

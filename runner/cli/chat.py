@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from contextlib import closing
@@ -18,6 +19,7 @@ from runner.client import Client
 @attrs.define
 class Conversation:
     """Turns with one model. Every question sends all turns again; the daemon keeps nothing of them.
+    What the model thought before its answers is not sent: templates leave it out anyway.
 
     `model` is what the user wrote, `model_id` what the daemon calls it. `options` go into each request.
     """
@@ -70,11 +72,16 @@ class Conversation:
 
 
 class _Printed:
-    """The answer so far, on stdout; closing it ends the last line."""
+    """The answer so far, on stdout; closing it ends the last line.
+
+    What the model thinks comes first, between `Thinking:` and `--`, and is no part of `text`.
+    """
 
     def __init__(self) -> None:
         self._started_s = time.monotonic()
         self._pieces: list[str] = []
+        self._last_printed = ""
+        self._is_thinking = False
         self.first_text_s: float | None = None
         self.finish_reason: str | None = None
         self.last: dict[str, Any] = {}
@@ -90,17 +97,38 @@ class _Printed:
     def take(self, chunk: Mapping[str, Any], waiting: Waiting) -> None:
         for choice in chunk.get("choices", ()):
             self.finish_reason = choice.get("finish_reason") or self.finish_reason
-            text = choice.get("delta", {}).get("content")
-            if text:
+            delta = choice.get("delta", {})
+            thought, text = delta.get("reasoning_content"), delta.get("content")
+            if thought or text:
                 waiting.clear()
                 if self.first_text_s is None:
                     self.first_text_s = self.elapsed_s
-                self._pieces.append(text)
-                click.echo(harmless(text), nl=False)
+            if thought:
+                self._think(thought)
+            if text:
+                self._say(text)
         self.last |= {key: chunk[key] for key in ("usage", "timings") if chunk.get(key)}
 
+    def _think(self, text: str) -> None:
+        if not self._is_thinking:
+            self._is_thinking = True
+            plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
+            click.echo("Thinking:" if plain else click.style("Thinking:", italic=True))
+        self._print(text)
+
+    def _say(self, text: str) -> None:
+        if self._is_thinking:
+            self._is_thinking = False
+            self._print("\n\n--\n\n")
+        self._pieces.append(text)
+        self._print(text)
+
+    def _print(self, text: str) -> None:
+        click.echo(harmless(text), nl=False)
+        self._last_printed = text
+
     def close(self) -> None:
-        if self._pieces and not self._pieces[-1].endswith("\n"):
+        if self._last_printed and not self._last_printed.endswith("\n"):
             click.echo()
 
 

@@ -123,8 +123,10 @@ class EngineSizes:
     """What an engine said that a model takes with certain options.
 
     `devices` are distinct. `process_bytes` is host memory that the model takes beside the buffers:
-    vocabulary, graphs, the state of samplers.
+    vocabulary, graphs, the state of samplers. `annex` is what a model that generates takes more, on distinct
+    devices, once embeddings are asked of it: a second context.
     """
 
     devices: tuple[DeviceBuffers, ...]
     process_bytes: int = 0
+    annex: tuple[DeviceBuffers, ...] = ()

@@ -14,6 +14,7 @@ Values only.
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 
 import attrs
 
@@ -56,12 +57,14 @@ LOGPROB_MIN = -9999.0
 class Usage:
     """Token counts of all answers to one request, whose prompt counts once.
 
-    `cached_tokens` of the prompt were not prefilled again.
+    `cached_tokens` of the prompt were not prefilled again; `reasoning_tokens` of the completion went into
+    reasoning that was told apart, with its markers.
     """
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
 
 @attrs.frozen(kw_only=True)
@@ -71,6 +74,14 @@ class Timings:
     queued_s: float
     prefill_s: float
     decode_s: float
+
+    @classmethod
+    def spanning(cls, timings: Sequence[Timings]) -> Timings:
+        """From the first that began to the last that ended, all having arrived together."""
+        queued_s = min(one.queued_s for one in timings)
+        first_s = min(one.queued_s + one.prefill_s for one in timings)
+        last_s = max(one.queued_s + one.prefill_s + one.decode_s for one in timings)
+        return cls(queued_s=queued_s, prefill_s=first_s - queued_s, decode_s=last_s - first_s)
 
 
 @attrs.frozen(kw_only=True)
@@ -86,21 +97,27 @@ class TextDelta:
     """Text to append: whole characters only, never the beginning of a stop string.
 
     `n_tokens` counts the tokens consumed since the previous delta; `logprobs` has one entry for each when
-    they were asked for. `choice_index` tells which of the answers goes on.
+    they were asked for. `choice_index` tells which of the answers goes on. `is_reasoning`: it is no part of
+    the answer but of what the model thought before, and has no logprobs.
     """
 
     text: str
     n_tokens: int
     choice_index: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
+    is_reasoning: bool = False
 
 
 @attrs.frozen
 class PromptText:
-    """A piece of the prompt, echoed, in order; it stands before every answer."""
+    """A piece of the prompt, echoed, in order; it stands before every answer to it.
+
+    `prompt_index`: of several prompts in one request. A worker is given one at a time.
+    """
 
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_index: int = 0
 
 
 @attrs.frozen

@@ -31,6 +31,9 @@ TEMPLATE_OPTIONS: Mapping[str, type[str] | type[bool]] = MappingProxyType(
 """What a request may hand to a chat template, and of which type (G08): names that real templates read,
 none of them a name that the renderer sets itself."""
 
+REASONING_EFFORTS = ("none", "low", "medium", "high")
+"""How much a model may be asked to reason: not at all, or by the words that gpt-oss was trained on."""
+
 TEMPLATE_OPTION_CHARACTERS_MAX = 1024
 """Longest text of one option."""
 
@@ -46,10 +49,15 @@ class ChatMessage:
 
 @attrs.frozen(kw_only=True)
 class ChatPrompt:
-    """Messages for the model's chat template. `template_options` are scalars named in `TEMPLATE_OPTIONS`."""
+    """Messages for the model's chat template. `template_options` are scalars named in `TEMPLATE_OPTIONS`.
+
+    `reasoning_effort` is one of `REASONING_EFFORTS`, by whatever means the template has, and goes before the
+    options; None leaves it to the template.
+    """
 
     messages: tuple[ChatMessage, ...]
     template_options: Mapping[str, str | int | float | bool] = attrs.field(factory=dict)
+    reasoning_effort: str | None = None
 
 
 @attrs.frozen
@@ -86,6 +94,9 @@ class EmbeddingPrompt:
 
 ENCODER_REFUSAL = "is made for embeddings and does not generate text; ask /v1/embeddings"
 """What is wrong with the model of a generation, if it is an encoder."""
+EMBEDDED_MAX = 2048
+"""Tokens of the longest input of a model that generates, so that its second context stays small: what is
+searched by embeddings is cut into pieces of some hundred tokens."""
 EMBEDDING_INPUTS_MAX = 2048
 """Inputs of one request, as OpenAI has it."""
 EMBEDDED_BYTES_MAX = 32 * 1024 * 1024
@@ -120,6 +131,7 @@ class GenerationRequest:
     what belongs to `cache_owner`: nobody's response times tell of another owner's prompts.
     `n` answers are generated. `logprobs` is the number of likeliest tokens that are told with each; None: not
     even its own. `echo` puts the prompt before the answers, with logprobs where they were asked for.
+    `separates_reasoning`: what a model thinks before it answers a chat is told apart from the answer.
     With `examination`, or with an `EmbeddingPrompt`, nothing is generated.
     """
 
@@ -135,4 +147,5 @@ class GenerationRequest:
     n: int = 1
     logprobs: int | None = None
     echo: bool = False
+    separates_reasoning: bool = True
     examination: Examination | None = None

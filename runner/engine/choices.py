@@ -31,19 +31,15 @@ class Choices:
         return Finished(
             reason=reason,
             usage=_summed([end.usage for end in ends]),
-            timings=_spanned([end.timings for end in ends]),
+            timings=Timings.spanning([end.timings for end in ends]),
             choice_index=sequence.choice_index,
         )
 
 
 def _summed(usages: list[Usage]) -> Usage:
     """The prompt counts once, as far as the first sequence found it in cells."""
-    return attrs.evolve(usages[0], completion_tokens=sum(usage.completion_tokens for usage in usages))
-
-
-def _spanned(timings: list[Timings]) -> Timings:
-    """From the first that began to the last that ended, all having arrived together."""
-    queued_s = min(one.queued_s for one in timings)
-    first_s = min(one.queued_s + one.prefill_s for one in timings)
-    last_s = max(one.queued_s + one.prefill_s + one.decode_s for one in timings)
-    return Timings(queued_s=queued_s, prefill_s=first_s - queued_s, decode_s=last_s - first_s)
+    return attrs.evolve(
+        usages[0],
+        completion_tokens=sum(usage.completion_tokens for usage in usages),
+        reasoning_tokens=sum(usage.reasoning_tokens for usage in usages),
+    )

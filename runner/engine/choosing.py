@@ -9,6 +9,7 @@ from __future__ import annotations
 from runner.domain.events import TokenLogprob
 from runner.engine.backend import Sampler
 from runner.engine.constraints import ConstraintBroken, Matcher
+from runner.engine.deferring import DeferredMatcher
 from runner.engine.logprobs import Scorer
 from runner.engine.sampler import LogitsOf
 
@@ -20,7 +21,7 @@ class Chooser:
         self,
         sampler: Sampler,
         logits_of: LogitsOf,
-        matcher: Matcher | None = None,
+        matcher: Matcher | DeferredMatcher | None = None,
         scorer: Scorer | None = None,
     ) -> None:
         self._sampler = sampler
@@ -49,7 +50,7 @@ class Chooser:
         self._sampler.accept(token_id)
         return token_id
 
-    def _choose_allowed(self, row: int, matcher: Matcher) -> int:
+    def _choose_allowed(self, row: int, matcher: Matcher | DeferredMatcher) -> int:
         """1. What the sampler takes anyway, if it is allowed: most tokens of an answer under way are, and no
            mask is computed (the probabilities are those of a draw among the allowed ones: what is refused is
            drawn again among them).

@@ -33,6 +33,7 @@ from runner.engine.cells import CellPool
 from runner.engine.choices import Choices
 from runner.engine.choosing import Chooser
 from runner.engine.constraints import ConstraintBroken
+from runner.engine.deferring import new_matcher
 from runner.engine.echo import Echo
 from runner.engine.embed import Embedder, EmbeddingRequest
 from runner.engine.hibernation import Hibernation, KnownState, OutgoingState
@@ -224,6 +225,10 @@ class Engine:
             self.cancel(request_id)
         return self.hibernation.saved_states(limit_bytes)
 
+    def close_annex(self) -> None:
+        """Free what embeddings take beside generations, until they are asked for again; theirs end."""
+        self._embedder.close()
+
     def close(self) -> None:
         """Cancel everything and close the backend."""
         for request_id in list(self._alive):
@@ -261,8 +266,8 @@ class Engine:
         )
 
     def _new_chooser(self, request: SequenceRequest, plan: SamplerPlan) -> Chooser:
-        matcher = None if request.constraint is None else request.constraint.start()
         sampler = self._backend.new_sampler(plan)
+        matcher = new_matcher(request.constraint, request.reasoning, self._backend)
         return Chooser(sampler, self._backend.logits, matcher, self._new_scorer(request))
 
     def _new_scorer(self, request: SequenceRequest) -> Scorer | None:
@@ -276,7 +281,7 @@ class Engine:
     def _end_the_satisfied(self, step: _Step) -> None:
         """Those who asked for no token at all."""
         for sequence in [sequence for sequence in self._waiting if sequence.is_full]:
-            self._finish(sequence, FinishReason.LENGTH, None, step)
+            self._finish(sequence, FinishReason.LENGTH, [], step)
 
     def _count_planned(self) -> int:
         return count_planned(self._cells.n_used, self._running)
@@ -464,20 +469,18 @@ class Engine:
         if self._backend.is_end_of_generation(token_id):
             self._finish(sequence, FinishReason.STOP, sequence.flush(ended_by_model=True), step)
             return
-        delta = sequence.add_text(self._backend.token_piece(token_id))
-        if delta is not None:
+        for delta in sequence.add_text(self._backend.token_piece(token_id)):
             step.events.append((sequence.request.request_id, delta))
         if sequence.met_stop_string:
-            self._finish(sequence, FinishReason.STOP, None, step)
+            self._finish(sequence, FinishReason.STOP, [], step)
         elif sequence.chooser.is_complete:
             self._finish(sequence, FinishReason.STOP, sequence.flush(ended_by_model=True), step)
         elif sequence.is_full:
             self._finish(sequence, FinishReason.LENGTH, sequence.flush(ended_by_model=False), step)
 
-    def _finish(self, sequence: Sequence, reason: FinishReason, rest: TextDelta | None, step: _Step) -> None:
-        if rest is not None:
-            step.events.append((sequence.request.request_id, rest))
+    def _finish(self, sequence: Sequence, reason: FinishReason, rest: list[TextDelta], step: _Step) -> None:
         request_id = sequence.request.request_id
+        step.events += [(request_id, delta) for delta in rest]
         step.events.append((request_id, self._alive[request_id].ending(sequence, reason)))
         self._end(sequence)
 

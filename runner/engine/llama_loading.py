@@ -18,6 +18,7 @@ from llama_cpp import __version__ as _binding_version
 from llama_cpp import llama_cpp as lib
 
 from runner.domain.engine import CacheType, EngineOptions, FlashAttention
+from runner.domain.generation import EMBEDDED_MAX
 from runner.domain.model import ENCODERS
 from runner.engine.backend import GROUP_ROWS, EmbeddingFacts, Pooling, ProgressReport
 from runner.engine.buffer_log import BufferLog
@@ -46,9 +47,6 @@ _FLASH_ATTENTION = {
 _POOLINGS = {"1": Pooling.MEAN, "2": Pooling.FIRST, "3": Pooling.LAST}
 """`llama_pooling_type`. 0 and none said: the mean, as most take it. Others rank texts."""
 _META_BYTES = 256
-EMBEDDED_MAX = 2048
-"""The longest input of a model that generates, so that its second context stays small: what is searched by
-embeddings is cut into pieces of some hundred tokens."""
 ENCODER_SEQUENCES, SECOND_SEQUENCES = 64, 8
 GROUP_OUTPUT_BYTES = 64 * 1024**2
 """What the outputs of short inputs that share a pass may take: see `embedding_output_bytes`."""

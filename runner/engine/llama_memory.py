@@ -68,7 +68,8 @@ def measure(path: Path, options: EngineOptions, *, further_parts: tuple[Path, ..
                 devices=devices,
                 process_bytes=max(0, grown_bytes)
                 + _samplers_bytes(model, options)
-                + _embedding_bytes(model, options, log),
+                + _encoder_bytes(model, options),
+                annex=_annex(model, options, log),
             )
         finally:
             lib.llama_free(context)
@@ -81,23 +82,55 @@ def _really_allocated_bytes(log: BufferLog) -> int:
     return log.allocated_bytes("output_bytes") + log.allocated_bytes("kv_cache_bytes")
 
 
-def _embedding_bytes(model: Model, options: EngineOptions, log: BufferLog) -> int:
-    """What embeddings take beside what a load does, once somebody asks for them: room for outputs, and where
-    the model generates, a second context. Counted with the process, since it is not there before."""
+def _encoder_bytes(model: Model, options: EngineOptions) -> int:
+    """What an encoder takes beside its load once it has computed: room for outputs, which its log never
+    tells."""
     facts = embedding_facts(model, options)
-    if facts is None:
+    if facts is None or not is_encoder(model):
         return 0
     n_rows = embedding_rows(facts, options)
-    if is_encoder(model):
-        return embedding_output_bytes(model, max(0, n_rows - facts.max_sequences))  # of these a load has some
+    return embedding_output_bytes(model, max(0, n_rows - facts.max_sequences))  # of these a load has some
+
+
+def _annex(model: Model, options: EngineOptions, log: BufferLog) -> tuple[DeviceBuffers, ...]:
+    """What a second context for embeddings takes on each device; nothing where there will be none."""
+    facts = embedding_facts(model, options)
+    if facts is None or is_encoder(model):
+        return ()
     log.clear()
     try:
         context = new_embedding_context(model, options, facts)
     except LoadingFailed:  # then a request will fail likewise
-        return 0
-    lib.llama_free(context)
-    output_bytes = embedding_output_bytes(model, max(n_rows, facts.max_sequences))
-    return log.cache_bytes + log.allocated_bytes("compute_bytes") + output_bytes
+        return ()
+    try:
+        told = _annex_by_library(context, log) or _annex_by_log(log)
+    finally:
+        lib.llama_free(context)
+    outputs = embedding_output_bytes(model, max(embedding_rows(facts, options), facts.max_sequences))
+    return tuple(
+        attrs.evolve(one, output_bytes=outputs if one.device == HOST else 0) for one in in_order(told)
+    )
+
+
+def _annex_by_library(context: Context, log: BufferLog) -> list[DeviceBuffers] | None:
+    if not _is_layout_known():
+        return None
+    try:
+        shares = tuple(_read_shares(context))
+    except (AttributeError, _Unreadable):
+        return None
+    if not _agrees_on_context(shares, log):
+        return None
+    devices = dict.fromkeys([HOST, *(device_of(share.buffer_type) for share in shares)])
+    return [
+        attrs.evolve(_device_buffers(one, shares, 0, 0), weights_bytes=0, repacked_bytes=0) for one in devices
+    ]
+
+
+def _annex_by_log(log: BufferLog) -> list[DeviceBuffers]:
+    """For host memory alone, as `_by_log`, which has refused the rest before."""
+    compute_bytes = log.allocated_bytes("compute_bytes")
+    return [DeviceBuffers(device=HOST, kv_cache_bytes=log.cache_bytes, compute_bytes=compute_bytes)]
 
 
 def _samplers_bytes(model: Model, options: EngineOptions) -> int:
@@ -150,7 +183,7 @@ def _by_library(
     model: Model, context: Context, log: BufferLog, paths: tuple[Path, ...]
 ) -> tuple[DeviceBuffers, ...] | None:
     """None when it cannot be had or does not agree with what the library says otherwise."""
-    if sys.platform != "linux" or ctypes.sizeof(ctypes.c_void_p) != 8:
+    if not _is_layout_known():
         return None
     try:
         shares = tuple(_read_shares(context))
@@ -171,12 +204,16 @@ def _by_library(
 def _agree(shares: tuple[_Share, ...], tensors: tuple[_Tensor, ...], log: BufferLog) -> bool:
     """Buffers are padded per tensor, so what they hold may be a little less than they are."""
     model_bytes = sum(share.model_bytes for share in shares)
+    return _agrees_on_context(shares, log) and _is_about(
+        model_bytes, sum(tensor.size_bytes for tensor in tensors)
+    )
+
+
+def _agrees_on_context(shares: tuple[_Share, ...], log: BufferLog) -> bool:
     context_bytes = sum(share.context_bytes for share in shares)
     compute_bytes = sum(share.compute_bytes for share in shares)
-    return (
-        _is_about(compute_bytes, log.allocated_bytes("compute_bytes"))
-        and (log.n_caches == 0 or _is_about(context_bytes, log.cache_bytes))
-        and _is_about(model_bytes, sum(tensor.size_bytes for tensor in tensors))
+    return _is_about(compute_bytes, log.allocated_bytes("compute_bytes")) and (
+        log.n_caches == 0 or _is_about(context_bytes, log.cache_bytes)
     )
 
 
@@ -208,6 +245,10 @@ def _reach(tensors: Iterable[_Tensor], offsets: dict[bytes, int]) -> int:
 
 
 # the library's memory
+
+
+def _is_layout_known() -> bool:
+    return sys.platform == "linux" and ctypes.sizeof(ctypes.c_void_p) == 8
 
 
 class _Unreadable(Exception):

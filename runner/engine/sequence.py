@@ -21,6 +21,7 @@ from runner.engine.detokenizer import Detokenizer
 from runner.engine.echo import Echo
 from runner.engine.hibernation import Find
 from runner.engine.prefix import Namespace
+from runner.engine.reasoning import Phase, Reasoning, Splitter
 from runner.engine.stopping import StopMatcher
 from runner.errors import RunnerError
 
@@ -64,7 +65,7 @@ class SequenceRequest:
 
     `max_tokens` None means "to the end of the context". `submitted_s` is `time.monotonic()` of the arrival,
     from which the queueing time counts. Cells are shared within `namespace`, and not at all when it is None.
-    `n`, `logprobs` and `echo` are those of `GenerationRequest`.
+    `n`, `logprobs` and `echo` are those of `GenerationRequest`. `reasoning` None: all of it is the answer.
     """
 
     request_id: str
@@ -74,6 +75,7 @@ class SequenceRequest:
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     constraint: CompiledConstraint | None = None
+    reasoning: Reasoning | None = None
     namespace: Namespace | None = attrs.field(factory=Namespace)
     n: int = 1
     logprobs: int | None = None
@@ -98,10 +100,10 @@ class Sequence:
     """
 
     __slots__ = (
-        "_admitted_s", "_detokenizer", "_first_token_s", "_last_token_s", "_matcher", "_n_untold", "_untold",
-        "_was_preempted", "choice_index", "chooser", "echo", "found", "leader", "miss", "n_awaited",
-        "n_cached", "n_filled", "n_prompt", "n_tokens_max", "order", "patient_until_s", "request",
-        "slot", "state", "tokens",
+        "_admitted_s", "_detokenizer", "_first_token_s", "_last_token_s", "_matcher", "_n_reasoned",
+        "_n_untold", "_names", "_splitter", "_untold", "_was_preempted", "choice_index", "chooser",
+        "echo", "found", "leader", "miss", "n_awaited", "n_cached", "n_filled", "n_prompt", "n_tokens_max",
+        "order", "patient_until_s", "request", "slot", "state", "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -136,6 +138,9 @@ class Sequence:
         self.slot = -1
         self._detokenizer = Detokenizer()
         self._matcher = StopMatcher(request.stop) if request.stop else None
+        self._splitter = _new_splitter(request)
+        self._names = {} if request.reasoning is None else request.reasoning.markers.names
+        self._n_reasoned = 0
         self._n_untold = 0
         self._untold: list[TokenLogprob] = []
         self._was_preempted = False
@@ -238,12 +243,33 @@ class Sequence:
         if self.chooser.logprob is not None:
             self._untold.append(self.chooser.logprob)
 
-    def add_text(self, piece: bytes) -> TextDelta | None:
-        """What may be shown after the last token, whose bytes are `piece`; None when there is nothing yet."""
+    def add_text(self, piece: bytes) -> list[TextDelta]:
+        """What may be shown after the last token, whose bytes are `piece`."""
+        if not piece and self._names:
+            piece = self._names.get(self.tokens[-1], b"")
         text = self._detokenizer.push(piece)
+        if self._splitter is not None:
+            return self._add_undivided(text, self._splitter)
         if self._matcher is not None:
             text = self._matcher.push(text)
-        return self._tell(text)
+        return self._told(text)
+
+    def _add_undivided(self, text: str, splitter: Splitter) -> list[TextDelta]:
+        """Stop strings are looked for in the answer only, and only its tokens have logprobs."""
+        if not text:
+            return []
+        before = splitter.phase
+        reasoning, answer = splitter.push(text)
+        if before in (Phase.UNDECIDED, Phase.REASONING) and splitter.has_reasoned:
+            self._n_reasoned = self.n_generated
+        if splitter.phase in (Phase.REASONING, Phase.BETWEEN):
+            self._untold.clear()
+        elif splitter.phase is Phase.ANSWERING:
+            self._splitter = None
+        told = self._told_reasoning(reasoning)
+        if self._matcher is not None:
+            answer = self._matcher.push(answer)
+        return told + self._told(answer)
 
     @property
     def met_stop_string(self) -> bool:
@@ -254,22 +280,40 @@ class Sequence:
         """`max_tokens` or the context was reached."""
         return len(self.tokens) >= self.n_tokens_max
 
-    def flush(self, *, ended_by_model: bool) -> TextDelta | None:
+    def flush(self, *, ended_by_model: bool) -> list[TextDelta]:
         """Text held back until now. A character that a limit of ours cut off is left out; one that the model
-        itself left unfinished is invalid, and shows as U+FFFD."""
+        itself left unfinished is invalid, and shows as U+FFFD. Likewise what may be part of a marker."""
         text = self._detokenizer.finish() if ended_by_model else ""
+        told: list[TextDelta] = []
+        if self._splitter is not None:
+            reasoning, answer = self._splitter.push(text)
+            more, text = self._splitter.finish(is_whole=ended_by_model)
+            told = self._told_reasoning(reasoning + more)
+            text = answer + text
         if self._matcher is not None:
             text = self._matcher.push(text) + self._matcher.finish()
-        return self._tell(text)
+        return told + self._told(text)
 
-    def _tell(self, text: str) -> TextDelta | None:
+    def _told(self, text: str) -> list[TextDelta]:
         if not text:
-            return None
+            return []
         n_tokens, self._n_untold = self._n_untold, 0
         logprobs, self._untold = self._untold, []
         if self.met_stop_string:
             logprobs = _covering(text, logprobs)
-        return TextDelta(text, n_tokens, self.choice_index, tuple(logprobs))
+        return [TextDelta(text, n_tokens, self.choice_index, tuple(logprobs))]
+
+    def _told_reasoning(self, text: str) -> list[TextDelta]:
+        if not text:
+            return []
+        n_tokens, self._n_untold = self._n_untold, 0
+        return [TextDelta(text, n_tokens, self.choice_index, is_reasoning=True)]
+
+    @property
+    def _n_reasoning(self) -> int:
+        """Tokens of the answer that went into reasoning, markers included."""
+        is_reasoning = self._splitter is not None and self._splitter.phase is Phase.REASONING
+        return self.n_generated if is_reasoning else self._n_reasoned
 
     def finished(self, reason: FinishReason) -> Finished:
         """The last event. The token that ended the turn counts as a completion token, as in llama-server."""
@@ -279,6 +323,7 @@ class Sequence:
                 prompt_tokens=self.n_prompt,
                 completion_tokens=self.n_generated,
                 cached_tokens=min(self.n_cached, self.n_prompt),
+                reasoning_tokens=self._n_reasoning,
             ),
             timings=self._timings(),
         )
@@ -293,6 +338,19 @@ class Sequence:
             prefill_s=first_s - admitted_s,
             decode_s=last_s - first_s,
         )
+
+
+def _new_splitter(request: SequenceRequest) -> Splitter | None:
+    """A constraint binds every character of the answer, so that none may be left out."""
+    reasoning = request.reasoning
+    if reasoning is None or not reasoning.is_separated:
+        return None
+    return Splitter(
+        reasoning.markers.start,
+        reasoning.markers.end,
+        is_open=reasoning.is_open,
+        is_exact=request.constraint is not None,
+    )
 
 
 def _covering(text: str, logprobs: list[TokenLogprob]) -> list[TokenLogprob]:

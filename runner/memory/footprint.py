@@ -13,6 +13,7 @@ from typing import Final
 import attrs
 
 from runner.domain.engine import CacheType, DeviceBuffers, EngineSizes
+from runner.domain.generation import EMBEDDED_MAX
 from runner.units import format_bytes
 
 HOST: Final = "cpu"
@@ -21,6 +22,9 @@ HOST: Final = "cpu"
 OVERHEAD_BYTES: Final = 256 * 1024**2
 """What a worker needs beside weights and KV cache, as long as only the header is known: compute and output
 buffers, vocabulary, the interpreter. A flat allowance."""
+
+ANNEX_OVERHEAD_BYTES: Final = 128 * 1024**2
+"""The same of a second context for embeddings. With a vocabulary of 262,144 tokens it takes that."""
 
 PROCESS_BYTES: Final = 40 * 1024**2
 """What a worker's process takes for itself, whatever its model: interpreter, libraries, template renderer,
@@ -44,13 +48,14 @@ class Footprint:
 
     `devices` holds the engine's buffers; host memory is always among them. Two parts more lie in host memory:
     `overhead_bytes`, the process beside the buffers, and `learned_bytes`, by which earlier loads exceeded the
-    rest.
+    rest. `annex` comes on top as long as there is a second context for embeddings, and in none of the sums.
     """
 
     devices: tuple[DeviceBuffers, ...]
     overhead_bytes: int
     learned_bytes: int = 0
     basis: Basis = Basis.HEADER
+    annex: tuple[DeviceBuffers, ...] = ()
 
     @property
     def weights_bytes(self) -> int:
@@ -70,6 +75,10 @@ class Footprint:
         """Host memory that belongs to no file: everything there but the mapped weights."""
         host = self._buffers_on(HOST)
         return self.bytes_on(HOST) - (host.weights_bytes if host is not None else 0)
+
+    @property
+    def annex_host_bytes(self) -> int:
+        return sum(buffers.total_bytes for buffers in self.annex if buffers.device == HOST)
 
     def bytes_on(self, device: str) -> int:
         """0 for a device that the model does not use."""
@@ -107,13 +116,16 @@ class Footprint:
 
 
 def estimate(weights_bytes: int, kv_bytes_per_cell: int, n_cells: int) -> Footprint:
-    """By the header: the model's files, its KV cache for `n_cells` tokens, and a flat allowance.
+    """By the header: the model's files, its KV cache for `n_cells` tokens, and flat allowances.
 
     Cells are counted as the engine allocates them, so `n_cells` is rounded up to `CELL_GRANULARITY`.
     """
     kv_cache_bytes = kv_bytes_per_cell * round_up_cells(n_cells)
     host = DeviceBuffers(device=HOST, weights_bytes=weights_bytes, kv_cache_bytes=kv_cache_bytes)
-    return Footprint(devices=(host,), overhead_bytes=OVERHEAD_BYTES)
+    annex = DeviceBuffers(
+        device=HOST, kv_cache_bytes=kv_bytes_per_cell * EMBEDDED_MAX, compute_bytes=ANNEX_OVERHEAD_BYTES
+    )
+    return Footprint(devices=(host,), overhead_bytes=OVERHEAD_BYTES, annex=(annex,))
 
 
 def exact(sizes: EngineSizes, *, learned_bytes: int = 0, basis: Basis = Basis.PROBE) -> Footprint:
@@ -123,6 +135,7 @@ def exact(sizes: EngineSizes, *, learned_bytes: int = 0, basis: Basis = Basis.PR
         overhead_bytes=PROCESS_BYTES + sizes.process_bytes,
         learned_bytes=learned_bytes,
         basis=basis,
+        annex=sizes.annex,
     )
 
 
@@ -165,7 +178,8 @@ def is_believable(sizes: EngineSizes, by_header: Footprint) -> bool:
        but might evict others.
     """
     weights_bytes = sum(buffers.weights_bytes + buffers.repacked_bytes for buffers in sizes.devices)
-    total_bytes = sum(buffers.total_bytes for buffers in sizes.devices) + sizes.process_bytes
+    buffers_bytes = sum(buffers.total_bytes for buffers in (*sizes.devices, *sizes.annex))
+    total_bytes = buffers_bytes + sizes.process_bytes
     return (
         any(buffers.device == HOST for buffers in sizes.devices)  # 1
         and weights_bytes + _SLACK_BYTES >= by_header.weights_bytes // _LEAST_SHARE  # 2

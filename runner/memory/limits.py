@@ -21,9 +21,9 @@ def private_limit_bytes(footprint: Footprint) -> int | None:
 
     1. Memory of other devices is mapped by their drivers in ways that nobody here has measured: no cap.
     2. A footprint by the header does not know what the engine copies of the weights: maybe all of them.
-    3. Otherwise what is private by the engine's own word.
+    3. Otherwise what is private by the engine's own word, a context for embeddings included.
     """
     if any(buffers.device != HOST for buffers in footprint.devices):  # 1
         return None
     copied_bytes = footprint.weights_bytes if footprint.basis is Basis.HEADER else 0  # 2
-    return footprint.private_bytes + copied_bytes + HEADROOM_BYTES  # 3
+    return footprint.private_bytes + footprint.annex_host_bytes + copied_bytes + HEADROOM_BYTES  # 3

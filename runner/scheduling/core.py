@@ -175,7 +175,7 @@ class SchedulerCore:
             return
         if self._callers.is_left_alone(event):  # 2
             return
-        instance = self._table.obtain(event.model_id, event.name, self._state.rules)
+        instance = self._table.obtain(event.model_id, event.name, self._state.rules, owner_id=event.owner_id)
         self._state.pace.wanted(event.model_id, self._state.now_s)
         self._callers.remember(event, ahead=len(instance.line))
         waiter = _waiter(event, want, self._state.now_s)
@@ -209,7 +209,8 @@ class SchedulerCore:
     def _on_unload_requested(self, event: events.UnloadRequested) -> None:
         """Stop the idle ones, pinned or not, report those in use, wait for what is ending already."""
         wanted = tuple(self._table.by_model) if event.model_ids is None else dict.fromkeys(event.model_ids)
-        chosen = [self._table.by_model[one] for one in wanted if one in self._table.by_model]
+        known = (self._table.by_model[one] for one in wanted if one in self._table.by_model)
+        chosen = [one for one in known if one.owner_id is None]  # annexes go with their models
         for instance in chosen:
             if instance.is_idle:
                 self._loads.stop(instance, Action.UNLOAD, "somebody asked for it")
@@ -271,7 +272,8 @@ class SchedulerCore:
         if event.max_sequences is not None:
             instance.leases_limit = event.max_sequences
         self._state.protection.loaded(instance.model_id)
-        self._state.pace.load_ended(instance.model_id, instance.footprint, load_s)
+        if instance.owner_id is None:  # an annex takes no time, which says nothing of loads
+            self._state.pace.load_ended(instance.model_id, instance.footprint, load_s)
         self._state.note(instance, Action.READY, "the worker is ready", {"load_s": load_s})
         self._callers.grant_waiting(instance)
 
@@ -382,7 +384,7 @@ class SchedulerCore:
 
     def _arm_timer(self) -> None:
         state = self._state
-        at_s = min(self._table.next_deadline_s(state.rules.room_wait_s), state.look_at_s)
+        at_s = min(self._table.next_deadline_s(state.rules), state.look_at_s)
         if self._table.by_model and state.drain.deadline_s > state.now_s:
             at_s = min(at_s, state.drain.deadline_s)
         wanted = max(at_s, state.now_s) if at_s < math.inf else None  # settling may have made something due

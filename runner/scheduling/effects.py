@@ -21,12 +21,14 @@ from runner.scheduling.protection import InQuarantine, LeftAlone
 class SizeModel:
     """Pin the model's files and find its footprint: ends in ModelSized, SizingFailed or DropLoad.
 
-    `context_size` is the least that is wanted, in tokens; 0 for the default.
+    `context_size` is the least that is wanted, in tokens; 0 for the default. `owner_id`: it is the annex of
+    this model, whose worker starts and stops it.
     """
 
     load_id: int
     model_id: Digest
     context_size: int = 0
+    owner_id: Digest | None = None
 
 
 @attrs.frozen

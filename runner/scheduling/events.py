@@ -30,7 +30,8 @@ class ModelWanted:
     `keep_alive_s` None keeps what is set; 0 unloads after the last lease; infinite never idles out. `pin`
     None keeps what is set; a pinned model never idles out and makes room only by command. `context_size` is
     the least that a sequence must be able to hold in tokens, 0 for whatever there is. `request_id` and
-    `label` are what `why` knows the request by.
+    `label` are what `why` knows the request by. `owner_id`: what is wanted is no model but the annex of this
+    one, which the caller holds a lease of.
     """
 
     ticket: int
@@ -41,6 +42,7 @@ class ModelWanted:
     context_size: int = 0
     request_id: str | None = None
     label: str | None = None
+    owner_id: Digest | None = None
 
 
 @attrs.frozen(kw_only=True)

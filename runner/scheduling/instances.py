@@ -44,7 +44,10 @@ class Attempt:
 
 @attrs.define(kw_only=True, eq=False)
 class Instance:
-    """One model. Owned by the core; nobody else writes it.
+    """One model, or the annex of one. Owned by the core; nobody else writes it.
+
+    An annex is memory that the worker of a model (`owner_id`) takes beside its load, for some requests only:
+    its context for embeddings. It is sized, reserved, leased and evicted as a model is.
 
     `attempt` is the present one. `growth` is the next one, sized while this one still serves, for those who
     need a larger context. `leases` map tickets to the time they were granted. `away_since_s` is when it last
@@ -58,6 +61,7 @@ class Instance:
     leases_limit: int
     waiters_limit: int
     keep_alive_s: float
+    owner_id: Digest | None = None
     is_pinned: bool = False
     state: InstanceState = InstanceState.UNLOADED
     since_s: float = 0.0
@@ -138,12 +142,18 @@ class Instance:
             since_s = max(since_s, self.away_since_s)
         return since_s, self.line.count(needing_more_than=least)
 
-    def deadline_s(self, room_wait_s: float) -> float:
+    def room_wait_s(self, rules: SchedulingRules) -> float:
+        """How long a request waits for others to make room."""
+        if self.owner_id is None:
+            return rules.room_wait_s
+        return min(rules.annex_wait_s, rules.room_wait_s)
+
+    def deadline_s(self, rules: SchedulingRules) -> float:
         """When it needs a look even if nothing happens to it; infinite for never."""
         if self.state is InstanceState.COOLING:
             return self.cooled_at_s
         if self.waits_for_room is not None:
-            return self.waits_for_room[0] + room_wait_s
+            return self.waits_for_room[0] + self.room_wait_s(rules)
         return self.expires_at_s
 
     def __repr__(self) -> str:
@@ -157,6 +167,7 @@ class InstanceView:
     """What others may see of an instance at one moment.
 
     `expires_at_s` None: the time is not running, or never ends. Times in seconds of the core's clock.
+    `owner_id`: it is the annex of that model.
     """
 
     model_id: Digest
@@ -171,6 +182,7 @@ class InstanceView:
     keep_alive_s: float
     is_pinned: bool
     expires_at_s: float | None
+    owner_id: Digest | None = None
 
 
 @attrs.define
@@ -185,8 +197,10 @@ class InstanceTable:
     by_load: dict[int, Instance] = attrs.field(factory=dict, init=False)
     by_ticket: dict[int, Instance] = attrs.field(factory=dict, init=False)
 
-    def obtain(self, model_id: Digest, name: str, rules: SchedulingRules) -> Instance:
-        """The instance of this model, new and unloaded when there was none."""
+    def obtain(
+        self, model_id: Digest, name: str, rules: SchedulingRules, *, owner_id: Digest | None = None
+    ) -> Instance:
+        """The instance of this model or annex, new and unloaded when there was none."""
         instance = self.by_model.get(model_id)
         if instance is None:
             instance = self.by_model[model_id] = Instance(
@@ -196,6 +210,7 @@ class InstanceTable:
                 leases_limit=rules.leases_per_model,
                 waiters_limit=rules.waiters_per_model,
                 keep_alive_s=rules.default_keep_alive_s,
+                owner_id=owner_id,
             )
         return instance
 
@@ -204,6 +219,10 @@ class InstanceTable:
 
     def serving(self) -> list[Instance]:
         return [instance for instance in self.by_model.values() if instance.state in SERVING]
+
+    def owner_of(self, annex: Instance) -> Instance | None:
+        """None of a model, and while its owner is not there."""
+        return None if annex.owner_id is None else self.by_model.get(annex.owner_id)
 
     def idle(self) -> list[Instance]:
         return [instance for instance in self.by_model.values() if instance.is_idle]
@@ -220,9 +239,9 @@ class InstanceTable:
         """Models in memory that make room only by command."""
         return [one for one in self.serving() if one.is_pinned]
 
-    def next_deadline_s(self, room_wait_s: float) -> float:
+    def next_deadline_s(self, rules: SchedulingRules) -> float:
         """When the first instance needs a look; infinite for never."""
-        return min((one.deadline_s(room_wait_s) for one in self.by_model.values()), default=math.inf)
+        return min((one.deadline_s(rules) for one in self.by_model.values()), default=math.inf)
 
     def views(self) -> tuple[InstanceView, ...]:
         """All instances at this moment, in the order they were first wanted."""
@@ -243,6 +262,7 @@ class InstanceTable:
             keep_alive_s=instance.keep_alive_s,
             is_pinned=instance.is_pinned,
             expires_at_s=expires_at_s if expires_at_s < math.inf else None,
+            owner_id=instance.owner_id,
         )
 
 

@@ -76,13 +76,18 @@ class Loads:
 
     def never_fits(self, instance: Instance | None, attempt: Attempt) -> str | None:
         """Why no eviction can ever make room for it, None when one can. A pinned instance makes room for
-        itself."""
+        itself; what an annex belongs to makes none for it."""
         state = self._state
         if not attempt.footprint.fits_in(state.ledger.budget):
             return "larger than the whole budget"
         others = [one for one in state.table.pinned() if one is not instance]
+        owner = None if instance is None else state.table.owner_of(instance)
         if not attempt.footprint.fits_in(state.ledger.budget - total(others)):
             return "larger than what pinned models leave"
+        if owner is not None and owner not in others:
+            others.append(owner)
+        if not attempt.footprint.fits_in(state.ledger.budget - total(others)):
+            return "larger than what its own model leaves"
         return None
 
     def start(self, instance: Instance) -> None:
@@ -192,7 +197,7 @@ class Loads:
         need = instance.line.largest_need
         attempt = Attempt(load_id=self._state.new_load_id(), asked_context_size=need)
         self._state.table.by_load[attempt.load_id] = instance
-        self._state.do(effects.SizeModel(attempt.load_id, instance.model_id, need))
+        self._state.do(effects.SizeModel(attempt.load_id, instance.model_id, need, instance.owner_id))
         return attempt
 
     def _drop_attempt(self, attempt: Attempt) -> None:

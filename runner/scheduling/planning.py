@@ -213,7 +213,7 @@ class Planning:
     def _obstacle(self, resident: Resident, stand: Stand, plan: RoomPlan) -> PlannedObstacle:
         one = self._state.table.by_load[resident.load_id]
         is_taken = stand in (Stand.FREE, Stand.YIELDS)
-        changes_with_time = stand not in (Stand.PINNED, Stand.FREE, Stand.YIELDS)
+        changes_with_time = stand not in (Stand.PINNED, Stand.NEEDED, Stand.FREE, Stand.YIELDS)
         return PlannedObstacle(
             model=one.name,
             model_id=str(one.model_id),

@@ -40,6 +40,7 @@ class RoomMaking:
                 since_s=waits[0],
                 waiting=waits[1],
                 load_s=pace.load_s(one.model_id, one.footprint),
+                needs=None if (owner := table.owner_of(one)) is None else owner.load_id,
             )
             for one in table.in_state(InstanceState.QUEUED)
             if (waits := one.waits_for_room) is not None
@@ -90,9 +91,9 @@ class RoomMaking:
 
     def refuse_overdue(self) -> None:
         """Whoever has waited too long for models in use is told so."""
-        now_s, wait_s = self._state.now_s, self._state.rules.room_wait_s
+        now_s = self._state.now_s
         for one in tuple(self._state.table.by_model.values()):
-            waits = one.waits_for_room
+            waits, wait_s = one.waits_for_room, one.room_wait_s(self._state.rules)
             if waits is None or waits[0] + wait_s > now_s:
                 continue
             is_growing = one.state is InstanceState.READY

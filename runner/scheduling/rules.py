@@ -19,8 +19,8 @@ class SchedulingRules:
     `min_residency_s`: so long a model with requests stays after its load. `linger_s`: so long at most an idle
     one is kept from those who want its room because its next request is due any moment. `room_wait_s` bounds
     how long a request waits for models in use to make room; `overtaking_s` how long later loads may pass one
-    that does not fit yet. After `idle_scale_s` without use a model is thought half as likely to be wanted
-    soon.
+    that does not fit yet. Requests for an annex hold a lease of its model meanwhile, and wait `annex_wait_s`
+    at most. After `idle_scale_s` without use a model is thought half as likely to be wanted soon.
     """
 
     waiters_per_model: int = attrs.field(default=64, validator=_AT_LEAST_ONE)
@@ -30,6 +30,7 @@ class SchedulingRules:
     min_residency_s: float = attrs.field(default=5.0, validator=_NOT_NEGATIVE)
     linger_s: float = attrs.field(default=1.0, validator=_NOT_NEGATIVE)
     room_wait_s: float = 120.0
+    annex_wait_s: float = 10.0
     overtaking_s: float = 10.0
     idle_scale_s: float = 60.0
     decisions_kept: int = attrs.field(default=512, validator=_AT_LEAST_ONE)

@@ -49,6 +49,7 @@ class Demand:
     """A load that waits for room, for `waiting` requests, the first of which came at `since_s`.
 
     `load_s` is how long it will take. `replaces`: the load of the same model that has to go, whatever else.
+    `needs`: the one that must not, since this is of no use without it.
     """
 
     load_id: int
@@ -57,6 +58,7 @@ class Demand:
     waiting: int = 1
     load_s: float = 1.0
     replaces: int | None = None
+    needs: int | None = None
 
 
 class Stand(enum.Enum):
@@ -68,6 +70,7 @@ class Stand(enum.Enum):
     RESIDES = "it was loaded a moment ago"
     LINGERS = "its next request is due any moment"
     PINNED = "it is pinned"
+    NEEDED = "it is what the room is for"
 
 
 @attrs.frozen
@@ -95,7 +98,8 @@ def judge(
 ) -> Verdict:
     """May this model go for that demand?
 
-    1. Pinned: never, but by command; it may be loaded again for its own larger context.
+    1. Pinned: never, but by command; it may be loaded again for its own larger context. Nor what the demand
+       needs.
     2. Giving way already: at once when nothing runs any more. Once begun it is not weighed again.
     3. Idle: at once; but it lingers while its next request is due any moment, as a swap too many costs more.
     4. In use, and loaded a moment ago: not before it has resided for its time.
@@ -106,6 +110,8 @@ def judge(
     `ahead_s` passes before it is the demand's turn, since others wait as well; `stop_s` is how long the end
     of a worker takes.
     """
+    if demand.needs == resident.load_id:
+        return Verdict(Stand.NEEDED)  # 1
     if resident.is_pinned and demand.replaces != resident.load_id:
         return Verdict(Stand.PINNED)  # 1
     if resident.is_yielding:

@@ -27,7 +27,7 @@ from runner.memory.footprint import Basis
 ROWS_MAX: Final = 2000
 """About a megabyte; each model with each set of options is a row."""
 
-_VERSION: Final = 1
+_VERSION: Final = 2
 _BUSY_TIMEOUT_S: Final = 2.0
 _TEXT_MAX: Final = 16 * 1024
 _BYTES_MAX: Final = 2**50
@@ -183,16 +183,24 @@ def _read(sizes: Any, basis: Any, learned_bytes: Any) -> Measurement | None:
         if len(sizes) > _TEXT_MAX:
             return None
         document = json.loads(sizes)
-        devices = tuple(_read_buffers(item) for item in document["devices"])
-        if len({buffers.device for buffers in devices}) < len(devices) or len(devices) > _DEVICES_MAX:
-            return None
         return Measurement(
-            sizes=EngineSizes(devices=devices, process_bytes=_size(document["process_bytes"])),
+            sizes=EngineSizes(
+                devices=_read_devices(document["devices"]),
+                process_bytes=_size(document["process_bytes"]),
+                annex=_read_devices(document["annex"]),
+            ),
             basis=Basis[basis],
             learned_bytes=_size(learned_bytes),
         )
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
+
+
+def _read_devices(items: list[dict[str, Any]]) -> tuple[DeviceBuffers, ...]:
+    devices = tuple(map(_read_buffers, items))
+    if len({buffers.device for buffers in devices}) < len(devices) or len(devices) > _DEVICES_MAX:
+        raise ValueError
+    return devices
 
 
 def _read_buffers(item: dict[str, Any]) -> DeviceBuffers:

@@ -41,13 +41,15 @@ from runner.wire.checks import (
 from runner.wire.messages import StepEvent
 
 _ACCEPTED, _DELTA, _FINISHED, _FAILED, _CHOICE_DELTA, _CHOICE_ENDED = range(6)
-_PROMPT_TEXT, _EXAMINED, _EMBEDDED = range(6, 9)
+_PROMPT_TEXT, _EXAMINED, _EMBEDDED, _REASONING = range(6, 10)
 
 
 def event_fields(request_id: str, event: StepEvent) -> Fields:
     match event:
-        case TextDelta(text, n_tokens, 0, ()):
+        case TextDelta(text, n_tokens, 0, (), False):
             return request_id, _DELTA, text, n_tokens
+        case TextDelta(text, n_tokens, choice_index, _, True):
+            return request_id, _REASONING, text, n_tokens, choice_index
         case TextDelta(text, n_tokens, choice_index, logprobs):
             return request_id, _CHOICE_DELTA, text, n_tokens, choice_index, _logprobs_fields(logprobs)
         case Accepted():
@@ -62,7 +64,12 @@ def event_fields(request_id: str, event: StepEvent) -> Fields:
             return request_id, _EMBEDDED, input_index, vector
         case Finished():
             usage, timings = event.usage, event.timings
-            counts = (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
+            counts = (
+                usage.prompt_tokens,
+                usage.completion_tokens,
+                usage.cached_tokens,
+                usage.reasoning_tokens,
+            )
             seconds = (float(timings.queued_s), float(timings.prefill_s), float(timings.decode_s))
             return request_id, _FINISHED, event.reason.value, counts, seconds, event.choice_index
         case Failed():
@@ -111,6 +118,9 @@ def read_event(fields: Any) -> tuple[str, StepEvent]:
 
 
 def _read_rare_event(kind: int, fields: Fields) -> StepEvent:
+    if kind == _REASONING:
+        _, _, text, n_tokens, choice_index = fields
+        return TextDelta(as_text(text), as_count(n_tokens), _as_choice(choice_index), is_reasoning=True)
     if kind == _CHOICE_DELTA:
         _, _, text, n_tokens, choice_index, logprobs = fields
         return TextDelta(
@@ -160,7 +170,7 @@ def _read_ranked(fields: Fields) -> RankedToken:
 
 def _read_finished(fields: Fields) -> Finished:
     _, _, reason, counts, seconds, choice_index = fields
-    prompt_tokens, completion_tokens, cached_tokens = as_array(counts)
+    prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens = as_array(counts)
     queued_s, prefill_s, decode_s = as_array(seconds)
     return Finished(
         reason=FinishReason(as_text(reason)),
@@ -168,6 +178,7 @@ def _read_finished(fields: Fields) -> Finished:
             prompt_tokens=as_count(prompt_tokens),
             completion_tokens=as_count(completion_tokens),
             cached_tokens=as_count(cached_tokens),
+            reasoning_tokens=as_count(reasoning_tokens),
         ),
         timings=Timings(
             queued_s=as_seconds(queued_s), prefill_s=as_seconds(prefill_s), decode_s=as_seconds(decode_s)

@@ -14,7 +14,7 @@ from runner.domain.events import GenerationEvent
 from runner.domain.generation import GenerationRequest
 from runner.hardware.pinning import DevicePin
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 5
 
 
 # daemon -> worker
@@ -53,6 +53,12 @@ class SetThreads:
     """Use so many threads from the next step on; never more than the model was loaded with."""
 
     n_threads: int
+
+
+@attrs.frozen
+class CloseAnnex:
+    """Give the memory of a second context for embeddings back, and say so; requests that use it are ended.
+    Embeddings asked for later open it again."""
 
 
 @attrs.frozen(kw_only=True)
@@ -120,6 +126,7 @@ ToWorker = (
     | Generate
     | Cancel
     | SetThreads
+    | CloseAnnex
     | OfferStates
     | StatePart
     | StateGone
@@ -194,6 +201,11 @@ class Step:
 
 
 @attrs.frozen
+class AnnexClosed:
+    """The answer to `CloseAnnex`."""
+
+
+@attrs.frozen
 class WantState:
     """Send the parts of an offered state, or say that it is gone. One at a time."""
 
@@ -220,7 +232,9 @@ class SavedPart:
     data: bytes
 
 
-FromWorker = Hello | LoadProgress | Loaded | LoadFailed | Step | WantState | SaveState | SavedPart
+FromWorker = (
+    Hello | LoadProgress | Loaded | LoadFailed | Step | AnnexClosed | WantState | SaveState | SavedPart
+)
 
 
 # daemon -> probe, a process that answers once and ends

@@ -30,7 +30,8 @@ def _encode_probe_model(message: ProbeModel) -> list[Any]:
 def _encode_probed(message: Probed) -> list[Any]:
     sizes = message.sizes
     devices = [buffers_fields(buffers) for buffers in sizes.devices]
-    return [_PROBED, message.engine_version, devices, sizes.process_bytes]
+    annex = [buffers_fields(buffers) for buffers in sizes.annex]
+    return [_PROBED, message.engine_version, devices, sizes.process_bytes, annex]
 
 
 def _read_probe_model(fields: Fields) -> ProbeModel:
@@ -39,10 +40,14 @@ def _read_probe_model(fields: Fields) -> ProbeModel:
 
 
 def _read_probed(fields: Fields) -> Probed:
-    _, engine_version, devices, process_bytes = fields
+    _, engine_version, devices, process_bytes, annex = fields
     return Probed(
         engine_version=as_text(engine_version, NAME_LIMIT),
-        sizes=EngineSizes(devices=read_buffers(as_array(devices)), process_bytes=as_size(process_bytes)),
+        sizes=EngineSizes(
+            devices=read_buffers(as_array(devices)),
+            process_bytes=as_size(process_bytes),
+            annex=read_buffers(as_array(annex)),
+        ),
     )
 
 

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from runner.domain.engine import CacheMiss, EngineCounts
 from runner.domain.generation import (
+    REASONING_EFFORTS,
     ChatMessage,
     ChatPrompt,
     EmbeddingPrompt,
@@ -53,7 +54,9 @@ from runner.wire.checks import (
 )
 from runner.wire.event_schema import event_fields, read_event
 from runner.wire.messages import (
+    AnnexClosed,
     Cancel,
+    CloseAnnex,
     FromWorker,
     Generate,
     Hello,
@@ -85,6 +88,7 @@ ITEMS_LIMIT: Final = 65_536
 PART: Final = 0
 _LOAD_MODEL, _GENERATE, _CANCEL, _SHUTDOWN, _SET_THREADS = 1, 2, 3, 4, 5
 _HELLO, _LOAD_PROGRESS, _LOADED, LOAD_FAILED, _STEP = 16, 17, 18, 19, 20
+_CLOSE_ANNEX, _ANNEX_CLOSED = 30, 31
 
 _CHAT, _TEXT, _TOKENS, _EMBEDDING = 0, 1, 2, 3
 _ROLES: Final = frozenset({"system", "developer", "user", "assistant", "tool"})
@@ -124,14 +128,20 @@ def _encode_generate(message: Generate) -> list[Any]:
 
 def _told_fields(request: GenerationRequest) -> Fields:
     examination = request.examination
-    return request.n, request.logprobs, request.echo, None if examination is None else examination.value
+    return (
+        request.n,
+        request.logprobs,
+        request.echo,
+        request.separates_reasoning,
+        None if examination is None else examination.value,
+    )
 
 
 def _encode_prompt(prompt: Prompt | EmbeddingPrompt) -> list[Any]:
     match prompt:
         case ChatPrompt():
             turns = [(turn.role, turn.content, turn.name) for turn in prompt.messages]
-            return [_CHAT, turns, list(prompt.template_options.items())]
+            return [_CHAT, turns, list(prompt.template_options.items()), prompt.reasoning_effort]
         case TextPrompt():
             return [_TEXT, prompt.text]
         case TokenPrompt():
@@ -214,6 +224,8 @@ _ENCODERS: Final[Mapping[type, Callable[[Any], list[Any]]]] = {
     Generate: _encode_generate,
     Cancel: _encode_cancel,
     SetThreads: _encode_set_threads,
+    CloseAnnex: lambda message: [_CLOSE_ANNEX],
+    AnnexClosed: lambda message: [_ANNEX_CLOSED],
     Shutdown: _encode_shutdown,
     Hello: _encode_hello,
     LoadProgress: _encode_load_progress,
@@ -250,7 +262,7 @@ def _read_pin(fields: Fields) -> DevicePin:
 def _read_generate(fields: Fields) -> Generate:
     _, request_id, prompt, sampling, max_tokens, stop, ignore_eos, constraint, caching, told = fields
     cache_prompt, cache_owner = as_array(caching)
-    n, logprobs, echo, examination = as_array(told)
+    n, logprobs, echo, separates_reasoning, examination = as_array(told)
     return Generate(
         GenerationRequest(
             request_id=as_request_id(request_id),
@@ -265,6 +277,7 @@ def _read_generate(fields: Fields) -> Generate:
             n=_as_integer_within(CHOICES, n),
             logprobs=None if logprobs is None else _as_integer_within(LOGPROBS, logprobs),
             echo=as_flag(echo),
+            separates_reasoning=as_flag(separates_reasoning),
             examination=None if examination is None else Examination(as_text(examination)),
         )
     )
@@ -287,10 +300,11 @@ def _read_prompt(fields: Fields) -> Prompt | EmbeddingPrompt:
             tokens_max=None if tokens_max is None else as_positive(tokens_max),
         )
     if kind == _CHAT:
-        _, turns, options = fields
+        _, turns, options, effort = fields
         return ChatPrompt(
             messages=tuple(_read_turn(as_array(turn)) for turn in as_array(turns)),
             template_options=dict(_read_option(as_array(option)) for option in as_array(options)),
+            reasoning_effort=None if effort is None else _read_effort(effort),
         )
     return _read_input(fields)
 
@@ -322,9 +336,25 @@ def _read_option(fields: Fields) -> tuple[str, str | int | float | bool]:
     return as_text(key), value
 
 
+def _read_effort(value: Any) -> str:
+    if as_text(value) not in REASONING_EFFORTS:
+        raise Malformed("no effort that we know")
+    return value  # type: ignore[no-any-return]  # as_text() has checked it
+
+
 def _read_cancel(fields: Fields) -> Cancel:
     _, request_id = fields
     return Cancel(as_request_id(request_id))
+
+
+def _read_close_annex(fields: Fields) -> CloseAnnex:
+    (_,) = fields
+    return CloseAnnex()
+
+
+def _read_annex_closed(fields: Fields) -> AnnexClosed:
+    (_,) = fields
+    return AnnexClosed()
 
 
 def _read_set_threads(fields: Fields) -> SetThreads:
@@ -405,6 +435,7 @@ TO_WORKER: Final[Mapping[int, tuple[str, Callable[[Fields], ToWorker]]]] = {
     _GENERATE: ("Generate", _read_generate),
     _CANCEL: ("Cancel", _read_cancel),
     _SET_THREADS: ("SetThreads", _read_set_threads),
+    _CLOSE_ANNEX: ("CloseAnnex", _read_close_annex),
     _SHUTDOWN: ("Shutdown", _read_shutdown),
     state_schema.OFFER_STATES: ("OfferStates", state_schema.read_offer_states),
     state_schema.STATE_PART: ("StatePart", state_schema.read_state_part),
@@ -418,6 +449,7 @@ FROM_WORKER: Final[Mapping[int, tuple[str, Callable[[Fields], FromWorker]]]] = {
     _LOADED: ("Loaded", _read_loaded),
     LOAD_FAILED: ("LoadFailed", read_load_failed),
     _STEP: ("Step", _read_step),
+    _ANNEX_CLOSED: ("AnnexClosed", _read_annex_closed),
     state_schema.WANT_STATE: ("WantState", state_schema.read_want_state),
     state_schema.SAVE_STATE: ("SaveState", state_schema.read_save_state),
     state_schema.SAVED_PART: ("SavedPart", state_schema.read_saved_part),

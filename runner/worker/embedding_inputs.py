@@ -5,7 +5,7 @@ Imports the engine's protocol and values. Used by `preparation.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Generator
 from typing import Final
 
 from runner.domain.generation import EMBEDDED_BYTES_MAX, EmbeddingPrompt, TextPrompt, TokenPrompt
@@ -26,12 +26,10 @@ class InputReader:
         self._backend = backend
         self._facts = backend.facts.embedding
 
-    def read(
-        self, prompt: EmbeddingPrompt, *, is_wanted: Callable[[], bool] = lambda: True
-    ) -> tuple[tuple[int, ...], ...]:
-        """Token ids of each input. Raises InvalidParameter naming fields; as many faults as `FAULTS_MAX`.
+    def reading(self, prompt: EmbeddingPrompt) -> Generator[None, None, tuple[tuple[int, ...], ...]]:
+        """Token ids of each input, in steps of one, since all of them may take seconds.
 
-        Stops with what it has once `is_wanted` says no.
+        Raises InvalidParameter naming fields; as many faults as `FAULTS_MAX`.
         """
         facts = self._facts
         if facts is None:
@@ -41,13 +39,14 @@ class InputReader:
         faults: list[FieldFault] = []
         inputs: list[tuple[int, ...]] = []
         for index, one in enumerate(prompt.inputs):
-            if len(faults) >= FAULTS_MAX or not is_wanted():
+            if len(faults) >= FAULTS_MAX:
                 break
             try:
                 inputs.append(self._tokens(one, limit, truncates=prompt.truncates))
             except _Wrong as wrong:
                 path = "input" if len(prompt.inputs) == 1 else f"input[{index}]"
                 faults.append(FieldFault(path, str(wrong)))
+            yield
         if faults:
             raise InvalidParameter(*faults)
         return tuple(inputs)

@@ -36,7 +36,9 @@ from runner.engine.engine import Engine, EngineStatistics, SequenceRequest
 from runner.errors import LoadingFailed, ProtocolFault, QueueFull, RunnerError
 from runner.wire.messages import (
     PROTOCOL_VERSION,
+    AnnexClosed,
     Cancel,
+    CloseAnnex,
     Generate,
     Hello,
     Loaded,
@@ -88,7 +90,7 @@ class _Ended:
     exit_code: int
 
 
-_Item = LoadModel | Cancel | SetThreads | StateAnswer | Shutdown | Outcome | _Ended
+_Item = LoadModel | Cancel | SetThreads | CloseAnnex | StateAnswer | Shutdown | Outcome | _Ended
 
 
 class Worker:
@@ -167,7 +169,7 @@ class Worker:
             case Shutdown():
                 self._is_stopping.set()  # seen by a load under way
                 self._inbox.put(message)
-            case LoadModel() | SetThreads():
+            case LoadModel() | SetThreads() | CloseAnnex():
                 self._inbox.put(message)
             case OfferStates() | StatePart() | StateGone() | MoreParts() | StateKept():
                 self._inbox.put(message)
@@ -236,6 +238,7 @@ class Worker:
         """In the preparation thread, which has imported these."""
         from runner.chat.control_text import ControlTexts
         from runner.chat.template import ChatTemplate
+        from runner.worker.reasoning import ReasoningReader
 
         template = ChatTemplate(
             message.chat_template or backend.chat_template,
@@ -244,7 +247,13 @@ class Worker:
             guard=self._limits_of(message.options),
         )
         template.prepare()
-        return Preparer(backend, message.options, template, ControlTexts(backend.control_texts))
+        return Preparer(
+            backend,
+            message.options,
+            template,
+            ControlTexts(backend.control_texts),
+            ReasoningReader(backend, template),
+        )
 
     # serving
 
@@ -265,6 +274,9 @@ class Worker:
                         self._cancel(engine, item.request_id)
                     case SetThreads():
                         engine.set_threads(item.n_threads)
+                    case CloseAnnex():
+                        engine.close_annex()
+                        self._channel.send(AnnexClosed())
                     case Prepared():
                         self._submit(engine, item.request)
                     case OfferStates() | StatePart() | StateGone() | MoreParts() | StateKept():

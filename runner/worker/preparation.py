@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, assert_never
@@ -46,9 +46,13 @@ from runner.worker.embedding_inputs import InputReader
 
 if TYPE_CHECKING:
     from runner.chat.control_text import ControlTexts
+    from runner.chat.reasoning import PromptEnd
     from runner.chat.template import ChatTemplate
+    from runner.worker.reasoning import ReasoningReader
 
 QUEUE_MAX = 512
+TURN_S = 0.05
+"""Inputs of embeddings are read for so long, at a megabyte or two a second, before others have their turn."""
 """Sequences that may wait here; the daemon sends at most 64 requests, of at most 8 answers each, so this is
 never met in order."""
 
@@ -101,12 +105,18 @@ class Preparer:
     """Turns requests for one loaded model into token ids. Used by one thread."""
 
     def __init__(
-        self, backend: Backend, options: EngineOptions, template: ChatTemplate, control_texts: ControlTexts
+        self,
+        backend: Backend,
+        options: EngineOptions,
+        template: ChatTemplate,
+        control_texts: ControlTexts,
+        reasoning: ReasoningReader,
     ) -> None:
         self._backend = backend
         self._context_size = min(options.context_size, options.n_cells)
         self._template = template
         self._control_texts = control_texts
+        self._reasoning = reasoning
         self._leading = self._find_leading()
         self._inputs = InputReader(backend)
 
@@ -121,7 +131,12 @@ class Preparer:
         if not self._backend.facts.generates:
             raise InvalidParameter(FieldFault("model", ENCODER_REFUSAL))
         self._check_biases(request)
-        token_ids = self._prompt_tokens(prompt)
+        reasoning = None
+        if isinstance(prompt, ChatPrompt):
+            token_ids, end = self._chat_tokens(prompt)
+            reasoning = self._reasoning.reasoning(end, is_separated=request.separates_reasoning)
+        else:
+            token_ids = self._prompt_tokens(prompt)
         if not token_ids:
             raise InvalidParameter(FieldFault("prompt", "must hold at least one token"))
         if len(token_ids) >= self._context_size:
@@ -133,6 +148,7 @@ class Preparer:
             max_tokens=request.max_tokens,
             stop=request.stop,
             ignore_eos=request.ignore_eos,
+            reasoning=reasoning,
             namespace=Namespace(owner=request.cache_owner) if request.cache_prompt else None,
             n=request.n,
             logprobs=request.logprobs,
@@ -145,12 +161,9 @@ class Preparer:
         request_id: str,
         prompt: EmbeddingPrompt,
         submitted_s: float,
-        *,
-        is_wanted: Callable[[], bool] = lambda: True,
-    ) -> EmbeddingRequest:
-        """Raises InvalidParameter. Inputs may be many: what comes of them is of no use once `is_wanted` says
-        no."""
-        inputs = self._inputs.read(prompt, is_wanted=is_wanted)
+    ) -> Generator[None, None, EmbeddingRequest]:
+        """In steps, one for each input. Raises InvalidParameter."""
+        inputs = yield from self._inputs.reading(prompt)
         return EmbeddingRequest(
             request_id=request_id, inputs=inputs, dimensions=prompt.dimensions, submitted_s=submitted_s
         )
@@ -173,7 +186,7 @@ class Preparer:
     def _text_of(self, prompt: Prompt) -> str:
         match prompt:
             case ChatPrompt():
-                return self._template.render(prompt.messages, prompt.template_options)
+                return self._rendered(prompt)[0]
             case TextPrompt():
                 return prompt.text
             case TokenPrompt():
@@ -184,18 +197,22 @@ class Preparer:
     def _prompt_tokens(self, prompt: Prompt) -> list[int]:
         match prompt:
             case ChatPrompt():
-                return self._chat_tokens(prompt)
+                return self._chat_tokens(prompt)[0]
             case TextPrompt():
                 return self._text_tokens(prompt.text)
             case TokenPrompt():
                 return self._checked_tokens(prompt.token_ids)
         assert_never(prompt)
 
-    def _chat_tokens(self, prompt: ChatPrompt) -> list[int]:
+    def _rendered(self, prompt: ChatPrompt) -> tuple[str, PromptEnd]:
+        rendered = self._template.render(prompt.messages, self._reasoning.options(prompt))
+        return self._reasoning.finish(rendered, prompt)
+
+    def _chat_tokens(self, prompt: ChatPrompt) -> tuple[list[int], PromptEnd]:
         """As llama.cpp tokenises a rendered prompt: with the leading token (BOS) that the model asks for,
         unless the template has written it."""
         disarmed = self._control_texts.disarm(prompt, self._template.source or "")
-        rendered = self._template.render(disarmed.prompt.messages, disarmed.prompt.template_options)
+        rendered, end = self._rendered(disarmed.prompt)
         self._refuse_far_too_long(rendered)
         bos = self._backend.bos_text
         token_ids = [] if bos and rendered.startswith(bos) else list(self._leading)
@@ -203,7 +220,7 @@ class Preparer:
             token_ids += self._backend.tokenize(
                 piece.text, add_special=False, parse_special=not piece.is_literal
             )
-        return token_ids
+        return token_ids, end
 
     def _text_tokens(self, text: str) -> list[int]:
         """A raw completion: its text may name control tokens, and a BOS of its own is not doubled."""
@@ -266,10 +283,13 @@ def _within_limit(data: bytes) -> bytes:
     return data
 
 
-@attrs.frozen
+@attrs.define(eq=False)
 class _Job:
+    """`steps`: it takes turns with others, and has begun."""
+
     request: GenerationRequest
     submitted_s: float
+    steps: Generator[None, None, EmbeddingRequest] | None = None
 
 
 class Preparation:
@@ -352,8 +372,10 @@ class Preparation:
         while (job := self._jobs.get()) is not None and not self._is_closing:
             if job.request.request_id not in self._pending:
                 continue  # discarded while it waited
-            outcome = _outcome(preparer, job, partial(self._is_pending, job.request.request_id))
-            if (
+            outcome = _outcome(preparer, job, self._clock)
+            if outcome is None:
+                self._jobs.put(job)
+            elif (
                 isinstance(outcome, Prepared)
                 and isinstance(outcome.request, SequenceRequest)
                 and job.request.constraint is not None
@@ -361,9 +383,6 @@ class Preparation:
                 self._compiling.submit(job.request.constraint, partial(self._finish_constrained, outcome))
             else:
                 self._finish(job.request.request_id, outcome)
-
-    def _is_pending(self, request_id: str) -> bool:
-        return request_id in self._pending
 
     def _finish_constrained(self, prepared: Prepared, compiled: CompiledConstraint | RunnerError) -> None:
         request = prepared.request
@@ -380,14 +399,15 @@ class Preparation:
                 self._deliver(outcome)
 
 
-def _outcome(preparer: Preparer, job: _Job, is_wanted: Callable[[], bool]) -> Outcome:
+def _outcome(preparer: Preparer, job: _Job, clock: Callable[[], float]) -> Outcome | None:
+    """None when its turn is over and it is not."""
     request = job.request
     request_id, prompt = request.request_id, request.prompt
     try:
         if isinstance(prompt, EmbeddingPrompt):
-            return Prepared(
-                preparer.prepare_embedding(request_id, prompt, job.submitted_s, is_wanted=is_wanted)
-            )
+            if job.steps is None:
+                job.steps = preparer.prepare_embedding(request_id, prompt, job.submitted_s)
+            return _take_turn(job.steps, clock)
         if request.examination is not None:
             return Answered(request_id, preparer.examine(prompt, request.examination))
         return Prepared(preparer.prepare(request, job.submitted_s))
@@ -399,6 +419,18 @@ def _outcome(preparer: Preparer, job: _Job, is_wanted: Callable[[], bool]) -> Ou
         return Refused(request_id, Failed(code=RunnerError.code, message="the request could not be prepared"))
 
 
+def _take_turn(steps: Generator[None, None, EmbeddingRequest], clock: Callable[[], float]) -> Prepared | None:
+    until_s = clock() + TURN_S
+    try:
+        next(steps)
+        while clock() < until_s:
+            next(steps)
+    except StopIteration as end:
+        return Prepared(end.value)
+    return None
+
+
 def _import_templates() -> None:
     import runner.chat.control_text
-    import runner.chat.template  # noqa: F401  # imported for its time
+    import runner.chat.template
+    import runner.worker.reasoning  # noqa: F401  # imported for its time

@@ -49,11 +49,13 @@ files = ModelFiles(
     weights_bytes=101 * MIB,
     kv_bytes_per_cell=KV,
 )
+ANNEX = 3 * LEARNED_STEP_BYTES
 
 
 def sizes_for(options: EngineOptions) -> EngineSizes:
     host = attrs.evolve(HOST, kv_cache_bytes=options.n_cells * KV)
-    return EngineSizes(devices=(host,), process_bytes=8 * MIB)
+    annex = DeviceBuffers(device="cpu", kv_cache_bytes=ANNEX)
+    return EngineSizes(devices=(host,), process_bytes=8 * MIB, annex=(annex,))
 
 
 class FakeProber:
@@ -153,6 +155,7 @@ class Worker:
     pid: int
     loaded: Loaded
     model: str = "ai/a"
+    has_annex: bool = False
 
 
 def worker(pid: int, *devices: DeviceBuffers) -> Worker:
@@ -463,6 +466,20 @@ async def test_O02_use_beyond_the_estimate_is_in_the_next_estimate(
     assert again.footprint.learned_bytes == learned
     assert again.footprint.total_bytes == sized.footprint.total_bytes + learned
     assert again.footprint.devices == sized.footprint.devices
+
+
+@pytest.mark.parametrize(("has_annex", "learned"), [(True, 0), (False, ANNEX)])
+async def test_O02_a_context_for_embeddings_is_no_excess_while_it_is_reserved(
+    bench: Bench, has_annex: bool, learned: int
+) -> None:
+    async with bench.running():
+        sized = await bench.size()
+        bench.resident[7] = private_bytes(sized) + ANNEX
+        with bench.footprints.watch(sized) as watch:
+            ready = worker(7, *sized.footprint.devices)
+            watch(attrs.evolve(ready, has_annex=has_annex))
+            await trio.sleep(15)
+    assert (await bench.size()).footprint.learned_bytes == learned
 
 
 async def test_O02_what_was_learned_once_is_expected_of_the_next_worker(bench: Bench) -> None:

@@ -36,6 +36,7 @@ from runner.errors import (
     WorkerCrashed,
 )
 from runner.wire.codec import MESSAGE_LIMIT_BYTES
+from runner.wire.messages import PROTOCOL_VERSION
 from tests.support.kept_worker import (
     DEAF,
     PATIENT,
@@ -351,7 +352,10 @@ async def test_W07_bytes_outside_the_protocol_end_the_worker_and_its_streams(pro
 @pytest.mark.parametrize(
     ("behaviour", "cause"),
     [
-        ("wrong-version", "protocol fault: version 3 where 2 is spoken"),
+        (
+            "wrong-version",
+            f"protocol fault: version {PROTOCOL_VERSION + 1} where {PROTOCOL_VERSION} is spoken",
+        ),
         ("two-hellos", "protocol fault: Hello from a worker that is loading"),
         ("step-too-early", "protocol fault: Step from a worker that is starting"),
     ],

@@ -12,7 +12,7 @@ from runner.domain.events import Accepted, Finished, FinishReason, TextDelta, Ti
 from runner.domain.generation import GenerationRequest, TextPrompt
 from runner.errors import ReaderTooSlow, Unavailable, WorkerCrashed
 from runner.wire.codec import ToWorkerDecoder, encode
-from runner.wire.messages import Cancel, Generate, Loaded, SetThreads, Step, StepEvent, ToWorker
+from runner.wire.messages import Cancel, CloseAnnex, Generate, Loaded, SetThreads, Step, StepEvent, ToWorker
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("virtual_clock")]
 
@@ -236,3 +236,39 @@ async def test_a_number_of_threads_that_the_worker_has_already_is_not_sent() -> 
     handle.fail(Unavailable("gone"))
     handle.set_threads(1)
     assert await sent(outbox) == []
+
+
+async def test_closing_what_embeddings_take_waits_for_the_worker_to_say_so() -> None:
+    outbox = Outbox(1000)
+    handle = make_handle(outbox)
+    assert not handle.annex_closed(), "nobody has asked for it"
+    answers: list[bool] = []
+
+    async def close() -> None:
+        answers.append(await handle.close_annex())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(close)
+        assert await sent(outbox) == [CloseAnnex()]
+        assert answers == []
+        assert handle.annex_closed()
+        assert not handle.annex_closed(), "once is enough"
+    assert answers == [True]
+
+
+@pytest.mark.parametrize("fails_first", [False, True])
+async def test_a_worker_that_goes_gives_nothing_back_before_its_end(fails_first: bool) -> None:
+    handle = make_handle(Outbox(1000))
+    answers: list[bool] = []
+
+    async def close() -> None:
+        answers.append(await handle.close_annex())
+
+    if fails_first:
+        handle.fail(Unavailable("gone"))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(close)
+        await trio.testing.wait_all_tasks_blocked()
+        handle.fail(Unavailable("gone"))
+    await handle.until_failed()
+    assert answers == [False]

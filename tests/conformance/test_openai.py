@@ -80,6 +80,38 @@ def test_a_stream_is_read_to_its_end() -> None:
     assert {chunk.object for chunk in chunks} == {"chat.completion.chunk"}
 
 
+def test_reasoning_is_read_beside_the_answer() -> None:
+    with replayed("chat_reasoning") as client:
+        completion = client.chat.completions.create(model=MODEL, messages=TURNS)
+    [choice] = completion.choices
+    assert (choice.message.content, choice.finish_reason) == (SAID, "stop")
+    assert choice.message.model_extra == {"reasoning_content": "Light scatters."}
+    assert completion.usage is not None
+    assert completion.usage.completion_tokens_details is not None
+    assert completion.usage.completion_tokens_details.reasoning_tokens == 4
+
+
+def test_a_limit_within_reasoning_leaves_the_content_empty() -> None:
+    with replayed("chat_reasoning_cut") as client:
+        completion = client.chat.completions.create(model=MODEL, messages=TURNS)
+    [choice] = completion.choices
+    assert (choice.message.content, choice.finish_reason) == ("", "length")
+    assert choice.message.model_extra == {"reasoning_content": "Light"}
+
+
+def test_reasoning_streams_before_the_answer() -> None:
+    with replayed("chat_stream_reasoning") as client:
+        chunks = list(client.chat.completions.create(model=MODEL, messages=TURNS, stream=True))
+    deltas = [chunk.choices[0].delta for chunk in chunks if chunk.choices]
+    thoughts = [(delta.model_extra or {}).get("reasoning_content") for delta in deltas]
+    assert thoughts == [None, "Light", " scatters.", None, None, None, None]
+    assert [delta.content for delta in deltas[1:3]] == [None, None]
+    assert "".join(delta.content or "" for delta in deltas) == SAID
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens_details is not None
+    assert chunks[-1].usage.completion_tokens_details.reasoning_tokens == 4
+
+
 def test_the_usage_of_a_stream_is_read() -> None:
     with replayed("chat_stream_usage") as client:
         chunks = list(

@@ -90,3 +90,48 @@ def test_what_a_model_makes_of_prompts(daemon: RunningDaemon) -> None:
     assert daemon.post("/control/v1/count-tokens", {"model": "one", "messages": messages})["count"] == 6
     error = refused(daemon, "/control/v1/detokenize", {"model": "one", "tokens": [10**6]})
     assert error["param"] == "prompt[0]"
+
+
+def test_several_prompts_are_answered_in_one_request(daemon: RunningDaemon) -> None:
+    prompts = ["[[say a]]", "[[say bb]]", "[[say ccc]]"]
+    answer = daemon.post("/v1/completions", {"model": "one", "prompt": prompts, "n": 2, "echo": True})
+    told = [(one["index"], one["text"]) for one in answer["choices"]]
+    assert told == [
+        (2 * number + choice, prompt + text)
+        for number, (prompt, text) in enumerate(zip(prompts, ("a", "bb", "ccc"), strict=True))
+        for choice in (0, 1)
+    ]
+    singles = [daemon.post("/v1/completions", {"model": "one", "prompt": one, "n": 2}) for one in prompts]
+    for count in ("prompt_tokens", "completion_tokens", "total_tokens"):
+        assert answer["usage"][count] == sum(one["usage"][count] for one in singles)
+
+
+def test_several_prompts_stream_side_by_side(daemon: RunningDaemon) -> None:
+    body = {
+        "model": "one",
+        "prompt": ["[[count 5]]", "[[count 7]]", "[[say done]]"],
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    with post_stream(daemon.port, "/v1/completions", body) as stream:
+        events = list(stream.events())
+    *chunks, usage, end = events
+    assert end == "[DONE]"
+    assert usage["usage"]["completion_tokens"] > 12
+    texts: dict[int, str] = {}
+    reasons: dict[int, str] = {}
+    for chunk in chunks:
+        for choice in chunk["choices"]:
+            texts[choice["index"]] = texts.get(choice["index"], "") + choice["text"]
+            if choice["finish_reason"]:
+                reasons[choice["index"]] = choice["finish_reason"]
+    assert (texts[0].split()[-1], texts[1].split()[-1], texts[2]) == ("5", "7", "done")
+    assert reasons == {0: "stop", 1: "stop", 2: "stop"}
+
+
+def test_a_prompt_that_cannot_be_answered_is_named(daemon: RunningDaemon) -> None:
+    error = refused(daemon, "/v1/completions", {"model": "one", "prompt": ["fine", "x" * 20_000]})
+    assert error["code"] == "context_length_exceeded"
+    assert error["message"].startswith("prompt[1] has")
+    error = refused(daemon, "/v1/completions", {"model": "one", "prompt": [[5], [10**6]]})
+    assert (error["code"], error["param"]) == ("invalid_parameter", "prompt[1][0]")

@@ -37,8 +37,10 @@ def measured(daemon: RunningDaemon) -> list[EngineSizes]:
 
 
 def _sizes(document: dict) -> EngineSizes:
-    devices = tuple(DeviceBuffers(**item) for item in document["devices"])
-    return EngineSizes(devices=devices, process_bytes=document["process_bytes"])
+    devices, annex = (
+        tuple(DeviceBuffers(**item) for item in document[name]) for name in ("devices", "annex")
+    )
+    return EngineSizes(devices=devices, process_bytes=document["process_bytes"], annex=annex)
 
 
 def test_O01_a_packaged_model_is_measured_and_its_load_reserves_just_that(tmp_path: Path) -> None:
@@ -52,5 +54,9 @@ def test_O01_a_packaged_model_is_measured_and_its_load_reserves_just_that(tmp_pa
         assert status["reserved_bytes"] < OVERHEAD_BYTES  # which the header alone would add
         assert (status["context_size"], status["n_cells"]) == (2048, 4096)
         assert attrs.asdict(sizes.devices[0])["kv_cache_bytes"] == 4096 * 2 * 2 * (512 // 4) * 2 * 2
+        daemon.post("/v1/embeddings", {"model": "tiny", "input": "hello"})
+        (row,) = daemon.get("/control/v1/ps")["workers"]
+        assert row["reserved_bytes"] == exact(sizes).total_bytes + sizes.annex[0].total_bytes
+        assert sizes.annex[0].kv_cache_bytes > 0
         assert "could not be measured" not in daemon.log
         assert "learned what" not in daemon.log

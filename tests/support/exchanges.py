@@ -1,10 +1,10 @@
 """Recorded exchanges: a request, what the worker says to it, and the answer that a client got.
 
 A file of `tests/conformance/<dialect>/` is JSON: `request` (method, path, body), `worker` (events in order; a
-string is a delta of one token), `refusal` (instead: what the scheduler says), `dies` (the worker, after its
-words), `transfer` (what the puller tells: moments, then a result or an error), `store` and `remote` (what
-they have or refuse), `response` (status, headers that matter, body as lines). Ids and times are replaced by
-fixed ones.
+string is a delta of one token, `reasoning` one of reasoning), `refusal` (instead: what the scheduler says),
+`dies` (the worker, after its words), `transfer` (what the puller tells: moments, then a result or an error),
+`store` and `remote` (what they have or refuse), `response` (status, headers that matter, body as lines). Ids
+and times are replaced by fixed ones.
 `python scripts/record_exchange.py FILE…` records anew what the application answers.
 """
 
@@ -142,4 +142,10 @@ def _event(told: Any) -> GenerationEvent:
         return Accepted(prompt_tokens=told["accepted"])
     if "failed" in told:
         return Failed(**told["failed"])
-    return finished(reason=FinishReason(told["finished"]), completion_tokens=told["tokens"])
+    if "reasoning" in told:
+        return TextDelta(told["reasoning"], 1, is_reasoning=True)
+    return finished(
+        reason=FinishReason(told["finished"]),
+        completion_tokens=told["tokens"],
+        reasoning_tokens=told.get("reasoning_tokens", 0),
+    )

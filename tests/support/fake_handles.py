@@ -83,11 +83,15 @@ def finished(
     prompt_tokens: int = 7,
     completion_tokens: int = 0,
     cached_tokens: int = 0,
+    reasoning_tokens: int = 0,
 ) -> Finished:
     return Finished(
         reason=reason,
         usage=Usage(
-            prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, cached_tokens=cached_tokens
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            cached_tokens=cached_tokens,
+            reasoning_tokens=reasoning_tokens,
         ),
         timings=Timings(queued_s=0.001, prefill_s=0.014, decode_s=0.02),
     )
@@ -143,6 +147,7 @@ class FakeScheduler:
     acquired: list[tuple[str, float | None]] = attrs.field(factory=list)
     calls: list[tuple[str, object]] = attrs.field(factory=list)
     pins: list[bool | None] = attrs.field(factory=list)
+    with_annex: list[bool] = attrs.field(factory=list)
     gate: trio.Event | None = None
     refusal: RunnerError | None = None
     cancelled_acquires: int = 0
@@ -161,10 +166,12 @@ class FakeScheduler:
         pin: bool | None = None,
         request_id: str | None = None,
         label: str | None = None,
+        has_annex: bool = False,
     ) -> FakeLease:
         self.acquired.append((model.name, keep_alive_s))
         self.known_as.append((request_id, label))
         self.pins.append(pin)
+        self.with_annex.append(has_annex)
         await self._wait()
         self.outstanding += 1
         worker = self.workers.pop(0) if len(self.workers) > 1 else self.workers[0]

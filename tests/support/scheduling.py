@@ -84,6 +84,10 @@ class World:
         """A request for a lease; returns its ticket."""
         return self._ask(events.LeaseRequested, name, {"keep_alive_s": keep_alive_s, **wish})
 
+    def want_annex(self, name: str, keep_alive_s: float | None = None) -> int:
+        """What this model takes beside its load is known as `name` with a plus."""
+        return self.want(f"{name}+", keep_alive_s, owner_id=model_id(name))
+
     def preload(self, name: str, keep_alive_s: float | None = None, **wish: Any) -> int:
         return self._ask(events.PreloadRequested, name, {"keep_alive_s": keep_alive_s, **wish})
 

@@ -149,9 +149,9 @@ def chunk(content: bytes) -> bytes:
     return f"{len(content):x}\r\n".encode() + content + b"\r\n"
 
 
-def delta(text: str, finish_reason: str | None = None) -> dict[str, Any]:
+def delta(text: str, finish_reason: str | None = None, *, kind: str = "content") -> dict[str, Any]:
     return {
-        "choices": [{"index": 0, "delta": {"content": text}, "finish_reason": finish_reason}],
+        "choices": [{"index": 0, "delta": {kind: text}, "finish_reason": finish_reason}],
         "usage": None,
     }
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import attrs
+
 from runner.api.openai.replies import Wanted
 from runner.api.openai.schema import ChatRequest, CompletionRequest, GenerationFields
 from runner.domain.generation import ChatPrompt, GenerationRequest, Prompt, TextPrompt, TokenPrompt
@@ -31,8 +33,14 @@ def generation_request(request: ChatRequest | CompletionRequest, request_id: str
         n=max(request.n or 1, _best_of(request)),
         logprobs=_logprobs(request),
         echo=isinstance(request, CompletionRequest) and _needs_echo(request),
+        separates_reasoning=not isinstance(request, ChatRequest) or request.reasoning_format != "none",
         cache_prompt=request.cache_prompt is not False,
     )
+
+
+def more_prompts(request: ChatRequest | CompletionRequest) -> tuple[Prompt, ...]:
+    """Those beside the one of `generation_request`."""
+    return request.prompt[1:] if isinstance(request, CompletionRequest) else ()
 
 
 def said_of(request: GenerationFields) -> ModelSettings:
@@ -60,10 +68,11 @@ def wants_usage_chunk(request: GenerationFields) -> bool:
 
 def wanted(request: ChatRequest | CompletionRequest) -> Wanted:
     """What of the answer is shown, and how."""
-    echoed = None
-    if isinstance(request, CompletionRequest) and request.echo:
-        echoed = request.prompt.text if isinstance(request.prompt, TextPrompt) else ""
-    return Wanted(n=request.n or 1, has_logprobs=_shows_logprobs(request), echoed=echoed)
+    usual = Wanted(n=request.n or 1, has_logprobs=_shows_logprobs(request))
+    if isinstance(request, ChatRequest):
+        return usual
+    texts = tuple(prompt.text if isinstance(prompt, TextPrompt) else "" for prompt in request.prompt)
+    return attrs.evolve(usual, n_prompts=len(request.prompt), echoed=texts if request.echo else None)
 
 
 def _shows_logprobs(request: ChatRequest | CompletionRequest) -> bool:
@@ -83,14 +92,18 @@ def _best_of(request: ChatRequest | CompletionRequest) -> int:
 
 def _needs_echo(request: CompletionRequest) -> bool:
     """The text of a prompt is known here; the worker knows that of token ids, and logprobs."""
-    is_unknown = isinstance(request.prompt, TokenPrompt) or request.logprobs is not None
-    return bool(request.echo) and is_unknown
+    is_unknown = any(isinstance(prompt, TokenPrompt) for prompt in request.prompt)
+    return bool(request.echo) and (is_unknown or request.logprobs is not None)
 
 
 def _prompt(request: ChatRequest | CompletionRequest) -> Prompt:
     if isinstance(request, CompletionRequest):
-        return request.prompt
-    return ChatPrompt(messages=request.messages, template_options=request.chat_template_kwargs or {})
+        return request.prompt[0]
+    return ChatPrompt(
+        messages=request.messages,
+        template_options=request.chat_template_kwargs or {},
+        reasoning_effort=request.reasoning_effort,
+    )
 
 
 def _max_tokens(request: ChatRequest | CompletionRequest) -> int | None:

@@ -13,9 +13,10 @@ from typing import Annotated, Any, Final, Literal
 
 import attrs
 import orjson
+import trio
 
 from runner.api import strict_json
-from runner.api.inference import Embeddings
+from runner.api.collecting import Embeddings
 from runner.api.keep_alive import KeepAlive
 from runner.api.openai import unsupported
 from runner.api.openai.sampling_fields import TOKEN_ID_MAX
@@ -28,11 +29,15 @@ from runner.domain.generation import (
     TokenPrompt,
 )
 from runner.domain.sampling import Range
+from runner.errors import RunnerError
 from runner.oci.reference import ModelName
 
 DIMENSIONS: Final = Range(1, 2**20)
 TRUNCATED: Final = Range(-1, 2**27)
 """Tokens; -1 for as many as the model takes."""
+WHOLE_BYTES_MAX: Final = 1024 * 1024
+"""Vectors whose answer is sent with its length; more are written piece by piece."""
+CHUNK_BYTES: Final = 64 * 1024
 _SCHEMA: Final = Schema(forbid_unknown=False)
 _NO_INPUT: Final = "must be a string, a list of strings, a list of token ids or a list of such lists"
 
@@ -146,6 +151,30 @@ def reply_parts(request: EmbeddingsRequest, embeddings: Embeddings) -> Iterator[
     n_tokens = embeddings.finished.usage.prompt_tokens
     usage = {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
     yield b'],"model":%b,"usage":%b}' % (orjson.dumps(request.model.text), orjson.dumps(usage))
+
+
+class ReplySource:
+    """The `ByteSource` of a large answer: as JSON, numbers take five times what their vectors do."""
+
+    def __init__(self, parts: Iterator[bytes]) -> None:
+        self._parts = parts
+
+    async def next_chunk(self) -> bytes:
+        """Others are served after each vector."""
+        chunk = bytearray()
+        for part in self._parts:
+            chunk += part
+            await trio.lowlevel.checkpoint()
+            if len(chunk) >= CHUNK_BYTES:
+                break
+        return bytes(chunk)
+
+    def abort(self, error: RunnerError) -> bytes:
+        """There is no place for an error in it, and half of it must not be taken for the whole."""
+        raise error
+
+    def close(self) -> None:
+        pass
 
 
 def _as_base64(vector: bytes) -> str:

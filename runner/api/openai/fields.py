@@ -21,7 +21,10 @@ _FRESH: Final = "a fresh one for each request"
 _HELP: Final[Mapping[str, tuple[str, str]]] = {
     "model": ("a name, digest or short id", "who answers; loaded when it is not"),
     "messages": ("1 to 4096 of them", "turns; content is text or a list of text parts"),
-    "prompt": ("a text or token ids", "what goes on; control tokens in a text are read as such"),
+    "prompt": (
+        "a text or token ids, or a list of up to 64 of either",
+        "what goes on; control tokens in a text are read as such; answers to several are numbered in order",
+    ),
     "repetition_penalty": ("0.1 to 2", "another name of `repeat_penalty`"),
     "dry_sequence_breakers": ("up to 16 texts of up to 40 bytes", "where DRY lets a run of tokens end"),
     "logit_bias": (
@@ -56,10 +59,23 @@ _HELP: Final[Mapping[str, tuple[str, str]]] = {
     "top_logprobs": ("0 to 20", "tell so many of the likeliest tokens beside each; needs `logprobs`"),
     "echo": ("true or false", "put the prompt before the answer; its logprobs too, where asked for"),
     "keep_alive": ("a duration; 0; -1", "how long the model stays loaded afterwards"),
+    "reasoning_format": (
+        "`auto`, `deepseek` or `none`",
+        "where reasoning goes: into `reasoning_content`, or with `none` into the answer, as it comes",
+    ),
+    "reasoning_effort": (
+        "`none`, `low`, `medium` or `high`",
+        "how much the model reasons, where its chat template has a way to say so",
+    ),
     "chat_template_kwargs": ("options that templates know", "handed to the chat template"),
 }
 
-_DEFAULTS: Final[Mapping[str, str]] = {"seed": _FRESH, "samplers": "in this order", "n": "1"}
+_DEFAULTS: Final[Mapping[str, str]] = {
+    "seed": _FRESH,
+    "samplers": "in this order",
+    "n": "1",
+    "reasoning_format": "`auto`",
+}
 
 
 @attrs.frozen(kw_only=True)

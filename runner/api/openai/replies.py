@@ -1,19 +1,20 @@
 """From events to OpenAI's answers: a reply, or the chunks of a stream; pure.
 
 A chunk's constant parts are built once for a stream, so that a token costs one `orjson.dumps`. Shapes are
-those that the `openai` client reads; `timings` is an addition that local servers share.
+those that the `openai` client reads; `timings` and `reasoning_content` are additions that local servers
+share.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import attrs
 import orjson
 
 from runner.api import errors, sse
-from runner.api.inference import Choice, Completed, error_of
+from runner.api.collecting import Choice, Completed, error_of
 from runner.api.openai.logprobs import CompletionLogprobs, chat_object, mean
 from runner.domain.events import (
     ChoiceEnded,
@@ -62,22 +63,31 @@ class ReplyHead:
 
 @attrs.frozen(kw_only=True)
 class Wanted:
-    """What of the answers is shown: `n` of them, the best if there are more.
+    """What of the answers is shown: `n` of each prompt's, the best if there are more.
 
-    `echoed` is the prompt's text as far as it is known here, None when it is not to be shown.
+    `echoed` are the texts of the prompts, "" where it is not known here, None when they are not to be shown.
     """
 
     n: int = 1
+    n_prompts: int = 1
     has_logprobs: bool = False
-    echoed: str | None = None
+    echoed: tuple[str, ...] | None = None
+
+    @property
+    def n_choices(self) -> int:
+        return self.n * self.n_prompts
+
+    def echo_of(self, index: int) -> str:
+        """What is known here of the prompt of this choice and is to be shown."""
+        return "" if self.echoed is None else self.echoed[index // self.n]
 
 
 def reply(shape: Shape, head: ReplyHead, completed: Completed, wanted: Wanted = Wanted()) -> bytes:
     """The answer to a request that did not ask for a stream."""
     finished = completed.finished
     choices = [
-        _choice(shape, index, choice, completed, wanted)
-        for index, choice in enumerate(_best(completed.choices, wanted.n))
+        _choice(shape, index, choice, wanted)
+        for index, choice in enumerate(_best_of_each(completed.choices, wanted))
     ]
     return orjson.dumps(
         {
@@ -89,6 +99,13 @@ def reply(shape: Shape, head: ReplyHead, completed: Completed, wanted: Wanted = 
     )
 
 
+def _best_of_each(choices: Sequence[Choice], wanted: Wanted) -> Iterator[Choice]:
+    """Prompt by prompt."""
+    size = len(choices) // wanted.n_prompts
+    for start in range(0, len(choices), size):
+        yield from _best(choices[start : start + size], wanted.n)
+
+
 def _best(choices: Sequence[Choice], n: int) -> Sequence[Choice]:
     """Those whose tokens were likeliest on average, the best first; all in their order when none is too
     many."""
@@ -97,20 +114,22 @@ def _best(choices: Sequence[Choice], n: int) -> Sequence[Choice]:
     return sorted(choices, key=lambda choice: -mean(choice.logprobs))[:n]
 
 
-def _choice(shape: Shape, index: int, choice: Choice, completed: Completed, wanted: Wanted) -> dict[str, Any]:
-    echoed = "" if wanted.echoed is None else wanted.echoed or completed.prompt_text
-    content = (
-        {"message": {"role": "assistant", "content": choice.text}}
-        if shape.is_chat
-        else {"text": echoed + choice.text}
-    )
+def _choice(shape: Shape, index: int, choice: Choice, wanted: Wanted) -> dict[str, Any]:
+    known = wanted.echo_of(index)
+    echoed = "" if wanted.echoed is None else known or choice.prompt_text
+    content = {"message": _message(choice)} if shape.is_chat else {"text": echoed + choice.text}
     logprobs: dict[str, Any] | None = None
     if wanted.has_logprobs and shape.is_chat:
         logprobs = chat_object(choice.logprobs)
     elif wanted.has_logprobs:
-        all_logprobs = (*completed.prompt_logprobs, *choice.logprobs)
-        logprobs = CompletionLogprobs(wanted.echoed or None).object(all_logprobs)
+        all_logprobs = (*choice.prompt_logprobs, *choice.logprobs)
+        logprobs = CompletionLogprobs(known or None).object(all_logprobs)
     return {"index": index, **content, "logprobs": logprobs, "finish_reason": choice.reason.value}
+
+
+def _message(choice: Choice) -> dict[str, str]:
+    reasoned = {"reasoning_content": choice.reasoning} if choice.reasoning else {}
+    return {"role": "assistant", **reasoned, "content": choice.text}
 
 
 class StreamEncoder:
@@ -125,17 +144,19 @@ class StreamEncoder:
         self._wanted = wanted
         self._common: dict[str, Any] = {}
         self._before = self._after = b""
-        self._lists = [CompletionLogprobs(wanted.echoed or None) for _ in range(wanted.n)]
+        self._lists = [CompletionLogprobs(wanted.echo_of(index) or None) for index in range(wanted.n_choices)]
 
     def opening(self, fingerprint: str) -> bytes:
         """Of each answer, the chunk that tells the role, or the prompt where its text is known."""
         self._common = _common(self._shape.chunk_object, self._head, fingerprint)
         template = self._chunk({"content": _MARK} if self._shape.is_chat else _MARK)
         self._before, _, self._after = template.partition(orjson.dumps(_MARK))
-        first: dict[str, str] | str = {"role": "assistant", "content": ""}
-        if not self._shape.is_chat:
-            first = self._wanted.echoed or ""
-        return b"".join(self._chunk(first, index=index) for index in range(self._wanted.n) if first)
+        wanted = self._wanted
+        if self._shape.is_chat:
+            role = {"role": "assistant", "content": ""}
+            return b"".join(self._chunk(role, index=index) for index in range(wanted.n))
+        known = ((index, wanted.echo_of(index)) for index in range(wanted.n_choices))
+        return b"".join(self._chunk(text, index=index) for index, text in known if text)
 
     def encode(self, events: Iterable[GenerationEvent]) -> bytes:
         """One event-stream event per delta, and the end when the generation has ended; maybe nothing."""
@@ -143,7 +164,9 @@ class StreamEncoder:
         parts: list[bytes] = []
         for event in events:
             if type(event) is TextDelta:
-                if event.choice_index or event.logprobs:
+                if event.is_reasoning:
+                    parts.append(self._chunk({"reasoning_content": event.text}, index=event.choice_index))
+                elif event.choice_index or event.logprobs:
                     parts.append(self._delta(event.text, event.choice_index, event.logprobs))
                 elif event.text:
                     parts += (before, orjson.dumps(event.text), after)
@@ -176,9 +199,10 @@ class StreamEncoder:
         return self._chunk(content, index=index, logprobs=told)
 
     def _prompt(self, event: PromptText) -> list[bytes]:
-        """The same for every answer; its text only when it has not been shown at the opening."""
-        text = "" if self._wanted.echoed else event.text
-        return [self._delta(text, index, event.logprobs) for index in range(self._wanted.n)]
+        """The same for every answer to it; its text only when it has not been shown at the opening."""
+        first = event.prompt_index * self._wanted.n
+        text = "" if self._wanted.echo_of(first) else event.text
+        return [self._delta(text, first + choice, event.logprobs) for choice in range(self._wanted.n)]
 
     def _ending(self, finished: Finished) -> list[bytes]:
         """Finish reason, the usage chunk if it was asked for, the end marker; timings in the last chunk."""
@@ -215,6 +239,7 @@ def usage_object(usage: Usage) -> dict[str, Any]:
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
     }
 
 

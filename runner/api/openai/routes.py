@@ -12,7 +12,6 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
 import orjson
-import trio
 from quart import Blueprint
 from quart_trio.wrappers import TrioResponse
 
@@ -21,7 +20,14 @@ from runner.api.generation_source import GenerationSource, hold_head
 from runner.api.inference import Demand, Inference
 from runner.api.middleware import request_id
 from runner.api.openai import convert, replies
-from runner.api.openai.embeddings import EmbeddingsRequest, embedding_request, parse_embeddings, reply_parts
+from runner.api.openai.embeddings import (
+    WHOLE_BYTES_MAX,
+    EmbeddingsRequest,
+    ReplySource,
+    embedding_request,
+    parse_embeddings,
+    reply_parts,
+)
 from runner.api.openai.replies import ReplyHead, Shape, StreamEncoder
 from runner.api.openai.schema import ChatRequest, CompletionRequest, parse_chat, parse_completion
 from runner.api.streaming import EventStream, request_nursery
@@ -87,6 +93,7 @@ async def _generate(
     demand = Demand(
         name=request.model,
         request=convert.generation_request(request, reply_id),
+        more_prompts=convert.more_prompts(request),
         said=convert.said_of(request),
         keep_alive_s=request.keep_alive,
         label=request_id(),
@@ -112,11 +119,14 @@ async def _embed(inference: Inference, request: EmbeddingsRequest) -> TrioRespon
         keep_alive_s=request.keep_alive,
         label=request_id(),
     )
-    parts = []
-    for part in reply_parts(request, await inference.embed(demand)):
-        parts.append(part)
-        await trio.lowlevel.checkpoint()
-    return _json(b"".join(parts))
+    embeddings = await inference.embed(demand)
+    source = ReplySource(reply_parts(request, embeddings))
+    if embeddings.size_bytes > WHOLE_BYTES_MAX:
+        return EventStream(source, "application/json")
+    content = bytearray()
+    while chunk := await source.next_chunk():
+        content += chunk
+    return _json(bytes(content))
 
 
 def _json(content: bytes) -> TrioResponse:

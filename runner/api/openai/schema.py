@@ -7,7 +7,7 @@ domain; knows nothing of HTTP.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 import attrs
@@ -21,6 +21,7 @@ from runner.api.structure import By, Fault, Faults, Length, Schema, Text, Unsupp
 from runner.api.template_options import read_template_options
 from runner.domain.constraints import Constraint
 from runner.domain.generation import (
+    REASONING_EFFORTS,
     ChatMessage,
     TextPrompt,
     TokenPrompt,
@@ -40,9 +41,12 @@ from runner.oci.reference import ModelName
 
 MESSAGES_MAX: Final = 4096
 TOKENS_MAX: Final = 2**63 - 1  # of max_tokens; what exceeds the context is clamped to it by the engine
+ANSWERS_MAX: Final = 64
+"""Of one request: prompts times answers to each, as many as a worker runs at once at the most."""
 PART_JOINT: Final = "\n"  # between text parts of one message, as llama-server and vLLM join them
 
 _OTHER_PARTS: Final = frozenset({"image_url", "input_audio", "audio_url", "video_url", "file", "refusal"})
+_NO_PROMPT: Final = "must be a string, a list of strings, a list of token ids or a list of such lists"
 _SCHEMA: Final = Schema(forbid_unknown=False)
 
 Breaker = Annotated[str, Text(1, BREAKER_BYTES_MAX)]
@@ -89,25 +93,37 @@ def _part_text(part: Any) -> str:
     return text
 
 
-def read_prompt(value: Any) -> TextPrompt | TokenPrompt:
-    """A string or token ids, also as the only member of a list. More prompts than one are not implemented:
-    they would be several generations in one request."""
-    if type(value) is str:
-        return TextPrompt(value)
+def read_prompts(value: Any) -> tuple[TextPrompt | TokenPrompt, ...]:
+    """1. A string.  2. Token ids, which are one prompt.  3. Up to `ANSWERS_MAX` of either."""
+    if type(value) is str:  # 1
+        return (TextPrompt(value),)
     if type(value) is not list or not value:
-        raise Fault("must be a string or a list of token ids")
-    if {int}.issuperset(map(type, value)):
-        return _token_prompt(value)
+        raise Fault(_NO_PROMPT)
+    if {int}.issuperset(map(type, value)):  # 2
+        return (_token_prompt(value),)
     if not {str, list}.issuperset(map(type, value)):
-        raise Fault("must be a string or a list of token ids")
-    if len(value) > 1:
-        raise Unsupported("several prompts in one request are not implemented; send one request for each")
-    return read_prompt(value[0]) if type(value[0]) is str else _nested_token_prompt(value[0])
+        raise Fault(_NO_PROMPT)
+    if len(value) > ANSWERS_MAX:
+        raise Fault(f"must have at most {ANSWERS_MAX} members, and has {len(value)}")
+    return _several_prompts(value)  # 3
+
+
+def _several_prompts(values: list[Any]) -> tuple[TextPrompt | TokenPrompt, ...]:
+    prompts: list[TextPrompt | TokenPrompt] = []
+    faults: list[tuple[str, Fault]] = []
+    for index, value in enumerate(values):
+        try:
+            prompts.append(TextPrompt(value) if type(value) is str else _nested_token_prompt(value))
+        except Fault as fault:
+            faults.append((f"[{index}]", fault))
+    if faults:
+        raise Faults(faults[: strict_json.FAULTS_MAX])
+    return tuple(prompts)
 
 
 def _nested_token_prompt(value: list[Any]) -> TokenPrompt:
     if not value or not {int}.issuperset(map(type, value)):
-        raise Faults([("[0]", Fault("must be a string or a list of token ids"))])
+        raise Fault("must be a string or a list of token ids")
     return _token_prompt(value)
 
 
@@ -115,6 +131,14 @@ def _token_prompt(token_ids: list[int]) -> TokenPrompt:
     if min(token_ids) < 0 or max(token_ids) > TOKEN_ID_MAX:
         raise Fault("holds a token id outside every vocabulary")
     return TokenPrompt(tuple(token_ids))
+
+
+def read_effort(value: Any) -> str:
+    if type(value) is not str:
+        raise Fault("must be a string")
+    if value not in REASONING_EFFORTS:
+        raise Unsupported(f"must be {', '.join(REASONING_EFFORTS[:-1])} or {REASONING_EFFORTS[-1]}")
+    return value
 
 
 def _no_calls(value: Any) -> None:
@@ -206,6 +230,8 @@ class ChatRequest(GenerationFields):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, LOGPROBS] | None = None
     max_completion_tokens: MaxTokens | None = None
+    reasoning_format: Literal["auto", "deepseek", "none"] | None = None
+    reasoning_effort: Annotated[str, By(read_effort)] | None = None
     chat_template_kwargs: Annotated[Mapping[str, str | int | bool], By(read_template_options)] | None = None
 
 
@@ -213,7 +239,7 @@ class ChatRequest(GenerationFields):
 class CompletionRequest(GenerationFields):
     """Body of `/v1/completions`."""
 
-    prompt: Annotated[TextPrompt | TokenPrompt, By(read_prompt)]
+    prompt: Annotated[tuple[TextPrompt | TokenPrompt, ...], By(read_prompts)]
     logprobs: Annotated[int, LOGPROBS] | None = None
     echo: bool | None = None
     best_of: Annotated[int, CHOICES] | None = None
@@ -234,13 +260,22 @@ def _choice_faults(request: GenerationFields) -> list[tuple[str, Fault]]:
     if isinstance(request, ChatRequest):
         if request.top_logprobs and not request.logprobs:
             return [("top_logprobs", Fault("needs logprobs: true"))]
-    elif isinstance(request, CompletionRequest) and request.best_of is not None:
-        n = request.n or 1
-        if request.best_of < n:
-            return [("best_of", Fault(f"must be at least n, which is {n}"))]
-        if request.best_of > n and request.stream:
-            return [("best_of", Fault("cannot be streamed: which is best is known at the end"))]
+    elif isinstance(request, CompletionRequest):
+        return list(_completion_choice_faults(request))
     return []
+
+
+def _completion_choice_faults(request: CompletionRequest) -> Iterator[tuple[str, Fault]]:
+    n = request.n or 1
+    best_of = request.best_of or n
+    if best_of < n:
+        yield "best_of", Fault(f"must be at least n, which is {n}")
+    elif best_of > n and request.stream:
+        yield "best_of", Fault("cannot be streamed: which is best is known at the end")
+    n_prompts = len(request.prompt)
+    if n_prompts * best_of > ANSWERS_MAX:
+        what = f"asks for {n_prompts} times {best_of} answers, and may ask for {ANSWERS_MAX}"
+        yield "prompt", Fault(what)
 
 
 def _alias_faults(document: dict[str, Any]) -> list[tuple[str, Fault]]:

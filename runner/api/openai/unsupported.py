@@ -69,7 +69,6 @@ CHAT: Final[Mapping[str, Known]] = {
     "prediction": _NOTHING,
     "web_search_options": _NOTHING,
     "reasoning": _EMPTY_OBJECT,
-    "reasoning_effort": Known(str, _only("none")),
     "verbosity": Known(str, _only("medium")),
     # the template (G08)
     "chat_template": _NOTHING,

@@ -11,7 +11,8 @@ import attrs
 import pytest
 import trio
 
-from runner.api.inference import Demand, Inference, Opening, error_of, fingerprint_of
+from runner.api.collecting import error_of
+from runner.api.inference import Demand, Inference, Opening, fingerprint_of
 from runner.domain.events import (
     Accepted,
     ChoiceEnded,
@@ -387,6 +388,27 @@ async def test_a_model_is_pinned_as_configured(pin: bool | None) -> None:
 HI = TokenLogprob(5, b"Hi", -0.5)
 
 
+def several(n: int, *more_prompts: str) -> Demand:
+    """`n` answers to each prompt."""
+    usual = demand()
+    return attrs.evolve(
+        usual,
+        request=attrs.evolve(usual.request, n=n),
+        more_prompts=tuple(map(TextPrompt, more_prompts)),
+    )
+
+
+@pytest.mark.parametrize("indices", [[0], [0, 2], [0, 0], [1, 0, 2], [5, 1]])
+async def test_W07_answers_that_are_missing_or_too_many_are_an_error(indices: list[int]) -> None:
+    *others, last = indices
+    ended = [ChoiceEnded(index, FinishReason.STOP) for index in others]
+    script = [Accepted(prompt_tokens=7), *ended, attrs.evolve(finished(), choice_index=last)]
+    parts = FakeParts.make(lambda _: script)
+    with pytest.raises(EngineFailed):
+        await inference_over(parts).complete(several(2))
+    assert parts.scheduler.outstanding == 0
+
+
 async def test_answers_are_collected_each_by_itself_with_the_echo_before_them() -> None:
     script: list[GenerationEvent] = [
         Accepted(prompt_tokens=7),
@@ -400,14 +422,15 @@ async def test_answers_are_collected_each_by_itself_with_the_echo_before_them() 
         attrs.evolve(finished(completion_tokens=4), choice_index=2),
     ]
     parts = FakeParts.make(lambda _: script)
-    completed = await inference_over(parts).complete(demand())
+    completed = await inference_over(parts).complete(several(3))
     assert [(choice.text, choice.reason) for choice in completed.choices] == [
         ("ac", FinishReason.LENGTH),
         ("", FinishReason.STOP),
         ("b", FinishReason.STOP),
     ]
     assert completed.choices[0].logprobs == (HI, HI)
-    assert (completed.prompt_text, completed.prompt_logprobs) == ("Why", (HI, HI, HI))
+    for choice in completed.choices:
+        assert (choice.prompt_text, choice.prompt_logprobs) == ("Why", (HI, HI, HI))
     assert completed.text == "ac"
 
 

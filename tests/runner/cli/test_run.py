@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from runner.cli.chat import Conversation
+from runner.client import Client
 from tests.support.control import Cli
 from tests.support.scripted_server import (
     STREAM_END,
@@ -123,6 +125,33 @@ def test_an_answer_ends_with_one_newline(model: Cli) -> None:
     assert model("run", "m", "hi").stdout == "text\n"
     model.routes[CHAT] = lambda _: stream()
     assert model("run", "m", "hi").stdout == ""
+
+
+def thinking(*thoughts: str) -> list[bytes]:
+    return [event(delta(thought, kind="reasoning_content")) for thought in thoughts]
+
+
+def test_what_the_model_thinks_is_printed_before_the_answer(model: Cli) -> None:
+    _, *rest = stream("Hi", " there")
+    model.routes[CHAT] = lambda _: [STREAM_HEAD, *thinking("Well,", " \x07hm.\n"), *rest]
+    ended = model("run", "m", "hi")
+    assert (ended.stdout, ended.stderr) == ("Thinking:\nWell, \\x07hm.\n\n\n--\n\nHi there\n", "")
+
+
+def test_thinking_without_an_answer_ends_with_one_newline(model: Cli) -> None:
+    _, *rest = stream(finish_reason="length")
+    model.routes[CHAT] = lambda _: [STREAM_HEAD, *thinking("Well"), *rest]
+    assert model("run", "m", "hi", "--max-tokens", "3").stdout == "Thinking:\nWell\n"
+
+
+def test_a_conversation_does_not_send_what_the_model_thought(model: Cli) -> None:
+    _, *rest = stream("Hi")
+    model.routes[CHAT] = lambda _: [STREAM_HEAD, *thinking("Well"), *rest]
+    conversation = Conversation(client=Client(model.server.target), model="m", model_id="m")
+    assert conversation.ask("one") == "Hi"
+    assert conversation.ask("two") == "Hi"
+    *_, last = model.sent(CHAT)
+    assert [turn["content"] for turn in last["messages"]] == ["one", "Hi", "two"]
 
 
 def test_the_answer_streams_into_a_pipe(model: Cli) -> None:

@@ -83,6 +83,23 @@ def test_a_chat_remembers_its_turns_until_it_is_told_to_forget(cli: Cli, model: 
     assert "Traceback" not in terminal.screen
 
 
+@pytest.mark.parametrize(
+    ("environment", "heading"),
+    [({"TERM": "xterm", "NO_COLOR": ""}, "\x1b[3mThinking:\x1b[0m"), ({"NO_COLOR": "1"}, "Thinking:")],
+)
+def test_what_the_model_thinks_has_a_heading(
+    cli: Cli, model: EchoModel, environment: dict[str, str], heading: str
+) -> None:
+    _, *rest = stream("Hi")
+    thought = event(delta("Well", kind="reasoning_content"))
+    cli.routes[CHAT] = lambda _: [STREAM_HEAD, thought, *rest]
+    with chat(**environment) as terminal:
+        terminal.type("hello\n")
+        terminal.wait_for(f"{heading}\r\nWell\r\n\r\n--\r\n\r\nHi\r\n")
+        terminal.wait_for("> ")
+        terminal.type("/bye\n")
+
+
 def test_the_model_is_loaded_before_the_first_prompt(cli: Cli, model: EchoModel) -> None:
     with chat() as terminal:
         assert cli.server.paths[:2] == ["GET /v1/models/m", "POST /control/v1/start"]

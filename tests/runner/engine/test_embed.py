@@ -263,3 +263,40 @@ def test_embeddings_and_streams_take_turns_in_an_engine() -> None:
     engine.cancel("late")
     assert not engine.has_work
     engine.close()
+
+
+def test_a_closed_context_is_opened_again_by_the_next_request() -> None:
+    rig = Rig()
+    for number in (1, 2):
+        rig.submit("a", (1,))
+        rig.run()
+        assert rig.n_opened == number
+        rig.embedder.close()
+        assert rig.context.is_closed
+        rig.embedder.close()  # there is nothing left
+
+
+def test_requests_that_are_there_when_it_is_closed_end_without_a_word() -> None:
+    rig = Rig(n_rows=4)
+    rig.submit("a", (1,) * 9)
+    rig.step()
+    rig.embedder.close()
+    assert not rig.embedder.has_work and rig.events == {}
+    rig.submit("a", (1,))
+    rig.run()
+    assert rig.vectors("a")[0] == pytest.approx((0, 1, *[0] * 6))
+
+
+def test_only_embeddings_end_when_an_engine_closes_their_context() -> None:
+    options = EngineOptions(context_size=64, n_cells=128, prefill_chunk=16)
+    engine = Engine(ScriptedBackend(options), options)
+    prompt = (*b"[[count 9]]", ANSWER)
+    engine.submit(SequenceRequest(request_id="text", prompt_tokens=prompt, submitted_s=0.0))
+    engine.submit(EmbeddingRequest(request_id="vectors", inputs=((1,) * 12,) * 4))
+    engine.step()
+    engine.close_annex()
+    told = []
+    while engine.has_work:
+        told += [name for name, _ in engine.step().events]
+    assert set(told) == {"text"}
+    engine.close()

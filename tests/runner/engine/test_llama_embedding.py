@@ -27,6 +27,7 @@ from runner.gguf.metadata import read_metadata
 from runner.store.package import check_weights
 from runner.worker.embedding_inputs import InputReader
 from scripts.tiny_gguf import TinyModel, write_tiny_gguf
+from tests.support.embedding_inputs import read_all
 from tests.support.tiny_encoder import CLS, LENGTH, SEP, VOCABULARY, WIDTH, tiny_bert
 from tests.support.tiny_kinds import write_hybrid, write_recurrent, write_windowed
 
@@ -83,7 +84,7 @@ def test_an_encoder_reads_its_words_and_cuts_what_is_too_long(encoder_file: Path
     with loaded(encoder_file, OF_ENCODER) as (backend, _):
         reader = InputReader(backend)
         prompt = EmbeddingPrompt(inputs=(TextPrompt("The cat"), TextPrompt("cat " * 200)), truncates=True)
-        short, long = reader.read(prompt)
+        short, long = read_all(reader, prompt)
     names = [VOCABULARY[token] for token in short]
     assert names == ["[CLS]", "the", "cat", "[SEP]"]
     assert len(long) == LENGTH
@@ -172,12 +173,3 @@ def test_O01_room_for_the_outputs_of_a_longest_input_counts(
     samplers_bytes = OF_ENCODER.max_sequences * len(VOCABULARY) * 12
     outputs_bytes = (LENGTH - 64) * (len(VOCABULARY) + WIDTH) * 4
     assert measure(encoder_file, OF_ENCODER).process_bytes == samplers_bytes + outputs_bytes
-
-
-@pytest.mark.real_model
-def test_O01_the_second_context_counts_before_it_is_there(default_model_file: Path) -> None:
-    small = measure(default_model_file, OPTIONS)
-    large = measure(default_model_file, EngineOptions(context_size=2048, n_cells=512, n_threads=1))
-    n_cells = 2048 - 256
-    grown_bytes = large.process_bytes - small.process_bytes
-    assert grown_bytes >= n_cells * 30 * 3 * 64 * 2 * 2 * 9 // 10

@@ -12,10 +12,12 @@ import pytest
 
 from runner.domain.engine import DeviceBuffers, EngineOptions, FlashAttention
 from runner.engine import llama_memory
-from runner.engine.backend import load_backend
+from runner.engine.backend import DecodeResult, load_backend
+from runner.engine.llama_loading import engine_log
 from runner.engine.llama_memory import measure
 from runner.errors import LoadingFailed
 from scripts.tiny_gguf import TinyModel, write_tiny_gguf, write_tiny_split
+from tests.support.tiny_encoder import tiny_bert
 
 pytestmark = pytest.mark.real_model
 
@@ -93,6 +95,41 @@ def test_O01_it_does_for_a_split_model(tmp_path: Path, is_quantized: bool, small
         assert abs(told_bytes - logged_bytes) <= 5 * MIB // 100
 
 
+def test_O01_what_embeddings_take_more_equals_what_their_context_logs(default_model_file: Path) -> None:
+    options = EngineOptions(context_size=2048, n_cells=4096)
+    (told,) = measure(default_model_file, options).annex
+    log = engine_log().buffers
+    backend = load_backend("llama", default_model_file, options, lambda fraction: True)
+    try:
+        log.clear()
+        context = backend.open_embedding()
+        context.batch.positions[:64] = range(64)
+        context.batch.wants_logits[:64] = 1
+        assert context.decode(64) is DecodeResult.DONE
+        logged = log.devices()
+        context.close()
+    finally:
+        backend.close()
+    sizes = as_logged((told,))["cpu"]
+    assert sizes[:4] == as_logged(logged)["cpu"][:4]
+    assert told.kv_cache_bytes == 2048 * 30 * 3 * 64 * 2 * 2
+    assert told.output_bytes == 64 * 4 * (49_152 + 576)
+
+
+@pytest.mark.parametrize("replaced", ["_read_shares", "_is_layout_known"])
+def test_O01_the_log_tells_the_same_of_them(
+    default_model_file: Path, monkeypatch: pytest.MonkeyPatch, replaced: str
+) -> None:
+    told = measure(default_model_file, SMALL).annex
+    monkeypatch.setattr(llama_memory, replaced, _no_shares if replaced == "_read_shares" else lambda: False)
+    assert as_logged(measure(default_model_file, SMALL).annex) == as_logged(told)
+
+
+def test_an_encoder_takes_nothing_more_for_embeddings(tmp_path: Path) -> None:
+    told = measure(tiny_bert().write_gguf(tmp_path / "tiny.gguf"), SMALL)
+    assert told.annex == ()
+
+
 def test_types_of_the_cache_make_it_smaller(default_model_file: Path) -> None:
     def cache_bytes(**changes: Any) -> int:
         (host,) = measure(default_model_file, attrs.evolve(SMALL, **changes)).devices
@@ -110,7 +147,7 @@ def test_the_process_counts_with_its_growth_and_the_samplers_of_all_sequences(
 ) -> None:
     (host,) = measure(default_model_file, SMALL).devices
     output_bytes = round(host.output_bytes / MIB, 2) * MIB  # which a simulated load really allocates
-    monkeypatch.setattr(llama_memory, "_embedding_bytes", lambda *_: 7)
+    monkeypatch.setattr(llama_memory, "_encoder_bytes", lambda *_: 7)
     looks = iter([100 * MIB, 100 * MIB + grown + round(output_bytes)])
     monkeypatch.setattr(llama_memory, "anonymous_bytes", lambda: next(looks))
     told = measure(default_model_file, SMALL)

@@ -79,11 +79,11 @@ def test_tokens_without_text_are_counted_in_the_next_delta() -> None:
     for piece in (b"\xc3", b"\xa9", b"<", b"x"):
         new.add_token(1, 12.0)
         deltas.append(new.add_text(piece))
-    assert deltas == [None, TextDelta("é", 2), None, TextDelta("<x", 2)]
+    assert deltas == [[], [TextDelta("é", 2)], [], [TextDelta("<x", 2)]]
 
 
 def test_a_cut_character_is_left_out_and_one_the_model_left_is_replaced() -> None:
-    for ended_by_model, shown in ((False, None), (True, TextDelta("\ufffd", 1))):
+    for ended_by_model, shown in ((False, []), (True, [TextDelta("\ufffd", 1)])):
         new = sequence()
         new.start(0, 11.0)
         new.add_token(1, 12.0)

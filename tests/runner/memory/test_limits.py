@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 
 from runner.domain.engine import DeviceBuffers, EngineSizes
-from runner.memory.footprint import OVERHEAD_BYTES, PROCESS_BYTES, estimate, exact
+from runner.memory.footprint import (
+    ANNEX_OVERHEAD_BYTES,
+    OVERHEAD_BYTES,
+    PROCESS_BYTES,
+    estimate,
+    exact,
+)
 from runner.memory.limits import HEADROOM_BYTES, private_limit_bytes
 
 HOST = DeviceBuffers(
@@ -24,7 +30,15 @@ def test_W08_the_mapping_of_the_model_file_does_not_count() -> None:
 
 
 def test_W08_what_only_the_header_told_may_be_copied_whole() -> None:
-    assert private_limit_bytes(estimate(10_000, 1, 256)) == 10_256 + OVERHEAD_BYTES + HEADROOM_BYTES
+    annex_bytes = 2048 + ANNEX_OVERHEAD_BYTES
+    private_bytes = 10_256 + OVERHEAD_BYTES + annex_bytes
+    assert private_limit_bytes(estimate(10_000, 1, 256)) == private_bytes + HEADROOM_BYTES
+
+
+def test_W08_a_context_for_embeddings_may_be_opened() -> None:
+    annex = DeviceBuffers(device="cpu", kv_cache_bytes=100, compute_bytes=20, output_bytes=3)
+    without, having = EngineSizes(devices=(HOST,)), EngineSizes(devices=(HOST,), annex=(annex,))
+    assert private_limit_bytes(exact(having)) == (private_limit_bytes(exact(without)) or 0) + 123
 
 
 @pytest.mark.parametrize("weights_bytes", [0, 1])

@@ -59,6 +59,10 @@ class Histories(RuleBasedStateMachine):
     def want(self, name: str, keep_alive_s: float | None, context_size: int) -> None:
         self.world.want(name, keep_alive_s, context_size=context_size)
 
+    @rule(name=names, keep_alive_s=keep_alives)
+    def want_annex(self, name: str, keep_alive_s: float | None) -> None:
+        self.world.want_annex(name, keep_alive_s)
+
     @rule(name=names, keep_alive_s=keep_alives, context_size=contexts, pin=pins)
     def preload(self, name: str, keep_alive_s: float | None, context_size: int, pin: bool | None) -> None:
         self.world.preload(name, keep_alive_s, context_size=context_size, pin=pin)
@@ -191,6 +195,10 @@ class Histories(RuleBasedStateMachine):
     def all_idle_models_can_be_unloaded(self) -> None:
         ticket = self.world.unload()
         for load_id in self.in_state(STOPPING):
+            self.world.end_load(load_id)
+        assert all(view.owner_id for view in self.world.core.views())
+        for load_id in self.in_state(READY):  # whose models have ended
+            self.world.fail_worker_of(load_id)
             self.world.end_load(load_id)
         answer = self.world.answers[ticket]
         assert isinstance(answer, effects.ReportUnloaded) and answer.report.in_use == ()

@@ -30,4 +30,4 @@ def test_leases_are_free_up_to_the_limit() -> None:
 
 
 def test_an_empty_table_has_no_deadline() -> None:
-    assert InstanceTable(Ledger(on_host(100))).next_deadline_s(120.0) == float("inf")
+    assert InstanceTable(Ledger(on_host(100))).next_deadline_s(SchedulingRules()) == float("inf")

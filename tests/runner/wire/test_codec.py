@@ -41,6 +41,7 @@ from runner.domain.events import (
     Usage,
 )
 from runner.domain.generation import (
+    REASONING_EFFORTS,
     ChatMessage,
     ChatPrompt,
     EmbeddingPrompt,
@@ -62,7 +63,9 @@ from runner.wire.codec import (
     encode,
 )
 from runner.wire.messages import (
+    AnnexClosed,
     Cancel,
+    CloseAnnex,
     FromWorker,
     Generate,
     Hello,
@@ -149,6 +152,7 @@ logprobs = st.lists(
 events = st.one_of(
     st.builds(TextDelta, texts, counts),
     st.builds(TextDelta, texts, counts, choice_indices, logprobs),
+    st.builds(TextDelta, texts, counts, choice_indices, is_reasoning=st.just(True)),
     st.builds(PromptText, texts, logprobs),
     st.builds(ChoiceEnded, choice_indices, st.sampled_from(FinishReason)),
     st.builds(Examined, counts, st.binary(max_size=9)),
@@ -157,7 +161,13 @@ events = st.one_of(
     st.builds(
         Finished,
         reason=st.sampled_from(FinishReason),
-        usage=st.builds(Usage, prompt_tokens=counts, completion_tokens=counts, cached_tokens=counts),
+        usage=st.builds(
+            Usage,
+            prompt_tokens=counts,
+            completion_tokens=counts,
+            cached_tokens=counts,
+            reasoning_tokens=counts,
+        ),
         timings=st.builds(Timings, queued_s=seconds, prefill_s=seconds, decode_s=seconds),
         choice_index=choice_indices,
     ),
@@ -202,6 +212,7 @@ from_worker = st.one_of(
     st.builds(WantState, counts),
     st.builds(SaveState, owner=texts, tokens=state_tokens, size_bytes=state_sizes),
     st.builds(SavedPart, st.binary(min_size=1, max_size=9)),
+    st.just(AnnexClosed()),
 )
 
 chat_prompts = st.builds(
@@ -216,6 +227,7 @@ chat_prompts = st.builds(
         max_size=4,
     ).map(tuple),
     template_options=st.dictionaries(texts, st.one_of(texts, st.booleans(), counts, reals), max_size=3),
+    reasoning_effort=st.none() | st.sampled_from(REASONING_EFFORTS),
 )
 token_prompts = st.lists(st.integers(-(2**63), 2**63 - 1), max_size=9).map(
     lambda ids: TokenPrompt(tuple(ids))
@@ -252,6 +264,7 @@ requests = st.builds(
     n=st.integers(1, 8),
     logprobs=st.none() | st.integers(0, 20),
     echo=st.booleans(),
+    separates_reasoning=st.booleans(),
     examination=st.none() | st.sampled_from(Examination),
     constraint=st.none()
     | st.builds(Constraint, kind=st.sampled_from(ConstraintKind), source=texts, path=texts),
@@ -273,6 +286,7 @@ to_worker = st.one_of(
     st.builds(Generate, requests),
     st.builds(Cancel, request_ids),
     st.builds(SetThreads, positives),
+    st.just(CloseAnnex()),
     st.lists(
         st.builds(StateOffer, state_id=counts, owner=texts, tokens=state_tokens, size_bytes=state_sizes),
         max_size=3,
@@ -528,7 +542,7 @@ def test_W07_a_message_with_one_byte_changed_is_a_message_or_a_fault(
 _METERS = (300, 0.25, 0.24, 1, 2, 340, 80, 170, 3, 0, 0, 0, 0)
 _STEP = (20, 7, 0, 1, 1, 0, 9, _METERS)
 _DELTA = ("r1", 1, "text", 1)
-_FINISHED = ("r1", 2, "stop", (1, 2, 0), (0.0, 0.1, 0.2), 0)
+_FINISHED = ("r1", 2, "stop", (1, 2, 0, 1), (0.0, 0.1, 0.2), 0)
 _FAILED = ("r1", 3, "template_failed", "no", None, None)
 
 
@@ -620,7 +634,7 @@ def test_W07_a_payload_that_is_no_message_is_refused(
         (20, 7, 0, 1, 1, 0, "9", []),
         (*_STEP, [5]),  # its events
         (*_STEP, [()]),
-        (*_STEP, [("r1", 9, 1)]),
+        (*_STEP, [("r1", 99, 1)]),
         (*_STEP, [("r1", True, "text", 1)]),
         (*_STEP, [("", 1, "text", 1)]),
         (*_STEP, [("r" * (REQUEST_ID_LIMIT + 1), 1, "text", 1)]),
@@ -631,11 +645,11 @@ def test_W07_a_payload_that_is_no_message_is_refused(
         (*_STEP, [("r1", 1, "text")]),
         (*_STEP, [(*_DELTA, 0)]),
         (*_STEP, [("r1", 0, "5")]),
-        (*_STEP, [("r1", 2, "tool", (1, 2, 0), (0.0, 0.1, 0.2), 0)]),
-        (*_STEP, [("r1", 2, "stop", (1, 2), (0.0, 0.1, 0.2), 0)]),
-        (*_STEP, [("r1", 2, "stop", (1, 2, 0), (0.0, 0.1, float("nan")), 0)]),
+        (*_STEP, [("r1", 2, "tool", (1, 2, 0, 1), (0.0, 0.1, 0.2), 0)]),
+        (*_STEP, [("r1", 2, "stop", (1, 2, 0), (0.0, 0.1, 0.2), 0)]),
+        (*_STEP, [("r1", 2, "stop", (1, 2, 0, 1), (0.0, 0.1, float("nan")), 0)]),
         (*_STEP, [("r1", 2, "stop", 5, (0.0, 0.1, 0.2), 0)]),
-        (*_STEP, [("r1", 2, "stop", (1, 2, 0), (0.0, 0.1, 0.2), 8)]),
+        (*_STEP, [("r1", 2, "stop", (1, 2, 0, 1), (0.0, 0.1, 0.2), 8)]),
         (*_STEP, [("r1", 4, "x", 1, 8, ())]),
         (*_STEP, [("r1", 4, "x", 1, -1, ())]),
         (*_STEP, [("r1", 4, "x", -1, 0, ())]),
@@ -649,6 +663,10 @@ def test_W07_a_payload_that_is_no_message_is_refused(
         (*_STEP, [("r1", 7, 0, "text")]),
         (*_STEP, [("r1", 7, -1, b"")]),
         (*_STEP, [("r1", 8, 0, 0)]),
+        (*_STEP, [("r1", 9, "text", 1)]),
+        (*_STEP, [("r1", 9, b"text", 1, 0)]),
+        (*_STEP, [("r1", 9, "text", -1, 0)]),
+        (*_STEP, [("r1", 9, "text", 1, 8)]),
         (*_STEP, [("r1", 3, "Template-Failed", "no", None, None)]),
         (*_STEP, [("r1", 3, "template_failed", None, None, None)]),
         (*_STEP, [("r1", 3, "template_failed", "no", "9", None)]),
@@ -671,7 +689,7 @@ _NUMBERS = (
 )
 _SAMPLING = (_NUMBERS, ("\n",), ((5, -100.0),), ("top_k", "temperature"))
 _CONSTRAINT = ("json_schema", '{"type":"object"}', "response_format")
-_REQUEST = (2, "r1", (1, "hi"), _SAMPLING, 16, (), False, _CONSTRAINT, (True, ""), (2, 5, True, None))
+_REQUEST = (2, "r1", (1, "hi"), _SAMPLING, 16, (), False, _CONSTRAINT, (True, ""), (2, 5, True, True, None))
 
 
 def _number_with(index: int, value: Any) -> tuple[Any, ...]:
@@ -693,11 +711,14 @@ def _request_with(index: int, value: Any) -> tuple[Any, ...]:
         _request_with(2, (1, b"hi")),
         _request_with(2, (2, b"1234567")),  # no whole number of ids
         _request_with(2, (2, (1, 2))),
-        _request_with(2, (0, (("robot", "hi", None),), ())),
-        _request_with(2, (0, (("user", None, None),), ())),
-        _request_with(2, (0, (("user", "hi"),), ())),
-        _request_with(2, (0, (), (("a", None),))),
-        _request_with(2, (0, (), (("a",),))),
+        _request_with(2, (0, (("robot", "hi", None),), (), None)),
+        _request_with(2, (0, (("user", None, None),), (), None)),
+        _request_with(2, (0, (("user", "hi"),), (), None)),
+        _request_with(2, (0, (), (("a", None),), None)),
+        _request_with(2, (0, (), (("a",),), None)),
+        _request_with(2, (0, (), ())),
+        _request_with(2, (0, (), (), "some")),
+        _request_with(2, (0, (), (), 1)),
         _request_with(3, _SAMPLING[:-1]),
         _request_with(3, (_NUMBERS[:-1], *_SAMPLING[1:])),
         _request_with(3, _number_with(0, 1)),
@@ -721,13 +742,14 @@ def _request_with(index: int, value: Any) -> tuple[Any, ...]:
         _request_with(7, (_CONSTRAINT[0], b"{}", "p")),
         _request_with(7, (_CONSTRAINT[0], "x" * (SOURCE_BYTES_MAX + 1), "p")),
         _request_with(7, (*_CONSTRAINT[:2], "p" * (PATH_CHARACTERS_MAX + 1))),
-        _request_with(9, (0, 5, True, None)),
-        _request_with(9, (9, 5, True, None)),
-        _request_with(9, (2, -1, True, None)),
-        _request_with(9, (2, 21, True, None)),
-        _request_with(9, (2, 5, None, None)),
-        _request_with(9, (2, 5, True)),
-        _request_with(9, (2, 5, True, "everything")),
+        _request_with(9, (0, 5, True, True, None)),
+        _request_with(9, (9, 5, True, True, None)),
+        _request_with(9, (2, -1, True, True, None)),
+        _request_with(9, (2, 21, True, True, None)),
+        _request_with(9, (2, 5, None, True, None)),
+        _request_with(9, (2, 5, True, None)),
+        _request_with(9, (2, 5, True, None, None)),
+        _request_with(9, (2, 5, True, True, "everything")),
         _request_with(8, True),
         _request_with(8, (True,)),
         _request_with(8, (1, "")),

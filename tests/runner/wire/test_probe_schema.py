@@ -82,9 +82,9 @@ def test_W07_each_end_takes_only_what_is_meant_for_it(decoder: Any, message: Any
         decoder().feed(encode(message))
 
 
-def answer_with(*, devices: Any = None, process_bytes: Any = 6, version: Any = "x") -> bytes:
-    tag, _, listed, _ = to_fields(ANSWER)
-    return frame(tag, version, listed if devices is None else devices, process_bytes)
+def answer_with(*, devices: Any = None, process_bytes: Any = 6, version: Any = "x", annex: Any = ()) -> bytes:
+    tag, _, listed, _, _ = to_fields(ANSWER)
+    return frame(tag, version, listed if devices is None else devices, process_bytes, annex)
 
 
 HOST_FIELDS = ["cpu", 1, 2, 3, 4, 5]
@@ -119,14 +119,16 @@ HOST_FIELDS = ["cpu", 1, 2, 3, 4, 5]
     ],
 )
 def test_W07_only_devices_within_their_limits_are_taken(devices: Any, is_taken: bool) -> None:
-    data = answer_with(devices=devices)
+    answers = [answer_with(devices=devices), answer_with(annex=devices)]
     if is_taken:
-        (message,) = FromProbeDecoder().feed(data)
+        message, other = (FromProbeDecoder().feed(data)[0] for data in answers)
         assert isinstance(message, Probed)
-        assert len(message.sizes.devices) == len(devices)
+        assert isinstance(other, Probed)
+        assert len(message.sizes.devices) == len(other.sizes.annex) == len(devices)
     else:
-        with pytest.raises(ProtocolFault):
-            FromProbeDecoder().feed(data)
+        for data in answers:
+            with pytest.raises(ProtocolFault):
+                FromProbeDecoder().feed(data)
 
 
 @pytest.mark.parametrize(
@@ -138,9 +140,11 @@ def test_W07_only_devices_within_their_limits_are_taken(devices: Any, is_taken: 
         answer_with(version=5),
         answer_with(version="v" * 257),
         frame(48, "x", [], 6, 7),
+        frame(48, "x", [], 6),
+        frame(48, "x", [], 6, [], 7),
         frame(48, "x"),
         frame(48),
-        frame("48", "x", [], 6),
+        frame("48", "x", [], 6, []),
         frame(19, "no such CODE", "text"),
         b"\0\0\0\0",
         b"\xff\xff\xff\xff",

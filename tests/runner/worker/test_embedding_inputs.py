@@ -10,6 +10,7 @@ from runner.engine.fake import ANSWER, BOS, N_VOCAB, ScriptedBackend
 from runner.engine.fake_embedding import DIMENSIONS
 from runner.errors import FieldFault, InvalidParameter
 from runner.worker.embedding_inputs import FAULTS_MAX, InputReader
+from tests.support.embedding_inputs import read_all
 
 LIMIT = 64
 READER = InputReader(ScriptedBackend(EngineOptions(context_size=LIMIT, n_cells=2 * LIMIT)))
@@ -20,7 +21,7 @@ def text(content: str) -> TextPrompt:
 
 
 def read(*inputs: TextPrompt | TokenPrompt, **fields: object) -> tuple[tuple[int, ...], ...]:
-    return READER.read(EmbeddingPrompt(inputs=inputs, **fields))  # type: ignore[arg-type]  # as a test likes
+    return read_all(READER, EmbeddingPrompt(inputs=inputs, **fields))  # type: ignore[arg-type]  # as a test likes
 
 
 def faults(*inputs: TextPrompt | TokenPrompt, **fields: object) -> list[FieldFault]:
@@ -108,7 +109,9 @@ def test_vectors_may_not_come_to_more_than_the_daemon_takes() -> None:
     assert str(EMBEDDED_BYTES_MAX) in fault.message
 
 
-def test_nothing_more_is_read_once_nobody_wants_it() -> None:
-    answers = iter([True, False])
-    prompt = EmbeddingPrompt(inputs=(text("a"),) * 5)
-    assert len(READER.read(prompt, is_wanted=lambda: next(answers))) == 1
+def test_many_inputs_are_read_in_steps() -> None:
+    steps = READER.reading(EmbeddingPrompt(inputs=(text("a"),) * 5))
+    assert [next(steps) for _ in range(5)] == [None] * 5
+    with pytest.raises(StopIteration) as ended:
+        next(steps)
+    assert len(ended.value.value) == 5

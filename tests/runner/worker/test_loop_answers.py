@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from runner.domain.constraints import Constraint, ConstraintKind
-from runner.domain.events import Accepted, Examined, Failed, PromptText, TextDelta
+from runner.domain.events import Accepted, Examined, Failed, Finished, PromptText, TextDelta
 from runner.domain.generation import (
     EXAMINED_BYTES_MAX,
     ChatMessage,
@@ -69,6 +69,31 @@ def test_a_constrained_request_can_be_cancelled_while_it_is_prepared(loaded: Wor
     )
     events = loaded.outcomes("one")
     assert not has_ended(events.get("gone", []))
+
+
+# reasoning
+
+
+REASONING = "{% for turn in messages %}{{ turn.content }}{% endfor %}{# <think> #}<|answer|>"
+
+
+def test_reasoning_comes_apart_from_the_answer_and_before_its_constraint(tmp_path: Path) -> None:
+    weights = tmp_path / "weights"
+    weights.write_bytes(b"no directives")
+    with worker_thread() as worker:
+        worker.load(weights, template=REASONING)
+        worker.send(
+            chat("cut", "[[say <think>hm</think>{} and more]]", constraint=json_object()),
+            chat("whole", "[[say <think>hm</think>{} and more]]", separates_reasoning=False),
+        )
+        events = worker.outcomes("cut", "whole")
+    thoughts = [event for event in events["cut"] if isinstance(event, TextDelta) and event.is_reasoning]
+    assert "".join(thought.text for thought in thoughts) == "hm"
+    assert text_of(events["cut"]) == "hm{}"
+    finished = events["cut"][-1]
+    assert isinstance(finished, Finished)
+    assert finished.usage.reasoning_tokens == len("<think>hm</think>")
+    assert text_of(events["whole"]) == "<think>hm</think>{} and more"
 
 
 # several answers, logprobs, echo

@@ -10,7 +10,7 @@ import pytest
 
 from runner.domain.events import Accepted, Embedded, Failed, Finished, GenerationEvent, TextDelta
 from runner.domain.generation import EmbeddingPrompt, GenerationRequest, TextPrompt, TokenPrompt
-from runner.wire.messages import Cancel, Generate
+from runner.wire.messages import AnnexClosed, Cancel, CloseAnnex, Generate
 from tests.support.worker_peer import ENDLESS, ROOMY, WorkerThread, chat, text_of, worker_thread
 
 
@@ -100,4 +100,29 @@ def test_cancelled_embeddings_tell_nothing_more(loaded: WorkerThread) -> None:
     assert len(vectors_of(events.get("gone", []))) < 500
     after = loaded.events_until(lambda events: len(events.get("text", [])) > 3)
     assert "gone" not in after
+    assert any(isinstance(event, TextDelta) for event in after["text"])
+
+
+def closed(worker: WorkerThread) -> None:
+    """Have the second context closed; returns when the worker says that it is."""
+    worker.send(CloseAnnex())
+    while not isinstance(worker.receive(), AnnexClosed):
+        pass
+
+
+def test_the_second_context_is_given_back_on_request_and_opened_again(loaded: WorkerThread) -> None:
+    closed(loaded)  # there is none yet
+    for request_id in ("one", "two"):
+        loaded.send(embedding(request_id, TokenPrompt((1,))))
+        assert len(vectors_of(loaded.outcome(request_id))) == 1
+        closed(loaded)
+
+
+def test_streams_go_on_while_the_second_context_is_closed(loaded: WorkerThread) -> None:
+    loaded.send(embedding("vectors", TokenPrompt((1,))))
+    assert len(vectors_of(loaded.outcome("vectors"))) == 1
+    loaded.send(chat("text", ENDLESS))
+    loaded.events_until(lambda events: len(events.get("text", [])) > 3)
+    closed(loaded)
+    after = loaded.events_until(lambda events: len(events.get("text", [])) > 3)
     assert any(isinstance(event, TextDelta) for event in after["text"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from runner.domain.events import Failed
 from runner.domain.generation import (
     ChatMessage,
     ChatPrompt,
+    EmbeddingPrompt,
     GenerationRequest,
     Prompt,
     TextPrompt,
@@ -28,7 +30,17 @@ from runner.engine.backend import Backend
 from runner.engine.fake import ANSWER, BOS, CONTROL, N_VOCAB, ScriptedBackend
 from runner.engine.llama import LlamaBackend
 from runner.errors import ContextLengthExceeded, InvalidParameter, ModelInUse, TemplateFailed
-from runner.worker.preparation import QUEUE_MAX, Outcome, Preparation, Prepared, Preparer, Refused, failure
+from runner.worker.preparation import (
+    QUEUE_MAX,
+    TURN_S,
+    Outcome,
+    Preparation,
+    Prepared,
+    Preparer,
+    Refused,
+    failure,
+)
+from runner.worker.reasoning import ReasoningReader
 
 PATIENCE_S = 20.0
 OPTIONS = EngineOptions(context_size=4096, n_cells=8192)
@@ -36,7 +48,13 @@ OPTIONS = EngineOptions(context_size=4096, n_cells=8192)
 
 def _preparer(backend: Backend, template: str | None = None, options: EngineOptions = OPTIONS) -> Preparer:
     chat_template = ChatTemplate(template or backend.chat_template, backend.bos_text, backend.eos_text)
-    return Preparer(backend, options, chat_template, ControlTexts(backend.control_texts))
+    return Preparer(
+        backend,
+        options,
+        chat_template,
+        ControlTexts(backend.control_texts),
+        ReasoningReader(backend, chat_template),
+    )
 
 
 def _scripted(template: str | None = None, options: EngineOptions = OPTIONS) -> Preparer:
@@ -214,6 +232,39 @@ def test_requests_wait_for_the_model_and_come_out_in_order(
     assert (first.request.request_id, first.request.submitted_s) == ("a", 3.0)
     assert isinstance(second, Refused)
     assert (second.request_id, second.failed.code) == ("b", "invalid_parameter")
+
+
+def _inputs(request_id: str, count: int) -> GenerationRequest:
+    prompt = EmbeddingPrompt(inputs=(TextPrompt("x"),) * count)
+    return GenerationRequest(request_id=request_id, prompt=prompt)
+
+
+def test_inputs_of_embeddings_take_turns_with_other_requests(outcomes: SimpleQueue[Outcome]) -> None:
+    times = itertools.count()
+    preparation = Preparation(outcomes.put, on_fault=lambda: None, clock=lambda: TURN_S * next(times))
+    preparation.submit(_inputs("many", 50))
+    preparation.submit(_inputs("gone", 50))
+    preparation.submit(_inputs("few", 3))
+    preparation.submit(_request("text"))
+    preparation.discard("gone")
+    preparation.begin(_scripted)
+    told = [outcomes.get(timeout=PATIENCE_S) for _ in range(3)]
+    assert preparation.close(PATIENCE_S)
+    assert outcomes.empty()
+    assert all(isinstance(one, Prepared) for one in told)
+    assert [one.request.request_id for one in told if isinstance(one, Prepared)] == ["text", "few", "many"]
+
+
+def test_a_faulty_input_far_behind_refuses_its_request_alone(
+    preparation: Preparation, outcomes: SimpleQueue[Outcome]
+) -> None:
+    inputs = (*[TextPrompt("x")] * 20, TokenPrompt((10**6,)))
+    preparation.submit(GenerationRequest(request_id="bad", prompt=EmbeddingPrompt(inputs=inputs)))
+    preparation.submit(_request("text"))
+    preparation.begin(_scripted)
+    told = [outcomes.get(timeout=PATIENCE_S) for _ in range(2)]
+    [refused] = [one for one in told if isinstance(one, Refused)]
+    assert refused.failed.message.startswith("input[20]")
 
 
 def test_a_discarded_request_is_not_delivered(

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.api.inference import Choice, Completed
+from runner.api.collecting import Choice, Completed
 from runner.api.openai import convert, replies
 from runner.api.openai.replies import CHAT, COMPLETION, ReplyHead, StreamEncoder
 from runner.api.openai.schema import parse_chat, parse_completion
@@ -128,6 +128,17 @@ def test_a_usage_chunk_comes_only_when_it_was_asked_for(options: Any) -> None:
     assert convert.wants_usage_chunk(parse_chat(orjson.dumps(body)))
 
 
+def test_reasoning_is_told_apart_in_chats_unless_it_is_to_stay() -> None:
+    body = {"model": "a", "messages": [{"role": "user", "content": ""}], "reasoning_effort": "none"}
+    asked = convert.generation_request(parse_chat(orjson.dumps(body)), "r1")
+    assert asked.separates_reasoning
+    assert isinstance(asked.prompt, ChatPrompt)
+    assert asked.prompt.reasoning_effort == "none"
+    for kind, is_separated in (("none", False), ("auto", True), ("deepseek", True)):
+        asked = convert.generation_request(parse_chat(orjson.dumps({**body, "reasoning_format": kind})), "r1")
+        assert asked.separates_reasoning is is_separated
+
+
 def test_a_chat_reply_has_the_shape_that_clients_read() -> None:
     completed = Completed(
         choices=(Choice(text='"Hi"\n', reason=FINISHED.reason),), finished=FINISHED, fingerprint="fp_1"
@@ -151,6 +162,7 @@ def test_a_chat_reply_has_the_shape_that_clients_read() -> None:
             "completion_tokens": 4,
             "total_tokens": 14,
             "prompt_tokens_details": {"cached_tokens": 6},
+            "completion_tokens_details": {"reasoning_tokens": 0},
         },
         "timings": {
             "cache_n": 6,

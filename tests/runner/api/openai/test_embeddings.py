@@ -6,15 +6,17 @@ import base64
 import struct
 from typing import Any
 
+import attrs
 import orjson
 import pytest
 import trio
 
-from runner.api.openai.embeddings import embedding_request, parse_embeddings
+from runner.api.openai import routes
+from runner.api.openai.embeddings import CHUNK_BYTES, ReplySource, embedding_request, parse_embeddings
 from runner.api.openai.routes import PREFIXES
 from runner.domain.events import Accepted, Embedded, Failed
 from runner.domain.generation import EMBEDDING_INPUTS_MAX, EmbeddingPrompt, TextPrompt, TokenPrompt
-from runner.errors import InvalidParameter, UnsupportedParameter
+from runner.errors import Draining, InvalidParameter, UnsupportedParameter
 from tests.support.api import answer_of, client_over, error_of, leave, post
 from tests.support.fake_handles import FakeParts, finished
 
@@ -180,3 +182,46 @@ async def test_a_client_that_leaves_ends_its_request() -> None:
             while not worker.cancelled:
                 await trio.lowlevel.checkpoint()
     assert parts.scheduler.outstanding == 0
+
+
+def is_streamed(response: Any) -> bool:
+    return "X-Accel-Buffering" in response.headers
+
+
+@pytest.mark.parametrize("encoding", ["float", "base64"])
+async def test_a_large_answer_is_written_piece_by_piece_and_is_the_same(
+    monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    body = {**BODY, "encoding_format": encoding}
+    whole = await post(client_over(embedding()), "/v1/embeddings", body)
+    monkeypatch.setattr(routes, "WHOLE_BYTES_MAX", len(FIRST) + len(SECOND) - 1)
+    parts = embedding()
+    pieces = await post(client_over(parts), "/v1/embeddings", body)
+    assert await pieces.get_data() == await whole.get_data()
+    assert pieces.content_type == whole.content_type == "application/json"
+    assert is_streamed(pieces) and not is_streamed(whole)
+    assert parts.scheduler.outstanding == 0
+    monkeypatch.setattr(routes, "WHOLE_BYTES_MAX", len(FIRST) + len(SECOND))
+    again = await post(client_over(embedding()), "/v1/embeddings", body)
+    assert not is_streamed(again)
+
+
+async def test_pieces_are_of_a_bounded_size_and_cut_off_by_errors() -> None:
+    source = ReplySource(iter([b"x" * (CHUNK_BYTES - 1), b"y", b"z"]))
+    assert len(await source.next_chunk()) == CHUNK_BYTES
+    assert await source.next_chunk() == b"z"
+    assert await source.next_chunk() == b""
+    with pytest.raises(Draining):
+        source.abort(Draining())
+    source.close()
+
+
+@pytest.mark.parametrize(("architecture", "has_annex"), [("llama", True), ("bert", False)])
+async def test_memory_beside_the_model_is_asked_for_where_it_generates(
+    architecture: str, has_annex: bool
+) -> None:
+    parts = embedding()
+    [model] = parts.store.models
+    parts.store.models[:] = [attrs.evolve(model, architecture=architecture)]
+    await answer_of(await post(client_over(parts), "/v1/embeddings", BODY))
+    assert parts.scheduler.with_annex == [has_annex]

@@ -208,7 +208,6 @@ def test_likeliest_tokens_come_with_logprobs() -> None:
         ("modalities", [["text"], []], [["text", "audio"]]),
         ("audio", [None], [{"voice": "alloy"}]),
         ("prediction", [None], [{"type": "content", "content": "x"}]),
-        ("reasoning_effort", ["none"], ["low", "high"]),
         ("verbosity", ["medium"], ["low"]),
         ("web_search_options", [None], [{}]),
         ("n_predict", [-1], [5]),
@@ -227,6 +226,18 @@ def test_known_fields_are_refused_only_when_they_would_change_the_result(
         assert chat(**{field: value}) == chat()
     for value in changes:
         assert refusal(chat, **{field: value}) == (UnsupportedParameter, [field])
+
+
+def test_how_much_and_where_a_model_reasons() -> None:
+    for effort in ("none", "low", "medium", "high"):
+        assert chat(reasoning_effort=effort).reasoning_effort == effort
+    for effort in ("", "minimal", "xhigh"):
+        assert refusal(chat, reasoning_effort=effort) == (UnsupportedParameter, ["reasoning_effort"])
+    assert refusal(chat, reasoning_effort=1) == (InvalidParameter, ["reasoning_effort"])
+    for kind in ("none", "auto", "deepseek"):
+        assert chat(reasoning_format=kind).reasoning_format == kind
+    for stranger in ("", "deepseek-legacy", 1, ["none"]):
+        assert refusal(chat, reasoning_format=stranger) == (InvalidParameter, ["reasoning_format"])
 
 
 @pytest.mark.parametrize(
@@ -316,12 +327,37 @@ def test_G08_template_options_are_the_listed_names_with_their_types() -> None:
     ],
 )
 def test_one_prompt_comes_as_text_or_as_token_ids(prompt: object, expected: object) -> None:
+    assert completion(prompt=prompt).prompt == (expected,)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        (["a", "b"], (TextPrompt("a"), TextPrompt("b"))),
+        ([[1], [2, 3]], (TokenPrompt((1,)), TokenPrompt((2, 3)))),
+        (["", [1]], (TextPrompt(""), TokenPrompt((1,)))),
+    ],
+)
+def test_several_prompts_come_in_one_list(prompt: object, expected: object) -> None:
     assert completion(prompt=prompt).prompt == expected
 
 
-@pytest.mark.parametrize("prompt", [["a", "b"], [[1], [2]], ["a", [1]]])
-def test_several_prompts_are_refused_as_not_implemented(prompt: object) -> None:
-    assert refusal(completion, prompt=prompt) == (UnsupportedParameter, ["prompt"])
+@pytest.mark.parametrize(
+    ("fields", "is_taken"),
+    [
+        ({"prompt": ["a"] * 64}, True),
+        ({"prompt": ["a"] * 65}, False),
+        ({"prompt": ["a"] * 8, "n": 8}, True),
+        ({"prompt": ["a"] * 9, "n": 8}, False),
+        ({"prompt": ["a"] * 21, "best_of": 3}, True),
+        ({"prompt": ["a"] * 22, "best_of": 3}, False),
+    ],
+)
+def test_N12_prompts_and_their_answers_are_bounded_together(fields: dict[str, Any], is_taken: bool) -> None:
+    if is_taken:
+        assert len(completion(**fields).prompt) == len(fields["prompt"])
+    else:
+        assert refusal(completion, **fields) == (InvalidParameter, ["prompt"])
 
 
 @pytest.mark.parametrize("prompt", [None, 5, [], {}, [-1], [2**31], [1.0], [True], [1, "a"], [None]])
@@ -329,9 +365,11 @@ def test_prompts_of_other_kinds_are_faults(prompt: object) -> None:
     assert refusal(completion, prompt=prompt) == (InvalidParameter, ["prompt"])
 
 
-@pytest.mark.parametrize("prompt", [[[]], [["a"]], [[1, None]]])
-def test_a_faulty_prompt_within_a_list_is_named(prompt: object) -> None:
+@pytest.mark.parametrize("prompt", [[[]], [["a"]], [[1, None]], [[-1]], [[2**31]]])
+def test_a_faulty_prompt_within_a_list_is_named(prompt: list[object]) -> None:
     assert refusal(completion, prompt=prompt) == (InvalidParameter, ["prompt[0]"])
+    paths = ["prompt[1]", "prompt[3]"]
+    assert refusal(completion, prompt=["a", *prompt, [5], *prompt]) == (InvalidParameter, paths)
 
 
 def test_N12_every_faulty_field_is_named_in_one_answer() -> None:

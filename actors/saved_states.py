@@ -41,6 +41,7 @@ from runner.wire.state_schema import OFFERS_MAX
 AGE_MAX_S: Final = 24 * 3600.0
 """Since a state was last used."""
 OFFERED_TOKENS_MAX: Final = 500_000
+_SUPERSEDED_TOKENS: Final = 64
 _PRUNE_S: Final = 3600.0
 _DISK_S: Final = 2.0
 """For one write, and for what must not be left half done: a worker that ends may wait so long."""
@@ -253,8 +254,8 @@ class SavedStates:
         return True
 
     async def keep(self, writer: StateWriter) -> int | None:
-        """It is whole: its id, unless it cannot be kept after all. What it begins with is superseded, and
-        goes."""
+        """It is whole: its id, unless it cannot be kept after all. What it has nearly all of is superseded,
+        and goes."""
         try:
             state = await _to_its_end(writer.finish)
         except (OSError, StateRefused) as error:
@@ -262,7 +263,7 @@ class SavedStates:
             return None
         finally:
             self._reserved_bytes -= self._writing.pop(writer, 0)
-        former = [state_id for state_id, other in self._states.items() if _contains(state, other)]
+        former = [state_id for state_id, other in self._states.items() if _supersedes(state, other)]
         state_id = next(self._ids)
         self._states[state_id] = state
         await self._remove(self._take_out(former))
@@ -344,10 +345,13 @@ def _state_bytes_within(file_bytes: int) -> int:
     return max(0, file_bytes - file_bytes_of(STATE_TOKENS_MAX, STATE_BYTES_MAX) + STATE_BYTES_MAX)
 
 
-def _contains(state: StateFile, other: StateFile) -> bool:
-    """Packed tokens are of one length each, so that beginnings of bytes are beginnings of tokens."""
-    is_of_like = (state.key, state.owner) == (other.key, other.owner)
-    return is_of_like and state.tokens.startswith(other.tokens)
+def _supersedes(state: StateFile, other: StateFile) -> bool:
+    """It has all tokens of the other one but for a few at its end: templates tell an answer otherwise than it
+    was generated, when it has become history, and leave out what was thought before."""
+    if (state.key, state.owner) != (other.key, other.owner):
+        return False
+    n_needed = other.n_tokens - min(_SUPERSEDED_TOKENS, other.n_tokens // 8)
+    return state.tokens.startswith(other.tokens[: 4 * n_needed])
 
 
 async def _in_thread(work: Callable[[], T]) -> T:

@@ -176,7 +176,7 @@ class Hibernation:
             return
         self._seen = seen
         self.can_free(cells.n_cells // 2)
-        if self._outgoing is not None:
+        if self.outgoing is not None:
             self._n_ahead += 1
 
     # out, at the end

@@ -285,6 +285,19 @@ async def test_what_a_state_begins_with_is_superseded_and_nothing_else(bench: Be
     assert offered(states)[0] == (1, 2)
 
 
+@pytest.mark.parametrize(
+    ("n_old", "n_common", "is_superseded"),
+    [(800, 737, True), (800, 736, True), (800, 735, False), (80, 70, True), (80, 69, False), (7, 6, False)],
+)
+async def test_what_differs_in_its_last_few_tokens_only_is_superseded(
+    bench: Bench, n_old: int, n_common: int, is_superseded: bool
+) -> None:
+    states = await bench.run()
+    assert await save(states, announced(*range(n_old)))
+    assert await save(states, announced(*range(n_common), *range(5000, 6000)))
+    assert states.usage.states == (1 if is_superseded else 2)
+
+
 async def test_who_was_offered_a_state_is_told_when_it_goes(bench: Bench) -> None:
     told: list[frozenset[int]] = []
     states = await bench.run(limit_bytes=2 * file_bytes_of(1, 10))

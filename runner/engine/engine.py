@@ -199,9 +199,11 @@ class Engine:
 
     def _embed(self, step: _Step) -> None:
         begin_s = self._stopwatch()
-        events, step.prefill_tokens = self._embedder.advance()
+        events, step.prefill_tokens = self._embedder.advance(self._prefill_chunk)
         step.events += events
         self._computing_s = self._stopwatch() - begin_s
+        if step.prefill_tokens:
+            self._adapt_chunk(step.prefill_tokens, self._computing_s)
 
     def _generate(self, step: _Step) -> None:
         while must_preempt(self._count_planned(), len(self._running), self._options.n_cells):

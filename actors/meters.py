@@ -56,6 +56,7 @@ class StepSums:
             preemptions=counts.preemptions,
             reuse_hits=counts.reuse_hits,
             reused_tokens=counts.reused_tokens,
+            saved_tokens=counts.saved_tokens,
             restored_tokens=counts.restored_tokens,
             reuse_misses={miss.value: n for miss, n in zip(CacheMiss, counts.misses, strict=True)},
         )

@@ -1,6 +1,6 @@
 """What was saved of engines' caches, across loads and across runs of this daemon: the owner of those files.
 
-    a worker that ends ──> begin, write, keep ──> files ──> offers, read ──> a worker of the same weights
+    a worker ──> begin, write, keep ──> files ──> offers, read ──> itself, or one of the same weights
 
 The index is in memory and changed by the trio thread alone; files are written and read in threads, one part
 of a state at a time. Nothing here is needed for an answer: whatever fails costs a state, and is told to
@@ -16,7 +16,7 @@ import itertools
 import shutil
 import time
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
@@ -25,6 +25,8 @@ import attrs
 import trio
 
 from runner.store.states import (
+    STATE_BYTES_MAX,
+    STATE_TOKENS_MAX,
     StateFile,
     StateFiles,
     StateKey,
@@ -39,9 +41,10 @@ from runner.wire.state_schema import OFFERS_MAX
 AGE_MAX_S: Final = 24 * 3600.0
 """Since a state was last used."""
 OFFERED_TOKENS_MAX: Final = 500_000
+_SUPERSEDED_TOKENS: Final = 64
 _PRUNE_S: Final = 3600.0
-_CLEAN_S: Final = 1.0
-"""For removing what was given up, within the end of a worker."""
+_DISK_S: Final = 2.0
+"""For one write, and for what must not be left half done: a worker that ends may wait so long."""
 
 T = TypeVar("T")
 
@@ -111,6 +114,7 @@ class SavedStates:
         """With the bytes that each may come to take; these are reserved."""
         self._reserved_bytes = 0
         self._is_open = False
+        self._on_gone: set[Callable[[frozenset[int]], None]] = set()
 
     def __repr__(self) -> str:
         usage = self.usage
@@ -119,6 +123,19 @@ class SavedStates:
     @property
     def is_on(self) -> bool:
         return self._is_open and self._limit_bytes > 0
+
+    @property
+    def largest_bytes(self) -> int:
+        """Of a state that is kept; 0 when none is."""
+        return _state_bytes_within(self._limit_bytes - self._reserved_bytes) if self.is_on else 0
+
+    async def room_bytes(self) -> int:
+        """The same, as the disk is now."""
+        try:
+            free_bytes = await _to_its_end(self._free_bytes)
+        except OSError:
+            return 0
+        return min(self.largest_bytes, _state_bytes_within(free_bytes))
 
     @property
     def usage(self) -> StatesUsage:
@@ -150,6 +167,13 @@ class SavedStates:
         await self.forget_unwanted()
         await self._drop_surplus()
 
+    def subscribe(self, on_gone: Callable[[frozenset[int]], None]) -> None:
+        """Have it told, until `unsubscribe`, which states cannot be had any more; it must not block."""
+        self._on_gone.add(on_gone)
+
+    def unsubscribe(self, on_gone: Callable[[frozenset[int]], None]) -> None:
+        self._on_gone.discard(on_gone)
+
     # out of files
 
     def offers(self, key: StateKey) -> tuple[StateOffer, ...]:
@@ -180,7 +204,7 @@ class SavedStates:
         try:
             used = await _in_thread(partial(self._files.note_use, state, self._clock()))
         except OSError as error:
-            self._states.pop(state_id, None)
+            self._take_out([state_id])
             self._tell(f"a saved state is gone: {error.strerror}")
             return None
         if self._states.pop(state_id, None) is None:
@@ -190,10 +214,10 @@ class SavedStates:
 
     async def drop(self, state_id: int, reason: str) -> None:
         """It proved to be none of ours, or not whole."""
-        state = self._states.pop(state_id, None)
-        if state is not None:
+        states = self._take_out([state_id])
+        if states:
             self._tell(f"a saved state was removed: {reason}")
-            await self._remove([state])
+            await self._remove(states)
 
     # into files
 
@@ -210,7 +234,7 @@ class SavedStates:
         try:
             await self._drop_surplus(left_bytes)
             if await _in_thread(self._free_bytes) >= needed_bytes:
-                writer = await _in_thread(partial(self._begin, key, announced))
+                writer = await _to_its_end(partial(self._begin, key, announced))
         except (OSError, StateRefused) as error:
             self._tell(f"a state could not be saved: {error}")
         finally:
@@ -221,36 +245,40 @@ class SavedStates:
         return writer
 
     async def write(self, writer: StateWriter, data: bytes) -> bool:
-        """False when it cannot be written, and is to be abandoned."""
+        """False when it cannot be written, or not soon, and is to be abandoned."""
         try:
-            await _in_thread(partial(writer.write, data))
+            await _to_its_end(partial(writer.write, data))
         except (OSError, StateRefused) as error:
             self._tell(f"a state could not be saved: {error}")
             return False
         return True
 
-    async def keep(self, writer: StateWriter) -> None:
-        """It is whole. One of the same tokens that was there before goes."""
+    async def keep(self, writer: StateWriter) -> int | None:
+        """It is whole: its id, unless it cannot be kept after all. What it has nearly all of is superseded,
+        and goes."""
         try:
-            state = await _in_thread(writer.finish)
+            state = await _to_its_end(writer.finish)
         except (OSError, StateRefused) as error:
             self._tell(f"a state could not be saved: {error}")
-            return
+            return None
         finally:
             self._reserved_bytes -= self._writing.pop(writer, 0)
-        former = [state_id for state_id, other in self._states.items() if _are_alike(state, other)]
-        self._states[next(self._ids)] = state
-        await self._remove([self._states.pop(state_id) for state_id in former])
+        former = [state_id for state_id, other in self._states.items() if _supersedes(state, other)]
+        state_id = next(self._ids)
+        self._states[state_id] = state
+        await self._remove(self._take_out(former))
         await self._drop_surplus()
+        if not await _in_thread(partial(self._are_wanted, state.key)):  # gone while it was written
+            await self._remove(self._take_out([state_id]))
+        return state_id if state_id in self._states else None
 
     async def abandon(self, writer: StateWriter) -> None:
         """Leave nothing of it, if the disk lets us do so soon; else the next start does."""
         self._reserved_bytes -= self._writing.pop(writer, 0)
-        with trio.CancelScope(shield=True), trio.move_on_after(_CLEAN_S):
-            try:
-                await _in_thread(writer.abandon)
-            except (OSError, ValueError) as error:
-                self._tell(f"what is left of a state could not be removed: {error}")
+        try:
+            await _to_its_end(writer.abandon)
+        except (OSError, ValueError) as error:
+            self._tell(f"what is left of a state could not be removed: {error}")
 
     # giving up
 
@@ -263,34 +291,47 @@ class SavedStates:
         gone = [
             state_id for state_id, state in self._states.items() if not unwanted.isdisjoint(state.key.weights)
         ]
-        await self._remove([self._states.pop(state_id) for state_id in gone])
+        await self._remove(self._take_out(gone))
 
     async def _drop_surplus(self, limit_bytes: int | None = None) -> None:
-        by_use = sorted(self._states.items(), key=lambda item: item[1].used_s)
-        self._states = dict(by_use)
+        """Their order is that of use, whatever the clock did meanwhile; what was used after now, was now."""
+        now_s = self._clock()
+        for state_id, state in self._states.items():
+            if state.used_s > now_s:
+                self._states[state_id] = attrs.evolve(state, used_s=now_s)
         gone = surplus(
-            [state for _, state in by_use],
-            now_s=self._clock(),
+            list(self._states.values()),
+            now_s=now_s,
             limit_bytes=self._limit_bytes if limit_bytes is None else limit_bytes,
             age_max_s=AGE_MAX_S,
         )
         names = {state.path for state in gone}
-        self._states = {
-            state_id: state for state_id, state in self._states.items() if state.path not in names
-        }
-        await self._remove(gone)
+        await self._remove(
+            self._take_out([state_id for state_id, state in self._states.items() if state.path in names])
+        )
+
+    def _take_out(self, state_ids: Iterable[int]) -> list[StateFile]:
+        """Out of the index, and whoever was offered them is told; those that are there."""
+        gone = {state_id: self._states.pop(state_id) for state_id in state_ids if state_id in self._states}
+        if gone:
+            for on_gone in tuple(self._on_gone):
+                on_gone(frozenset(gone))
+        return list(gone.values())
 
     async def _remove(self, states: list[StateFile]) -> None:
         """Out of the index they are already."""
         if not states:
             return
         try:
-            await _in_thread(partial(self._files.remove, states))
+            await _to_its_end(partial(self._files.remove, states))
         except OSError as error:
-            self._tell(f"a saved state could not be removed: {error.strerror}")
+            self._tell(f"a saved state could not be removed: {error.strerror or error}")
 
     def _begin(self, key: StateKey, announced: SaveState) -> StateWriter:
         return self._files.begin(key, announced.owner, announced.tokens, announced.size_bytes, self._clock())
+
+    def _are_wanted(self, key: StateKey) -> bool:
+        return all(map(self._is_wanted, key.weights))
 
     def _free_bytes(self) -> int:
         return shutil.disk_usage(self._root).free - self._keep_free_bytes
@@ -299,10 +340,28 @@ class SavedStates:
         self._report(StateNotice(message))
 
 
-def _are_alike(state: StateFile, other: StateFile) -> bool:
-    return (state.key, state.owner, state.tokens) == (other.key, other.owner, other.tokens)
+def _state_bytes_within(file_bytes: int) -> int:
+    """Of the largest state whose file takes no more, or a little less."""
+    return max(0, file_bytes - file_bytes_of(STATE_TOKENS_MAX, STATE_BYTES_MAX) + STATE_BYTES_MAX)
+
+
+def _supersedes(state: StateFile, other: StateFile) -> bool:
+    """It has all tokens of the other one but for a few at its end: templates tell an answer otherwise than it
+    was generated, when it has become history, and leave out what was thought before."""
+    if (state.key, state.owner) != (other.key, other.owner):
+        return False
+    n_needed = other.n_tokens - min(_SUPERSEDED_TOKENS, other.n_tokens // 8)
+    return state.tokens.startswith(other.tokens[: 4 * n_needed])
 
 
 async def _in_thread(work: Callable[[], T]) -> T:
     """Left to itself on cancellation: a disk that hangs must not keep a worker from ending."""
     return await trio.to_thread.run_sync(work, abandon_on_cancel=True)
+
+
+async def _to_its_end(work: Callable[[], T]) -> T:
+    """Also when cancelled: nothing else may happen to a file meanwhile. Raises TimeoutError, which is an
+    OSError, when the disk takes so long that it is left to itself."""
+    with trio.CancelScope(shield=True), trio.move_on_after(_DISK_S):
+        return await _in_thread(work)
+    raise TimeoutError("the disk takes too long")

@@ -55,6 +55,8 @@ from runner.wire.messages import (
     Loaded,
     LoadFailed,
     LoadProgress,
+    SavedPart,
+    SaveState,
     Shutdown,
     Step,
     WantState,
@@ -150,9 +152,9 @@ async def run_keeper(
 ) -> None:
     """Start a worker, load the model, serve until it ends; returns when nothing of it is left.
 
-    Its process comes from `workers`; without, `command` starts one. Cancel it to stop the worker: that takes
-    the ladder of L08, 14 s at most, and 1 s more where it may save its cache. `report` is called from this
-    task and must not block. Whatever the worker does becomes an event; only faults of ours are raised.
+    Its process comes from `workers`; without, `command` starts one. Cancel it to stop the worker: the ladder
+    of L08 takes 14 s at most, and 3 s more where a cache is saved. `report` must not block. Whatever the
+    worker does becomes an event; only faults of ours are raised.
     """
     try:
         keeper = _Keeper(spec, report, settings, workers or NewWorkers(command, settings.directory))
@@ -210,7 +212,8 @@ class _Keeper:
         self._loaded: Loaded | None = None
         self._handle: WorkerHandle | None = None
         self._ending: _Ending | None = None
-        self._is_writing = False
+        self._unsent = memoryview(b"")
+        """Of the frames that are being sent."""
         self._reading = trio.CancelScope()
         self._workers: WorkerSource | None = workers
         self._process = workers.take_or_start()
@@ -286,7 +289,7 @@ class _Keeper:
                 self._handle.deliver(message)
             case _Phase.READY, AnnexClosed() if self._handle and self._handle.annex_closed():
                 pass
-            case _Phase.READY, WantState(state_id) if self._states.want(state_id):
+            case _Phase.READY, WantState() | SaveState() | SavedPart() if self._states.hear(message):
                 pass
             case _:
                 unexpected = f"{type(message).__name__} from a worker that is {self._phase.value}"
@@ -337,11 +340,11 @@ class _Keeper:
     async def _write(self) -> None:
         try:
             while True:
-                frames = await self._outbox.take()
-                self._is_writing = True
-                await self._process.channel.send_all(frames)
-                self._is_writing = False
-        except trio.BrokenResourceError:
+                self._unsent = memoryview(await self._outbox.take())
+                while self._unsent:
+                    n_sent = await self._process.channel.socket.send(self._unsent)
+                    self._unsent = self._unsent[n_sent:]
+        except OSError:
             pass  # the worker is gone, which the reading side is about to see
 
     async def _watch_exit(self) -> None:
@@ -401,6 +404,7 @@ class _Keeper:
         finally:
             self._end_load()
             await self._see_off(ending)
+            await self._states.end()
             self._report(WorkerEnded(self._death_report(ending, request_ids)))
 
     async def _await_exit(self, ending: _Ending) -> _Ending:
@@ -442,16 +446,11 @@ class _Keeper:
         """`Shutdown`, then read on: it may save states, and is to come out of a send that it is in."""
         channel = self._process.channel
         try:
-            if self._is_writing:  # half a frame is out: all that is left to say is the end
-                await channel.send_eof()
-            else:
-                await channel.send_all(encode(farewell))
+            await channel.send_all(bytes(self._unsent) + encode(farewell))
             while data := await channel.receive_some(_READ_BYTES):
                 await self._states.take(self._last_words(bytes(data)))
         except trio.BrokenResourceError:
             pass
-        finally:
-            await self._states.end()
 
     def _last_words(self, data: bytes) -> Iterable[object]:
         """From the first fault on nothing is believed; it is ending anyway."""

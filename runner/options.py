@@ -397,7 +397,7 @@ OPTIONS: tuple[Option, ...] = (
         "cache_disk",
         _size_or_off,
         lambda: 4 * 2**30,
-        "bytes of disk for what is saved of caches at unload, or off",
+        "bytes of disk for what is saved of caches, or off",
         "RUNNER_CACHE_DISK",
         _NUMBER,
     ),

@@ -36,6 +36,7 @@ def meter_rows(meters: dict[str, Any]) -> list[tuple[str, str]]:
         ("steps", f"{meters['steps']}, {_step(meters['steps_s'], meters['all_computing_s'])} in all"),
         ("tokens", f"{meters['prefill_tokens']} of prompts computed, {meters['decode_tokens']} of answers"),
         ("reused", f"{meters['reused_tokens']} tokens in {meters['reuse_hits']} prompts"),
+        ("saved", f"{meters['saved_tokens']} tokens to make room"),
         ("restored", f"{meters['restored_tokens']} tokens from saved states"),
         ("not reused", f"{sum(misses.values())} prompts" + (f": {told}" if told else "")),
         ("preemptions", str(meters["preemptions"])),

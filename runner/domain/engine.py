@@ -51,12 +51,14 @@ class EngineCounts:
     """Since an engine was loaded: sequences that gave way for older ones, prompts of which something was in
     cells, the tokens of these that were, and prompts of which nothing was, in the order of `CacheMiss`.
 
-    `restored_tokens` came from saved states into cells; they count as reused, too, where a prompt uses them.
+    `saved_tokens` were saved when their cells were given up; `restored_tokens` came from saved states into
+    cells, and those of prompts count as reused, too.
     """
 
     preemptions: int = 0
     reuse_hits: int = 0
     reused_tokens: int = 0
+    saved_tokens: int = 0
     restored_tokens: int = 0
     misses: tuple[int, ...] = (0,) * len(CacheMiss)
 

@@ -15,8 +15,9 @@ class EngineMeters:
     Of its last step: `batch_prefill_tokens` and `batch_decode_tokens`, the rows of its forward pass, how long
     it took (`step_s`), and how long of that in the engine's own code (`computing_s`). Cells of this moment.
     Since it was loaded: steps, the tokens of all, the sums of both times; preemptions; prompts of which
-    something was in cells, the tokens of these that were, tokens that came from saved states, and by reason
-    the prompts of which nothing was (`runner.domain.engine.CacheMiss`).
+    something was in cells, the tokens of these that were, tokens that were saved as their cells were given up
+    and that came from saved states, and by reason the prompts of which nothing was in cells
+    (`runner.domain.engine.CacheMiss`).
     """
 
     batch_prefill_tokens: int
@@ -34,6 +35,7 @@ class EngineMeters:
     preemptions: int
     reuse_hits: int
     reused_tokens: int
+    saved_tokens: int
     restored_tokens: int
     reuse_misses: dict[str, int]
 

@@ -222,6 +222,12 @@ class Backend(Protocol):
         nothing. Only where `facts.shares_cells`.
         """
 
+    def share_beginning(self, source_id: int, target_id: int, count: int) -> None:
+        """Let the first `count` cells of a sequence be those of another, which hold the same tokens.
+
+        Only where `facts.cuts_states`.
+        """
+
     def drop_cells(self, sequence_id: int, from_position: int = 0) -> bool:
         """Forget a sequence from a position on; False when only forgetting all of it is possible."""
 

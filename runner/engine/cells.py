@@ -8,8 +8,9 @@ later prompt that begins alike need not compute its beginning again: that one's 
 
 Every decoding step passes over retained cells, too: beside 1,700 of them a stream lost 5 % of its speed, and
 four streams 13 %. So those that ended last are kept, in at most half of the pool, and more only while it is
-little. When cells run out they go first, the least recently used
-from its end on: what several have in common is at their beginnings.
+little. When cells run out they go first, the least recently used from its end on: what several have in common
+is at their beginnings. Who saves states (`hibernation.py`) is asked before, and has then the whole of it: its
+end need not be saved again when the rest goes.
 
 Owns the ids, the tree and the order of use. Imports the tree, the ids and the protocol of backends.
 """
@@ -20,6 +21,7 @@ import itertools
 from collections.abc import Callable, Hashable, Sequence
 from typing import Final, Protocol
 
+from runner.engine.continuations import Continuations
 from runner.engine.prefix import NO_MATCH, Match, PrefixTree
 from runner.engine.slots import Slots
 
@@ -42,13 +44,15 @@ class CellMemory(Protocol):
 
     def drop_cells(self, sequence_id: int, from_position: int = 0) -> bool: ...
 
+    def share_beginning(self, source_id: int, target_id: int, count: int) -> None: ...
+
 
 class CellPool:
     """`max_retained` is 0 for what cannot be shared. Namespaces keep apart what must not be shared."""
 
     def __init__(self, memory: CellMemory, *, n_cells: int, max_running: int, max_retained: int) -> None:
         self._memory = memory
-        self._n_cells = n_cells
+        self.n_cells = n_cells
         self._max_retained = max_retained
         self._slots = Slots(max_running + max_retained)
         self._tree = PrefixTree()
@@ -59,8 +63,15 @@ class CellPool:
         """Retained ids that will be used again for certain, and by whom."""
         self._given_up: dict[int, None] = {}
         """Hashes of beginnings, oldest first."""
+        self._continuations = Continuations()
+        self._continuing: set[int] = set()
+        """Ids of sequences that went on from where others had ended."""
         self._n_used = 0
+        self.n_ever_retained = 0
         self._private = itertools.count()
+        self.may_go: Callable[[int, Hashable], bool] = lambda slot, namespace: True
+        """Asked before cells of a retained id are given up, which may save them first; False when they would
+        be lost, and others had better go."""
 
     def __repr__(self) -> str:
         return (
@@ -83,8 +94,13 @@ class CellPool:
         return self._tree.n_cells - self._n_used
 
     @property
+    def n_heads(self) -> int:
+        """Ids that are retained."""
+        return len(self._retained)
+
+    @property
     def n_free(self) -> int:
-        return self._n_cells - self._tree.n_cells
+        return self.n_cells - self._tree.n_cells
 
     # beginning
 
@@ -115,6 +131,18 @@ class CellPool:
         self._running.add(slot)
         return slot
 
+    def goes_on(self, prompt: Sequence[int], namespace: Hashable | None) -> bool:
+        """Whether a prompt begins with all of what some sequence ended with, be it kept or not."""
+        return namespace is not None and self._continuations.is_one(prompt, namespace)
+
+    def expect_back(self, slot: int) -> None:
+        """What this sequence leaves will be used again, as something was before it."""
+        self._continuing.add(slot)
+
+    def is_expected_back(self, slot: int) -> bool:
+        """Whether what is retained will be used again: for certain, or as it was before."""
+        return slot in self._awaited or slot in self._continuing
+
     def attach(self, slot: int, match: Match) -> bool:
         """Let a running sequence have what was found, and nothing else.
 
@@ -126,8 +154,38 @@ class CellPool:
             return False
         self._n_used += match.count - self.count_in_use(match)
         self._tree.attach(slot, source, match.count)
-        if len(match.holders) == 1 and source in self._retained:
-            self._retained[source] = self._retained.pop(source)  # the most recently used now
+        self._note_use(match)
+        return True
+
+    def bring(
+        self,
+        slot: int,
+        tokens: Sequence[int],
+        namespace: Hashable,
+        *,
+        n_saved: int,
+        fill: Callable[[], bool],
+        shares_beginning: bool,
+    ) -> bool:
+        """Let a running sequence, which has nothing, have `tokens` out of what `fill` puts into its cells, of
+        which these are the first of `n_saved`, and which have room beside those of running sequences. False
+        when it would not.
+
+        `shares_beginning`: what others have of it is not kept twice.
+        """
+        self.make_room(n_saved)
+        if not fill():
+            return False
+        if len(tokens) < n_saved:
+            self._memory.drop_cells(slot, len(tokens))
+        match = self._tree.longest_match(tokens, namespace) if shares_beginning else NO_MATCH
+        if match.count:
+            source = min(match.holders)
+            self._memory.share_beginning(source, slot, match.count)
+            self._tree.attach(slot, source, match.count)
+            self._note_use(match)
+        self._tree.extend(slot, tokens[match.count :])
+        self._n_used = self._tree.count_held(self._running)
         return True
 
     def fill(self, slot: int, tokens: Sequence[int]) -> None:
@@ -154,7 +212,7 @@ class CellPool:
         self._running.remove(slot)
         self._forget(slot)
         self._n_used = self._tree.count_held(self._running)
-        self._keep_half()
+        self.keep_half()
 
     def retain(self, slot: int, namespace: Hashable | None, *, awaited_by: object | None = None) -> None:
         """A running sequence has ended; keep its tokens as long as there is room.
@@ -173,6 +231,8 @@ class CellPool:
         self._running.remove(slot)
         self._n_used = self._tree.count_held(self._running)
         self._retained[slot] = namespace
+        self._continuations.ended(self._tree.tokens(slot), namespace)
+        self.n_ever_retained += 1
         if awaited_by is not None:
             self._awaited[slot] = awaited_by
         for held in list(self._retained):  # 2
@@ -182,7 +242,7 @@ class CellPool:
             self.give_up_oldest()
         while len(self._retained) - len(self._awaited) > KEPT_FREELY and self.n_retained > KEPT_CELLS:
             self.give_up_oldest()
-        self._keep_half()
+        self.keep_half()
 
     def expect_no_longer(self, awaited_by: object) -> None:
         """It has come back, or will not."""
@@ -191,20 +251,36 @@ class CellPool:
     def make_room(self, n_rows: int) -> None:
         """Give up retained cells, as far as there are any, until so many are free."""
         while self._retained and self.n_free < n_rows:
-            self._trim(n_rows - self.n_free)
+            self._trim(self._next_to_go(), n_rows - self.n_free)
+
+    def keep_half(self) -> None:
+        """Give up what is retained beyond half of the cells, unless it would be lost and can be saved soon.
+
+        Called whenever a sequence leaves cells that others retain, and before each step.
+        """
+        while (n_more := self.n_retained - self.n_cells // 2) > 0:
+            oldest = self._by_use()[0]
+            if not self.may_go(oldest, self._retained[oldest]):
+                return
+            self._trim(oldest, n_more)
 
     def give_up_oldest(self) -> bool:
         """Free what was not used for longest; False when nothing is retained."""
         if not self._retained:
             return False
-        self._give_up(self._oldest())
+        self._give_up(self._next_to_go())
         return True
+
+    def forget_retained(self) -> None:
+        """Free all that is retained, and save nothing."""
+        for slot in tuple(self._retained):
+            self._give_up(slot)
 
     # hibernation
 
     def retained(self) -> tuple[tuple[int, Hashable], ...]:
-        """What is kept of sequences that ended: ids with their namespaces, the most recently used first."""
-        return tuple(reversed(self._retained.items()))
+        """What is kept of sequences that ended: ids with their namespaces, the next to be given up first."""
+        return tuple((slot, self._retained[slot]) for slot in self._by_use())
 
     def tokens(self, slot: int) -> list[int]:
         return self._tree.tokens(slot)
@@ -217,49 +293,37 @@ class CellPool:
         self._tree.cut(slot, count)
         return True
 
-    def adopt(self, tokens: Sequence[int], namespace: Hashable, fill: Callable[[int], bool]) -> bool:
-        """Retain what `fill` puts into the cells of a free id; False when there is no room, or it would not.
-
-        What was not used for longest makes room for it, running sequences do not.
-        """
-        n_needed = len(tokens)
-        if n_needed > self._n_cells - self._n_used:
-            return False
-        while len(self._retained) >= self._max_retained:
-            self.give_up_oldest()
-        self.make_room(n_needed)
-        slot = self._slots.acquire()
-        if not fill(slot):
-            self._slots.release(slot)
-            return False
-        self._tree.add(slot, namespace)
-        self._tree.extend(slot, tokens)
-        self._retained[slot] = namespace
-        return True
+    def count_own(self, slot: int) -> int:
+        """Cells that nobody else has."""
+        return self._tree.count_own(slot)
 
     # within
 
-    def _keep_half(self) -> None:
-        """Whenever a sequence leaves cells that others retain, too."""
-        while self.n_retained > self._n_cells // 2:
-            self._trim(self.n_retained - self._n_cells // 2)
+    def _note_use(self, match: Match) -> None:
+        """Of what was found: a single retained one is the most recently used now."""
+        (source, *others) = match.holders
+        if not others and source in self._retained:
+            self._retained[source] = self._retained.pop(source)
 
-    def _trim(self, n_wanted: int) -> None:
-        """Take cells from the end of the oldest; all of it, when little would be left or others have the
-        rest."""
-        oldest = self._oldest()
+    def _trim(self, slot: int, n_wanted: int) -> None:
+        """Take cells from its end; all of it, when little would be left or others have the rest."""
         n_trimmed = -(-n_wanted // _TRIM) * _TRIM
-        n_left = self._tree.length(oldest) - n_trimmed
-        is_all = n_trimmed >= self._tree.count_own(oldest) or n_left < LEAST_SHARED
-        if is_all or not self._memory.drop_cells(oldest, n_left):
-            self._give_up(oldest)
+        n_left = self._tree.length(slot) - n_trimmed
+        is_all = n_trimmed >= self._tree.count_own(slot) or n_left < LEAST_SHARED
+        if is_all or not self._memory.drop_cells(slot, n_left):
+            self._give_up(slot)
         else:
-            self._tree.cut(oldest, n_left)
+            self._tree.cut(slot, n_left)
 
-    def _oldest(self) -> int:
-        """The next to be given up, of which there is one."""
-        not_awaited = (slot for slot in self._retained if slot not in self._awaited)
-        return next(not_awaited, next(iter(self._retained)))
+    def _by_use(self) -> list[int]:
+        """What is retained, the next to be given up first."""
+        awaited = [slot for slot in self._retained if slot in self._awaited]
+        return [slot for slot in self._retained if slot not in self._awaited] + awaited
+
+    def _next_to_go(self) -> int:
+        """Of what is retained, which is something: the first that is not lost by it, else the first."""
+        order = self._by_use()
+        return next((slot for slot in order if self.may_go(slot, self._retained[slot])), order[0])
 
     def _give_up(self, slot: int, *, is_known: bool = False) -> None:
         """`is_known`: others have its beginning."""
@@ -272,6 +336,7 @@ class CellPool:
         self._forget(slot)
 
     def _forget(self, slot: int) -> None:
+        self._continuing.discard(slot)
         self._memory.drop_cells(slot)
         self._tree.remove(slot)
         self._slots.release(slot)

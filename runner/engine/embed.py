@@ -148,8 +148,9 @@ class Embedder:
             self._context.close()
             self._context = None
 
-    def advance(self) -> tuple[list[tuple[str, EmbeddingEvent]], int]:
-        """One forward pass: what happened, and the number of its rows. Only when there is work."""
+    def advance(self, rows_max: int) -> tuple[list[tuple[str, EmbeddingEvent]], int]:
+        """One forward pass: what happened, and the number of its rows, which are at most `rows_max` where an
+        input may take several passes. Only when there is work."""
         events: list[tuple[str, EmbeddingEvent]] = []
         try:
             context = self._opened()
@@ -157,9 +158,11 @@ class Embedder:
             for task in list(self._alive.values()):
                 self._fail(task, "there is no memory for a context that makes embeddings", events)
             return events, 0
+        assert self._facts is not None
+        limit = context.batch.size if self._facts.is_whole else min(context.batch.size, rows_max)
         if not self._group:
-            self._group = self._next_group(context.batch.size)
-        spans = self._fill(context)
+            self._group = self._next_group(limit)
+        spans = self._fill(context, limit)
         n_rows = spans[-1][2]
         if context.decode(n_rows) is not DecodeResult.DONE:
             self._recover(context, events)
@@ -210,12 +213,15 @@ class Embedder:
         if task.n_taken < len(task.request.inputs):
             self._waiting.append(task)
 
-    def _fill(self, context: EmbeddingContext) -> list[tuple[_Part, int, int]]:
-        """Put rows into the batch: parts with their first row and the one after their last."""
+    def _fill(self, context: EmbeddingContext, limit: int) -> list[tuple[_Part, int, int]]:
+        """Put rows into the batch: parts with their first row and the one after their last.
+
+        Where there are several they are new, and fit the limit together.
+        """
         batch, row = context.batch, 0
         spans: list[tuple[_Part, int, int]] = []
         for sequence_id, part in enumerate(self._group):
-            count = min(len(part.tokens) - part.n_done, batch.size - row)
+            count = min(len(part.tokens) - part.n_done, limit - row)
             rows = slice(row, row + count)
             batch.tokens[rows] = part.tokens[part.n_done : part.n_done + count]
             batch.positions[rows] = range(part.n_done, part.n_done + count)

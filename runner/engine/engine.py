@@ -11,6 +11,7 @@ import bisect
 import secrets
 import time
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 from typing import Final
 
 import attrs
@@ -37,8 +38,9 @@ from runner.engine.constraints import ConstraintBroken
 from runner.engine.deferring import new_matcher
 from runner.engine.echo import Echo
 from runner.engine.embed import Embedder, EmbeddingRequest
-from runner.engine.hibernation import Hibernation, SavedState
+from runner.engine.hibernation import Hibernation, KnownState, OutgoingState
 from runner.engine.logprobs import Scorer
+from runner.engine.rows import fill_batch, scores_prompt
 from runner.engine.sampler import SamplerPlan, UnusableLogits, plan_sampler
 from runner.engine.sequence import Sequence, SequenceRequest, SequenceState
 from runner.engine.sharing import Sharing
@@ -85,12 +87,12 @@ class Engine:
             max_retained=options.max_retained if backend.facts.shares_cells else 0,
         )
         first_chunk = min(FIRST_CHUNK, options.prefill_chunk)
-        self._sharing = Sharing(self._cells, first_chunk)
+        self.hibernation = Hibernation(backend, self._cells)
+        self._sharing = Sharing(self._cells, self.hibernation, first_chunk)
         self._embedder = Embedder(
             backend.facts.embedding, backend.open_embedding, n_threads=options.n_threads, clock=clock
         )
         self._embedded_last = False
-        self.hibernation = Hibernation(backend, self._cells)
         self._alive: dict[str, Choices] = {}
         self._waiting: list[Sequence] = []
         """Oldest first; preempted ones are among them, at the place of their arrival."""
@@ -99,17 +101,34 @@ class Engine:
         self._n_submitted = 0
         self._n_preemptions = 0
         self._step_index = 0
-        self._computing_s = 0.0
+        self.step_s = self._computing_s = 0.0  # of the last step
         self._chunks = {True: first_chunk, False: first_chunk}
         """Rows of a prefilling step beside streams, and where there are none."""
         self._decoded_last = False
+        self._stands_still = False
+        """All wait for a saved state."""
 
     def __repr__(self) -> str:
         return f"<Engine: {len(self._running)} running, {len(self._waiting)} waiting>"
 
     @property
     def has_work(self) -> bool:
-        return bool(self._alive) or self._embedder.has_work
+        """Something that can be computed, or may be."""
+        return (bool(self._alive) and not self._stands_still) or self._embedder.has_work
+
+    @property
+    def wanted_state(self) -> KnownState | None:
+        """The next saved state that somebody waits for, until `bring_state` is called for it."""
+        for sequence in self._running:
+            if sequence.found is not None and isinstance(sequence.found.state, KnownState):
+                return sequence.found.state
+        return None
+
+    def bring_state(self, state_id: int, data: memoryview | None) -> bool:
+        """It has come, or, None, it will not: whoever waits for it goes on. False when the engine refuses
+        it. Only between steps."""
+        self._stands_still = False
+        return self._sharing.bring_state(state_id, data, self._running)
 
     def statistics(self) -> EngineStatistics:
         return EngineStatistics(
@@ -123,6 +142,7 @@ class Engine:
                 preemptions=self._n_preemptions,
                 reuse_hits=self._sharing.n_hits,
                 reused_tokens=self._sharing.n_reused_tokens,
+                saved_tokens=self.hibernation.n_saved_tokens,
                 restored_tokens=self.hibernation.n_restored_tokens,
                 misses=tuple(self._sharing.misses.values()),
             ),
@@ -143,6 +163,7 @@ class Engine:
         if request.request_id in self._alive:
             raise InvalidParameter(FieldFault("request_id", "is in use"))
         sequences = [self._new_sequence(request, index) for index in range(request.n)]
+        self._stands_still = False
         self._alive[request.request_id] = Choices(sequences)
         self._waiting += sequences
 
@@ -174,36 +195,37 @@ class Engine:
         else:
             self._generate(step)
         self._step_index += 1
+        self.step_s = self._stopwatch() - begin_s
         return StepOutput(
-            step.events,
-            step.prefill_tokens,
-            step.decode_tokens,
-            self._stopwatch() - begin_s,
-            self._computing_s,
+            step.events, step.prefill_tokens, step.decode_tokens, self.step_s, self._computing_s
         )
 
     def _embed(self, step: _Step) -> None:
         begin_s = self._stopwatch()
-        events, step.prefill_tokens = self._embedder.advance()
+        events, step.prefill_tokens = self._embedder.advance(self._prefill_chunk)
         step.events += events
         self._computing_s = self._stopwatch() - begin_s
+        if step.prefill_tokens:
+            self._adapt_chunk(step.prefill_tokens, self._computing_s)
 
     def _generate(self, step: _Step) -> None:
         while must_preempt(self._count_planned(), len(self._running), self._options.n_cells):
             self._preempt(self._running[-1])
+        self._cells.keep_half()
+        self.hibernation.save_ahead()
         if self._waiting:
             self._end_the_satisfied(step)
             self._admit(step.now_s)
         self._advance(step)
 
     def forget_retained(self) -> None:
-        """Free what is kept of sequences that ended. Only between steps."""
-        while self._cells.give_up_oldest():
-            pass
+        """Free what is kept of sequences that ended, and save none of it. Only between steps."""
+        self._cells.forget_retained()
 
-    def saved_states(self, limit_bytes: int) -> Iterator[SavedState]:
-        """Cancel everything, and give out what is worth keeping, in states of at most `limit_bytes`, the most
-        recently used first. Raises MemoryError. The engine can only be closed afterwards."""
+    def saved_states(self, limit_bytes: int) -> Iterator[OutgoingState]:
+        """Cancel everything, and give out what is worth keeping and was not saved, in states of at most
+        `limit_bytes`, the most recently used first. Raises MemoryError. The engine can only be closed
+        afterwards."""
         for request_id in list(self._alive):
             self.cancel(request_id)
         return self.hibernation.saved_states(limit_bytes)
@@ -216,6 +238,7 @@ class Engine:
         """Cancel everything and close the backend."""
         for request_id in list(self._alive):
             self.cancel(request_id)
+        self.hibernation.close()
         self._embedder.close()
         self._backend.close()
 
@@ -237,6 +260,9 @@ class Engine:
         n_tokens_max = self._context_size
         if request.max_tokens is not None:
             n_tokens_max = min(n_tokens_max, len(request.prompt_tokens) + request.max_tokens)
+        echo = None
+        if request.echo and choice_index == 0:
+            echo = Echo(request.prompt_tokens, self._backend.token_text, self._new_scorer(request))
         self._n_submitted += 1
         return Sequence(
             request,
@@ -244,7 +270,7 @@ class Engine:
             n_tokens_max=n_tokens_max,
             chooser=self._new_chooser(request, plan),
             choice_index=choice_index,
-            echo=self._new_echo(request) if request.echo and choice_index == 0 else None,
+            echo=echo,
         )
 
     def _new_chooser(self, request: SequenceRequest, plan: SamplerPlan) -> Chooser:
@@ -256,9 +282,6 @@ class Engine:
         if request.logprobs is None:
             return None
         return Scorer(self._backend.logits, self._backend.token_text, request.logprobs)
-
-    def _new_echo(self, request: SequenceRequest) -> Echo:
-        return Echo(request.prompt_tokens, self._backend.token_text, self._new_scorer(request))
 
     def _end_the_satisfied(self, step: _Step) -> None:
         """Those who asked for no token at all."""
@@ -273,7 +296,7 @@ class Engine:
         self._running.remove(sequence)
         self._cells.retain(sequence.slot, sequence.request.namespace, awaited_by=sequence)
         sequence.preempt()
-        bisect.insort(self._waiting, sequence, key=_order)
+        bisect.insort(self._waiting, sequence, key=attrgetter("order"))
         self._n_preemptions += 1
 
     def _admit(self, now_s: float) -> None:
@@ -287,11 +310,11 @@ class Engine:
                 n_planned=self._count_planned(),
                 n_cells=self._options.n_cells,
                 max_sequences=self._options.max_sequences,
-            ):
+            ) or (self._running and self._sharing.waits_for_room(sequence, prospect, now_s)):
                 return
             del self._waiting[0]
             self._sharing.begin(sequence, prospect, now_s)
-            bisect.insort(self._running, sequence, key=_order)
+            bisect.insort(self._running, sequence, key=attrgetter("order"))
 
     def _end(self, sequence: Sequence, *, keep: bool = True) -> None:
         """`keep`: what it computed may be used again."""
@@ -305,6 +328,7 @@ class Engine:
             self._waiting.remove(sequence)
             self._cells.expect_no_longer(sequence)
         sequence.end()
+        self._stands_still = False
         choices = self._alive[sequence.request.request_id]
         choices.alive.remove(sequence)
         if not choices.alive:
@@ -333,10 +357,11 @@ class Engine:
                 self._fail(chunks[0].sequence, "the model's memory has no room for this request", step)
             self._decoded_last = chunks[0].is_single
             return
+        self._stands_still = self.wanted_state is not None
 
     def _plan(self) -> list[Chunk[Sequence]]:
         self._sharing.part_from_leaders(self._running)
-        taking_part = [sequence for sequence in self._running if sequence.leader is None]
+        taking_part = [sequence for sequence in self._running if not sequence.is_waiting]
         return self._plan_for(taking_part, decoded_last=self._decoded_last)
 
     def _plan_for(self, sequences: list[Sequence], *, decoded_last: bool) -> list[Chunk[Sequence]]:
@@ -344,8 +369,8 @@ class Engine:
         if any(sequence.is_repeatable and sequence.n_pending > 1 for sequence in sequences):
             n_rows = min(n_rows, FIRST_CHUNK)
         chunks = plan_step(sequences, n_rows, decoded_last=decoded_last)
-        if any(_scores_prompt(chunk.sequence) for chunk in chunks):
-            return fit_outputs(chunks, self._backend.facts.n_outputs, _scores_prompt)
+        if any(scores_prompt(chunk.sequence) for chunk in chunks):
+            return fit_outputs(chunks, self._backend.facts.n_outputs, scores_prompt)
         return chunks
 
     def _advance_one_by_one(self, chunks: list[Chunk[Sequence]], step: _Step) -> None:
@@ -373,7 +398,7 @@ class Engine:
                 self._fail(sequence, "the engine could not compute this request", step)
 
     def _decode(self, chunks: list[Chunk[Sequence]]) -> DecodeResult:
-        n_rows = self._fill_batch(chunks)
+        n_rows = fill_batch(self._backend.batch, chunks)
         self._cells.make_room(n_rows)
         begin_s = self._stopwatch()
         result = self._backend.decode(n_rows)
@@ -399,27 +424,6 @@ class Engine:
             self._options.prefill_chunk,
             limit_s=STEP_LIMIT_S if self._has_streams else ALONE_LIMIT_S,
         )
-
-    def _fill_batch(self, chunks: list[Chunk[Sequence]]) -> int:
-        """The number of rows."""
-        batch = self._backend.batch
-        row = 0
-        for chunk in chunks:
-            sequence, start, count = chunk.sequence, chunk.start, chunk.count
-            if count == 1:
-                batch.tokens[row] = sequence.tokens[start]
-                batch.positions[row] = start
-                batch.sequence_ids[row] = sequence.slot
-                batch.wants_logits[row] = chunk.is_last or _scores_prompt(sequence)
-            else:
-                rows = slice(row, row + count)
-                batch.tokens[rows] = sequence.tokens[start : start + count]
-                batch.positions[rows] = range(start, start + count)
-                batch.sequence_ids[rows] = sequence.slot
-                batch.wants_logits[rows] = _scores_prompt(sequence)
-                batch.wants_logits[row + count - 1] = chunk.is_last or _scores_prompt(sequence)
-            row += count
-        return row
 
     def _collect(self, chunks: list[Chunk[Sequence]], step: _Step) -> None:
         """Account for the rows of a pass that succeeded, and sample after every last token."""
@@ -494,11 +498,3 @@ class Engine:
         step.events.append((request_id, Failed(code=EngineFailed.code, message=message)))
         for other in tuple(self._alive[request_id].alive):
             self._end(other, keep=False)
-
-
-def _scores_prompt(sequence: Sequence) -> bool:
-    return sequence.echo is not None and sequence.echo.is_scored
-
-
-def _order(sequence: Sequence) -> int:
-    return sequence.order

@@ -60,7 +60,7 @@ from runner.engine.backend import (
     Sampler,
 )
 from runner.engine.fake_embedding import DIMENSIONS, INPUT_MAX, ScriptedEmbedding
-from runner.engine.fake_faults import CRASHES, crash, grow, hang
+from runner.engine.fake_faults import CRASHES, crash, grow, hang, misbehave_in_load
 from runner.engine.sampler import GreedySampler, SamplerPlan
 from runner.errors import LoadingFailed
 
@@ -274,7 +274,7 @@ class ScriptedBackend:
         for fraction in (0.0, 0.25, 0.5, 0.75):
             _report(progress, fraction)
             for wish in wishes:
-                _misbehave_in_load(wish, fraction)
+                misbehave_in_load(wish, fraction)
         _report(progress, 1.0)
         return cls(options, weights_bytes=weights_bytes, is_encoder="encoder" in wishes)
 
@@ -361,6 +361,11 @@ class ScriptedBackend:
         assert count <= len(source.tokens), count
         self._cells[target_id] = _Cells(source.tokens[:count], source.numbers[:count])
         return True
+
+    def share_beginning(self, source_id: int, target_id: int, count: int) -> None:
+        source, target = self._cells[source_id], self._cells[target_id]
+        assert source.tokens[:count] == target.tokens[:count], target_id
+        target.numbers[:count] = source.numbers[:count]
 
     def open_embedding(self) -> ScriptedEmbedding:
         facts = self._facts.embedding
@@ -477,22 +482,6 @@ def _next_logits(wanted: _WantedRow, n_threads: int) -> npt.NDArray[np.float32]:
 def _next_letter(token: int) -> int:
     first, last = ord("a"), ord("z")
     return token + 1 if first <= token < last else first
-
-
-def _misbehave_in_load(wish: str, fraction: float) -> None:
-    name, _, argument = wish.partition(" ")
-    if name == "slow":
-        time.sleep(int(argument) / 1000 / 4)  # a quarter at each of the four reports
-    elif fraction < 0.5:
-        return
-    elif name == "fail":
-        raise LoadingFailed("the scripted engine was told not to load this file")
-    elif name == "crash":
-        crash(argument)
-    elif name == "hang":
-        hang()
-    elif name == "grow":
-        grow(int(argument))
 
 
 def _report(progress: ProgressReport, fraction: float) -> None:

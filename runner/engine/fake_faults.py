@@ -1,6 +1,6 @@
 """How the scripted engine breaks: by signals, without a word, not at all, by its memory.
 
-Imports nothing of ours.
+Of ours it imports the errors.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import os
 import signal
 import time
 from typing import Final, NoReturn
+
+from runner.errors import LoadingFailed
 
 _SIGNALS: Final = {"segv": signal.SIGSEGV, "bus": signal.SIGBUS, "kill": signal.SIGKILL}
 CRASHES: Final = frozenset(_SIGNALS) | {"abort", "exit", "exception"}
@@ -36,3 +38,20 @@ grown: list[bytearray] = []
 def grow(size_mib: int) -> None:
     """Touched, so that it is there and not only promised."""
     grown.append(bytearray(b"x") * (size_mib << 20))
+
+
+def misbehave_in_load(wish: str, fraction: float) -> None:
+    """As a directive in the file says: at each report of the load, or when half of it is done."""
+    name, _, argument = wish.partition(" ")
+    if name == "slow":
+        time.sleep(int(argument) / 1000 / 4)  # a quarter at each of the four reports
+    elif fraction < 0.5:
+        return
+    elif name == "fail":
+        raise LoadingFailed("the scripted engine was told not to load this file")
+    elif name == "crash":
+        crash(argument)
+    elif name == "hang":
+        hang()
+    elif name == "grow":
+        grow(int(argument))

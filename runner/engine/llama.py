@@ -218,6 +218,9 @@ class LlamaBackend:
     def copy_cells(self, source_id: int, target_id: int, count: int) -> bool:
         return self._cells.copy(source_id, target_id, count)
 
+    def share_beginning(self, source_id: int, target_id: int, count: int) -> None:
+        self._cells.share_beginning(source_id, target_id, count)
+
     def drop_cells(self, sequence_id: int, from_position: int = 0) -> bool:
         return self._cells.drop(sequence_id, from_position)
 

@@ -53,6 +53,11 @@ class LlamaCells:
         self.drop(target_id, 0)
         return False
 
+    def share_beginning(self, source_id: int, target_id: int, count: int) -> None:
+        """See `Backend.share_beginning`; there is no window."""
+        lib.llama_memory_seq_rm(self._memory, target_id, 0, count)
+        lib.llama_memory_seq_cp(self._memory, source_id, target_id, 0, count)
+
     def drop(self, sequence_id: int, from_position: int) -> bool:
         """See `Backend.drop_cells`."""
         if self._guard_offset:

@@ -19,6 +19,7 @@ from runner.engine.choosing import Chooser
 from runner.engine.constraints import CompiledConstraint
 from runner.engine.detokenizer import Detokenizer
 from runner.engine.echo import Echo
+from runner.engine.hibernation import Find
 from runner.engine.prefix import Namespace
 from runner.engine.reasoning import Phase, Reasoning, Splitter
 from runner.engine.stopping import StopMatcher
@@ -93,15 +94,16 @@ class Sequence:
     numbers continue and the text does too.
 
     While it has a `leader`, an older sequence that computes what both begin with, it computes nothing itself:
-    it will share the first `n_awaited` cells. `n_cached` tokens of the prompt were there already when it
-    began; `miss` tells why there were none.
+    it will share the first `n_awaited` cells. Nor does it while it waits for a state that was `found`, and is
+    to be put into its cells. `n_cached` tokens of the prompt were there already when it began; `miss` tells
+    why there were none.
     """
 
     __slots__ = (
         "_admitted_s", "_detokenizer", "_first_token_s", "_last_token_s", "_matcher", "_n_reasoned",
         "_n_untold", "_names", "_splitter", "_untold", "_was_preempted", "choice_index", "chooser",
-        "echo", "leader", "miss", "n_awaited", "n_cached", "n_filled", "n_prompt", "n_tokens_max",
-        "order", "request", "slot", "state", "tokens",
+        "echo", "found", "leader", "miss", "n_awaited", "n_cached", "n_filled", "n_prompt", "n_tokens_max",
+        "order", "patient_until_s", "request", "slot", "state", "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -129,6 +131,9 @@ class Sequence:
         self.n_awaited = 0
         self.n_cached = 0
         self.leader: Sequence | None = None
+        self.found: Find | None = None
+        self.patient_until_s: float | None = None
+        """It waits for room that could be had at a loss."""
         self.miss = CacheMiss.NEW
         self.slot = -1
         self._detokenizer = Detokenizer()
@@ -172,6 +177,11 @@ class Sequence:
         return self.n_tokens_max - len(self.tokens)
 
     @property
+    def is_waiting(self) -> bool:
+        """It runs, and computes nothing before others have."""
+        return self.leader is not None or self.found is not None
+
+    @property
     def is_running(self) -> bool:
         return self.state in (SequenceState.PREFILLING, SequenceState.DECODING)
 
@@ -196,16 +206,27 @@ class Sequence:
         self.leader = leader
         self.n_awaited = count
 
+    def await_state(self, found: Find, n_shared: int) -> None:
+        """Wait until that state is there, or cannot be had; others have `n_shared` of its cells."""
+        self.found = found
+        self.n_awaited = n_shared
+
+    def stop_waiting(self) -> None:
+        """For a leader, or for a state."""
+        self.found = None
+        self.follow(None)
+
     def preempt(self) -> None:
         self._become(SequenceState.PREEMPTED)
         self._was_preempted = True
         self.slot = -1
         self.n_filled = 0
-        self.follow(None)
+        self.stop_waiting()
 
     def end(self) -> None:
         """Also frees the sampler's objects."""
         self._become(SequenceState.ENDED)
+        self.stop_waiting()
         self.chooser.close()
 
     def _become(self, state: SequenceState) -> None:

@@ -1,35 +1,47 @@
 """Who shares whose cells: what a sequence finds when it begins, and whom it waits for.
 
     arrives ── look_up ──> begin ──┬── computes what is not there
-                                   └── waits for its leader ── part_from_leaders ──> computes the rest
+                                   ├── waits for its leader ── part_from_leaders ──> computes the rest
+                                   └── waits for a saved state ── bring_state ─────> computes the rest
 
 Requests often arrive together and begin alike, with nothing of it in cells yet. The oldest of them then
 computes what they have in common, and the others wait and share it: that takes as many passes as if it were
-alone, and each of them would take as many again. Imports the pool, the tree and the sequences. Used by
-`engine.py`.
+alone, and each of them would take as many again. What neither cells nor a leader have may have been saved:
+then it is brought into the cells of the sequence that begins, be it a new one, or one that was preempted and
+has lost what it had.
+
+Imports the pool, the tree, saved states and the sequences. Used by `engine.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
+from typing import Final
 
 import attrs
 
 from runner.domain.engine import CacheMiss
 from runner.engine.cells import LEAST_SHARED, CellPool
+from runner.engine.hibernation import LEAST_SAVED, Find, Hibernation, KnownState, OutgoingState
 from runner.engine.prefix import NO_MATCH, Match, common_length
-from runner.engine.sequence import Sequence
+from runner.engine.sequence import Sequence, SequenceRequest
+
+_PATIENCE_S: Final = 0.5
+"""Computing some hundred tokens that were lost takes as long."""
 
 
 @attrs.frozen
 class Prospect:
-    """What a sequence would begin with: what was found, and a leader that is about to compute `n_awaited`
-    tokens of it. `n_shared` of its tokens take no cells that running sequences do not have anyway."""
+    """What a sequence would begin with: what is in cells, and a leader that is about to compute `n_awaited`
+    tokens of it; or a saved state that has more than both. `n_shared` of its tokens take no cells that
+    running sequences do not have anyway."""
 
-    match: Match
-    leader: Sequence | None
-    n_awaited: int
-    n_shared: int
+    match: Match = NO_MATCH
+    leader: Sequence | None = None
+    n_awaited: int = 0
+    n_shared: int = 0
+    saved: Find | None = None
 
 
 class Sharing:
@@ -39,8 +51,9 @@ class Sharing:
     comes out, so a request with a seed, which is asked to be repeatable, shares only up to such a place.
     """
 
-    def __init__(self, cells: CellPool, chunk: int) -> None:
+    def __init__(self, cells: CellPool, hibernation: Hibernation, chunk: int) -> None:
         self._cells = cells
+        self._hibernation = hibernation
         self._chunk = chunk
         self.n_hits = 0
         self.n_reused_tokens = 0
@@ -52,24 +65,36 @@ class Sharing:
     def look_up(self, sequence: Sequence, running: Iterable[Sequence]) -> Prospect:
         """Changes nothing. A prompt that is echoed with logprobs is computed, whoever else has it."""
         if sequence.echo is not None and sequence.echo.is_scored:
-            return Prospect(NO_MATCH, None, 0, 0)
+            return Prospect()
         match = self._find(sequence)
+        n_in_use = self._cells.count_in_use(match)
         leader, n_awaited = self._find_leader(sequence, running, match.count)
-        return Prospect(match, leader, n_awaited, max(n_awaited, self._cells.count_in_use(match)))
+        saved = self._find_saved(sequence, max(match.count, n_awaited))
+        if saved is not None:
+            return Prospect(match, n_shared=n_in_use, saved=saved)
+        return Prospect(match, leader, n_awaited, max(n_awaited, n_in_use))
+
+    def waits_for_room(self, sequence: Sequence, prospect: Prospect, now_s: float) -> bool:
+        """Not for long: until what would have to go for it is saved."""
+        if self._hibernation.can_free(sequence.n_tokens - prospect.n_shared):
+            return False
+        if sequence.patient_until_s is None:
+            sequence.patient_until_s = now_s + _PATIENCE_S
+        return now_s < sequence.patient_until_s
 
     def begin(self, sequence: Sequence, prospect: Prospect, now_s: float) -> None:
         """Give it an id, and the cells that were found."""
         request = sequence.request
         sequence.start(self._cells.open(request.namespace), now_s)
+        if self._cells.goes_on(request.prompt_tokens, request.namespace):
+            self._cells.expect_back(sequence.slot)
         self._cells.expect_no_longer(sequence)
+        sequence.miss = self._reason_of_miss(request)
+        if prospect.saved is not None:
+            self._begin_with(sequence, prospect.saved, prospect.n_shared)
+            return
         if prospect.match.count:
             self._attach(sequence, prospect.match)
-        elif request.namespace is None:
-            sequence.miss = CacheMiss.DISABLED
-        elif not self._cells.can_share:
-            sequence.miss = CacheMiss.UNSUPPORTED
-        elif self._cells.was_given_up(request.prompt_tokens, request.namespace):
-            sequence.miss = CacheMiss.GIVEN_UP
         sequence.follow(prospect.leader, prospect.n_awaited)
 
     def part_from_leaders(self, running: Iterable[Sequence]) -> None:
@@ -78,11 +103,55 @@ class Sharing:
             leader = sequence.leader
             if leader is None or (leader.is_running and leader.n_filled < sequence.n_awaited):
                 continue
-            sequence.follow(None)
-            match = self._find(sequence)
-            if match.count > sequence.n_filled:
-                self._attach(sequence, match)
-            sequence.follow(*self._find_leader(sequence, running, sequence.n_filled))
+            self._look_again(sequence, running)
+
+    def bring_state(self, state_id: int, data: memoryview | None, running: Iterable[Sequence]) -> bool:
+        """To those who wait for it; None when it cannot be had. False when the engine refuses it.
+
+        Only between steps.
+        """
+        is_good = True
+        for sequence in running:
+            found = sequence.found
+            if found is None or not isinstance(found.state, KnownState) or found.state.state_id != state_id:
+                continue
+            sequence.stop_waiting()
+            if data is None or not self._hibernation.has_room_for(found):
+                self._look_again(sequence, running)
+            elif not self._restore(sequence, found, data):
+                is_good = False
+                self._look_again(sequence, running)
+        return is_good
+
+    def _reason_of_miss(self, request: SequenceRequest) -> CacheMiss:
+        """If it turns out to be one."""
+        if request.namespace is None:
+            return CacheMiss.DISABLED
+        if not self._cells.can_share:
+            return CacheMiss.UNSUPPORTED
+        is_given_up = self._cells.was_given_up(request.prompt_tokens, request.namespace)
+        return CacheMiss.GIVEN_UP if is_given_up else CacheMiss.NEW
+
+    def _begin_with(self, sequence: Sequence, saved: Find, n_shared: int) -> None:
+        """At once when it is here still."""
+        if not isinstance(saved.state, OutgoingState):
+            sequence.await_state(saved, n_shared)
+        elif not (self._hibernation.has_room_for(saved) and self._restore(sequence, saved, saved.state.data)):
+            self._look_again(sequence, ())
+
+    def _restore(self, sequence: Sequence, found: Find, data: memoryview) -> bool:
+        namespace = sequence.request.namespace
+        if not self._hibernation.restore(sequence.slot, namespace, found, sequence.tokens, data):
+            return False
+        sequence.attach(found.count)
+        return True
+
+    def _look_again(self, sequence: Sequence, running: Iterable[Sequence]) -> None:
+        sequence.follow(None)
+        match = self._find(sequence)
+        if match.count > sequence.n_filled:
+            self._attach(sequence, match)
+        sequence.follow(*self._find_leader(sequence, running, sequence.n_filled))
 
     def count(self, sequence: Sequence) -> None:
         """Once for each, when its prompt is in cells."""
@@ -96,6 +165,12 @@ class Sharing:
         match = self._cells.find(sequence.tokens, sequence.request.namespace)
         count = self._usable(sequence, match.count)
         return Match(count, match.holders) if count >= LEAST_SHARED else NO_MATCH
+
+    def _find_saved(self, sequence: Sequence, n_had: int) -> Find | None:
+        """Worth its while when it has so many tokens more than are had without it."""
+        usable = partial(self._usable, sequence)
+        found = self._hibernation.find(sequence.tokens[:-1], sequence.request.namespace, usable)
+        return found if found is not None and found.count - n_had >= LEAST_SAVED else None
 
     def _usable(self, sequence: Sequence, n_found: int) -> int:
         """Of so many tokens in cells, those that this sequence may have."""

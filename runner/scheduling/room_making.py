@@ -32,14 +32,14 @@ class RoomMaking:
 
     def demands(self) -> list[Demand]:
         """Loads that wait for room, the one whose requests have waited longest first."""
-        table, pace = self._state.table, self._state.pace
+        table = self._state.table
         found = [
             Demand(
                 load_id=one.load_id,
                 needed=one.footprint,
                 since_s=waits[0],
                 waiting=waits[1],
-                load_s=pace.load_s(one.model_id, one.footprint),
+                load_s=self._load_s(one),
                 needs=None if (owner := table.owner_of(one)) is None else owner.load_id,
             )
             for one in table.in_state(InstanceState.QUEUED)
@@ -207,6 +207,10 @@ class RoomMaking:
 
     # small things
 
+    def _load_s(self, one: Instance) -> float:
+        """An annex is there at once, so that it goes before any model."""
+        return 0.0 if one.owner_id is not None else self._state.pace.load_s(one.model_id, one.footprint)
+
     def _resident(self, one: Instance) -> Resident:
         pace = self._state.pace
         return Resident(
@@ -219,7 +223,7 @@ class RoomMaking:
             slots=one.leases_limit,
             use_s=pace.use_s(one.model_id),
             drain_s=pace.drain_s(one.model_id),
-            reload_s=pace.load_s(one.model_id, one.footprint),
+            reload_s=self._load_s(one),
             returns_s=pace.returns_s(one.model_id),
             is_pinned=one.is_pinned,
             is_yielding=one.state is InstanceState.YIELDING,

@@ -14,7 +14,7 @@ from runner.domain.events import GenerationEvent
 from runner.domain.generation import GenerationRequest
 from runner.hardware.pinning import DevicePin
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 
 
 # daemon -> worker
@@ -73,9 +73,13 @@ class StateOffer:
 
 @attrs.frozen
 class OfferStates:
-    """What was saved of this very model earlier, the most recently used first. Sent once, after `Loaded`."""
+    """What was saved of this very model earlier, the most recently used first. Sent once, after `Loaded`.
+
+    `room_bytes`: from now on a state of at most so many bytes may be saved; 0: none.
+    """
 
     offers: tuple[StateOffer, ...]
+    room_bytes: int = 0
 
 
 @attrs.frozen
@@ -88,9 +92,25 @@ class StatePart:
 
 @attrs.frozen
 class StateGone:
-    """A state that was asked for cannot be had, or its parts so far are not to be used."""
+    """A state that was offered cannot be had any more, or its parts so far are not to be used."""
 
     state_id: int
+
+
+@attrs.frozen
+class MoreParts:
+    """So many parts more may be sent of the state that is being saved."""
+
+    count: int
+
+
+@attrs.frozen
+class StateKept:
+    """The state that was announced is saved, and offered as `state_id`; or, None, it is not, and no more of
+    its parts are wanted. The next may be announced, of at most `room_bytes`; 0: none."""
+
+    state_id: int | None
+    room_bytes: int
 
 
 @attrs.frozen(kw_only=True)
@@ -102,7 +122,17 @@ class Shutdown:
 
 
 ToWorker = (
-    LoadModel | Generate | Cancel | SetThreads | CloseAnnex | OfferStates | StatePart | StateGone | Shutdown
+    LoadModel
+    | Generate
+    | Cancel
+    | SetThreads
+    | CloseAnnex
+    | OfferStates
+    | StatePart
+    | StateGone
+    | MoreParts
+    | StateKept
+    | Shutdown
 )
 
 # worker -> daemon
@@ -184,8 +214,11 @@ class WantState:
 
 @attrs.frozen(kw_only=True)
 class SaveState:
-    """A state follows, in parts of `size_bytes` together: what the cells of `tokens` hold. Only after
-    `Shutdown`, and never the same tokens of one owner twice."""
+    """A state follows, in parts of `size_bytes` together: what the cells of `tokens` hold.
+
+    One after the other, each answered by `StateKept`, and parts only as `MoreParts` allows; after `Shutdown`
+    nothing is answered, and nothing need be allowed.
+    """
 
     owner: str
     tokens: tuple[int, ...]

@@ -64,12 +64,14 @@ from runner.wire.messages import (
     LoadFailed,
     LoadModel,
     LoadProgress,
+    MoreParts,
     OfferStates,
     SavedPart,
     SaveState,
     SetThreads,
     Shutdown,
     StateGone,
+    StateKept,
     StatePart,
     Step,
     ToWorker,
@@ -211,6 +213,7 @@ def _encode_meters(message: Step) -> Fields:
         counts.preemptions,
         counts.reuse_hits,
         counts.reused_tokens,
+        counts.saved_tokens,
         counts.restored_tokens,
         *counts.misses,
     )
@@ -232,6 +235,8 @@ _ENCODERS: Final[Mapping[type, Callable[[Any], list[Any]]]] = {
     OfferStates: state_schema.encode_offer_states,
     StatePart: state_schema.encode_state_part,
     StateGone: state_schema.encode_state_gone,
+    MoreParts: state_schema.encode_more_parts,
+    StateKept: state_schema.encode_state_kept,
     WantState: state_schema.encode_want_state,
     SaveState: state_schema.encode_save_state,
     SavedPart: state_schema.encode_saved_part,
@@ -412,13 +417,14 @@ def _read_step(fields: Fields) -> Step:
 
 
 def _read_counts(items: list[Any]) -> EngineCounts:
-    preemptions, reuse_hits, reused_tokens, restored_tokens, *misses = map(as_count, items)
+    preemptions, reuse_hits, reused_tokens, saved_tokens, restored_tokens, *misses = map(as_count, items)
     if len(misses) != len(CacheMiss):
         raise Malformed("not one count for each kind of miss")
     return EngineCounts(
         preemptions=preemptions,
         reuse_hits=reuse_hits,
         reused_tokens=reused_tokens,
+        saved_tokens=saved_tokens,
         restored_tokens=restored_tokens,
         misses=tuple(misses),
     )
@@ -434,6 +440,8 @@ TO_WORKER: Final[Mapping[int, tuple[str, Callable[[Fields], ToWorker]]]] = {
     state_schema.OFFER_STATES: ("OfferStates", state_schema.read_offer_states),
     state_schema.STATE_PART: ("StatePart", state_schema.read_state_part),
     state_schema.STATE_GONE: ("StateGone", state_schema.read_state_gone),
+    state_schema.MORE_PARTS: ("MoreParts", state_schema.read_more_parts),
+    state_schema.STATE_KEPT: ("StateKept", state_schema.read_state_kept),
 }
 FROM_WORKER: Final[Mapping[int, tuple[str, Callable[[Fields], FromWorker]]]] = {
     _HELLO: ("Hello", _read_hello),

@@ -19,10 +19,12 @@ from runner.wire.checks import (
     as_text,
 )
 from runner.wire.messages import (
+    MoreParts,
     OfferStates,
     SavedPart,
     SaveState,
     StateGone,
+    StateKept,
     StateOffer,
     StatePart,
     WantState,
@@ -34,14 +36,16 @@ STATE_PART_BYTES: Final = 512 * 1024
 STATE_TOKENS_MAX: Final = 200_000
 """Of one state: what leaves room in a frame, at four bytes each."""
 OFFERS_MAX: Final = 64
+PARTS_MAX: Final = 64
+"""That may be allowed at a time."""
 
-OFFER_STATES, STATE_PART, STATE_GONE = 6, 7, 8
+OFFER_STATES, STATE_PART, STATE_GONE, MORE_PARTS, STATE_KEPT = 6, 7, 8, 9, 10
 WANT_STATE, SAVE_STATE, SAVED_PART = 21, 22, 23
 
 
 def encode_offer_states(message: OfferStates) -> list[Any]:
     offers = [(one.state_id, one.owner, _packed(one.tokens), one.size_bytes) for one in message.offers]
-    return [OFFER_STATES, offers]
+    return [OFFER_STATES, offers, message.room_bytes]
 
 
 def encode_state_part(message: StatePart) -> list[Any]:
@@ -50,6 +54,14 @@ def encode_state_part(message: StatePart) -> list[Any]:
 
 def encode_state_gone(message: StateGone) -> list[Any]:
     return [STATE_GONE, message.state_id]
+
+
+def encode_more_parts(message: MoreParts) -> list[Any]:
+    return [MORE_PARTS, message.count]
+
+
+def encode_state_kept(message: StateKept) -> list[Any]:
+    return [STATE_KEPT, message.state_id, message.room_bytes]
 
 
 def encode_want_state(message: WantState) -> list[Any]:
@@ -65,10 +77,10 @@ def encode_saved_part(message: SavedPart) -> list[Any]:
 
 
 def read_offer_states(fields: Fields) -> OfferStates:
-    _, offers = fields
+    _, offers, room_bytes = fields
     if len(as_array(offers)) > OFFERS_MAX:
         raise Malformed(f"more than {OFFERS_MAX} offers")
-    return OfferStates(tuple(_read_offer(as_array(offer)) for offer in offers))
+    return OfferStates(tuple(_read_offer(as_array(offer)) for offer in offers), as_count(room_bytes))
 
 
 def _read_offer(fields: Fields) -> StateOffer:
@@ -89,6 +101,18 @@ def read_state_part(fields: Fields) -> StatePart:
 def read_state_gone(fields: Fields) -> StateGone:
     _, state_id = fields
     return StateGone(as_count(state_id))
+
+
+def read_more_parts(fields: Fields) -> MoreParts:
+    _, count = fields
+    if as_positive(count) > PARTS_MAX:
+        raise Malformed(f"more than {PARTS_MAX} parts")
+    return MoreParts(count)
+
+
+def read_state_kept(fields: Fields) -> StateKept:
+    _, state_id, room_bytes = fields
+    return StateKept(None if state_id is None else as_count(state_id), as_count(room_bytes))
 
 
 def read_want_state(fields: Fields) -> WantState:

@@ -81,6 +81,8 @@ class InputReader:
         if len(token_ids) <= limit and not is_more:
             return tuple(token_ids)
         if not truncates:
+            if len(token_ids) <= limit:
+                raise _Wrong("is too long to be looked at whole, unless truncate asks to cut it")
             told = f"more than {len(token_ids)}" if is_more else str(len(token_ids))
             raise _Wrong(f"has {told} tokens, and the model takes {limit}, unless truncate asks to cut it")
         n_behind = min(n_behind, limit - 1)

@@ -46,10 +46,12 @@ from runner.wire.messages import (
     LoadFailed,
     LoadModel,
     LoadProgress,
+    MoreParts,
     OfferStates,
     SetThreads,
     Shutdown,
     StateGone,
+    StateKept,
     StatePart,
     Step,
     StepEvent,
@@ -66,7 +68,7 @@ from runner.worker.preparation import (
     Refused,
     failure,
 )
-from runner.worker.states import OfferedStates, save_states
+from runner.worker.states import StateAnswer, StateCarrier
 
 EXIT_DONE: Final = 0
 """Told to stop, or the daemon has closed the channel, or the load has failed and the daemon was told so."""
@@ -92,18 +94,7 @@ class _Ended:
     exit_code: int
 
 
-_Item = (
-    LoadModel
-    | Cancel
-    | SetThreads
-    | CloseAnnex
-    | OfferStates
-    | StatePart
-    | StateGone
-    | Shutdown
-    | Outcome
-    | _Ended
-)
+_Item = LoadModel | Cancel | SetThreads | CloseAnnex | StateAnswer | Shutdown | Outcome | _Ended
 
 
 class Worker:
@@ -130,7 +121,7 @@ class Worker:
         """Since the last frame: of requests that were accepted or refused, and text that waits for more."""
         self._work = _Work()
         self._frame_due_s = 0.0
-        self._states = OfferedStates(channel.send)
+        self._states = StateCarrier(channel.send)
         self._told: EngineStatistics | None = None
         self._progress_due_s = 0.0
         self._preparation = Preparation(
@@ -184,7 +175,9 @@ class Worker:
             case Shutdown():
                 self._is_stopping.set()  # seen by a load under way
                 self._inbox.put(message)
-            case LoadModel() | SetThreads() | CloseAnnex() | OfferStates() | StatePart() | StateGone():
+            case LoadModel() | SetThreads() | CloseAnnex():
+                self._inbox.put(message)
+            case OfferStates() | StatePart() | StateGone() | MoreParts() | StateKept():
                 self._inbox.put(message)
 
     def _end(self, exit_code: int) -> None:
@@ -272,11 +265,11 @@ class Worker:
 
     def _serve(self, engine: Engine) -> int:
         while True:
-            for item in self._items(wait=not engine.has_work):
+            for item in self._items(wait=not (engine.has_work or self._states.has_to_send(engine))):
                 match item:
                     case Shutdown():
                         if item.save_bytes:
-                            save_states(engine, item, self._channel.send, self._clock)
+                            self._states.leave(engine, item, self._clock)
                         return EXIT_DONE
                     case _Ended():
                         return item.exit_code
@@ -291,17 +284,14 @@ class Worker:
                         engine.close_annex()
                         self._channel.send(AnnexClosed())
                     case Prepared():
-                        self._receive(engine, item.request)
-                    case OfferStates():
-                        self._states.offer(item)
-                    case StatePart():
-                        self._submit_all(engine, self._states.take(item, engine))
-                    case StateGone():
-                        self._submit_all(engine, self._states.lose(item.state_id))
+                        self._submit(engine, item.request)
+                    case OfferStates() | StatePart() | StateGone() | MoreParts() | StateKept():
+                        self._states.hear(item, engine)
                     case Refused():
                         self._events.append((item.request_id, item.failed))
                     case Answered():
                         self._send_step(engine, ((item.request_id, item.examined),))  # may fill a frame
+            self._states.advance(engine)
             self._advance(engine)
 
     def _items(self, *, wait: bool) -> Iterator[_Item]:
@@ -316,17 +306,7 @@ class Worker:
 
     def _cancel(self, engine: Engine, request_id: str) -> None:
         engine.cancel(request_id)
-        self._states.discard(request_id)
         self._events = [event for event in self._events if event[0] != request_id]
-
-    def _receive(self, engine: Engine, request: SequenceRequest | EmbeddingRequest) -> None:
-        """It may wait for a saved state first."""
-        if isinstance(request, EmbeddingRequest) or not self._states.hold(request, engine):
-            self._submit(engine, request)
-
-    def _submit_all(self, engine: Engine, requests: list[SequenceRequest]) -> None:
-        for request in requests:
-            self._submit(engine, request)
 
     def _submit(self, engine: Engine, request: SequenceRequest | EmbeddingRequest) -> None:
         event: StepEvent = Accepted(prompt_tokens=request.n_tokens_longest)

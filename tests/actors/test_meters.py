@@ -8,7 +8,12 @@ from runner.domain.status import EngineMeters
 from runner.wire.messages import Step
 
 COUNTS = EngineCounts(
-    preemptions=1, reuse_hits=2, reused_tokens=300, restored_tokens=200, misses=(4, 5, 0, 0, 6)
+    preemptions=1,
+    reuse_hits=2,
+    reused_tokens=300,
+    saved_tokens=100,
+    restored_tokens=200,
+    misses=(4, 5, 0, 0, 6),
 )
 
 
@@ -59,6 +64,7 @@ def test_rows_and_times_are_the_last_steps_and_the_sums_of_all() -> None:
         preemptions=1,
         reuse_hits=2,
         reused_tokens=300,
+        saved_tokens=100,
         restored_tokens=200,
         reuse_misses={"new": 4, "given_up": 5, "window": 0, "unsupported": 0, "disabled": 6},
     )

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
+import trio
 
 from actors.saved_states import AGE_MAX_S, OFFERED_TOKENS_MAX, SavedStates
-from runner.store.states import StateKey, StateRefused, file_bytes_of
+from runner.store.states import (
+    STATE_BYTES_MAX,
+    STATE_TOKENS_MAX,
+    StateKey,
+    StateRefused,
+    file_bytes_of,
+)
 from runner.wire.messages import SaveState
 from runner.wire.state_schema import OFFERS_MAX
 
@@ -256,3 +264,139 @@ async def test_more_bytes_than_announced_are_refused(bench: Bench) -> None:
     assert not await states.write(writer, b"1234")
     await states.abandon(writer)
     assert states.usage.states == 0
+
+
+async def test_what_a_state_begins_with_is_superseded_and_nothing_else(bench: Bench) -> None:
+    states = await bench.run()
+    other = attrs.evolve(KEY, engine="engine 2")
+    for message, key in [
+        (announced(1), KEY),
+        (announced(1, 2), KEY),
+        (announced(1, 2, owner="o"), KEY),
+        (announced(1, 2), other),
+        (announced(1, 9), KEY),
+        (announced(1, 2, 3), KEY),
+    ]:
+        assert await save(states, message, key)
+    assert offered(states) == [(1, 2, 3), (1, 9), (1, 2)]
+    assert offered(states, other) == [(1, 2)]
+    assert len(list(bench.root.glob("*.state"))) == 4
+    assert await save(states, announced(1, 2))  # shorter, and newer: it was wanted after all
+    assert offered(states)[0] == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("n_old", "n_common", "is_superseded"),
+    [(800, 737, True), (800, 736, True), (800, 735, False), (80, 70, True), (80, 69, False), (7, 6, False)],
+)
+async def test_what_differs_in_its_last_few_tokens_only_is_superseded(
+    bench: Bench, n_old: int, n_common: int, is_superseded: bool
+) -> None:
+    states = await bench.run()
+    assert await save(states, announced(*range(n_old)))
+    assert await save(states, announced(*range(n_common), *range(5000, 6000)))
+    assert states.usage.states == (1 if is_superseded else 2)
+
+
+async def test_who_was_offered_a_state_is_told_when_it_goes(bench: Bench) -> None:
+    told: list[frozenset[int]] = []
+    states = await bench.run(limit_bytes=2 * file_bytes_of(1, 10))
+    states.subscribe(told.append)
+    for token in range(30):
+        await save(states, announced(token))
+    gone = set().union(*told)
+    assert gone == set(range(1, 31)) - {offer.state_id for offer in states.offers(KEY)}
+    states.unsubscribe(told.append)
+    states.unsubscribe(told.append)
+    await states.drop(30, "for a test")
+    assert 30 not in set().union(*told)
+
+
+async def test_weights_that_go_while_their_state_is_written_take_it_along(bench: Bench) -> None:
+    wanted = set(KEY.weights)
+    states = await bench.run(is_wanted=lambda digest: digest in wanted)
+    writer = await states.begin(KEY, announced(1))
+    assert writer is not None
+    wanted.clear()
+    await states.forget_unwanted()
+    assert await states.write(writer, b"x" * 10)
+    assert await states.keep(writer) is None
+    assert offered(states) == [] and list(bench.root.glob("*.state")) == []
+
+
+async def test_a_clock_that_was_put_back_neither_keeps_states_for_ever_nor_forgets_their_order(
+    bench: Bench,
+) -> None:
+    states = await bench.run()
+    for token in range(3):
+        await save(states, announced(token))
+    bench.clock.now_s -= 10 * AGE_MAX_S
+    await save(states, announced(3))
+    assert offered(states) == [(3,), (2,), (1,), (0,)]
+    bench.clock.now_s += AGE_MAX_S - 100
+    await save(states, announced(4))
+    assert offered(states) == [(4,), (3,), (2,), (1,), (0,)]
+    bench.clock.now_s += 200
+    await save(states, announced(5))
+    assert offered(states) == [(5,), (4,)]
+
+
+async def test_the_largest_state_that_is_told_is_kept_and_no_larger_one(bench: Bench) -> None:
+    limit_bytes = file_bytes_of(STATE_TOKENS_MAX, STATE_BYTES_MAX) + 1000 - STATE_BYTES_MAX
+    states = await bench.run(limit_bytes=limit_bytes)
+    assert states.largest_bytes == await states.room_bytes() == 1000
+    writer = await states.begin(KEY, announced(1, size_bytes=states.largest_bytes))
+    assert writer is not None
+    assert states.largest_bytes == 0
+    await states.abandon(writer)
+    assert (await bench.run(limit_bytes=limit_bytes - 1000)).largest_bytes == 0
+    full = await bench.run(limit_bytes=limit_bytes, keep_free_bytes=1 << 62)
+    assert (full.largest_bytes, await full.room_bytes()) == (1000, 0)
+    assert (await bench.run(limit_bytes=0)).largest_bytes == 0
+
+
+@pytest.mark.parametrize("which", ["begin", "write", "keep"])
+async def test_what_is_done_to_a_file_is_done_to_its_end_when_its_worker_goes(
+    bench: Bench, which: str
+) -> None:
+    states = await bench.run()
+    writer = await states.begin(KEY, announced(1))
+    assert writer is not None
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        if which == "begin":
+            await states.begin(KEY, announced(2))
+        elif which == "write":
+            assert await states.write(writer, b"x" * 10)
+        else:
+            await states.write(writer, b"x" * 10)
+            await states.keep(writer)
+    if which == "keep":
+        assert states.usage.states == 1 == len(list(bench.root.glob("*.state")))
+        assert list(bench.root.glob("*.part")) == []
+    else:
+        await states.abandon(writer)
+        assert [path.name for path in bench.root.iterdir()] == ["key"]
+    assert states.largest_bytes == (await bench.run()).largest_bytes
+
+
+async def test_L08_a_disk_that_hangs_does_not_hold_up_the_end_of_a_worker(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, virtual_clock: trio.testing.MockClock
+) -> None:
+    async def at_once(work: Callable[[], object]) -> object:
+        await trio.lowlevel.checkpoint()
+        return work()
+
+    async def hang(work: object) -> None:
+        await trio.sleep_forever()
+
+    monkeypatch.setattr("actors.saved_states._in_thread", at_once)
+    states = await bench.run()
+    writer = await states.begin(KEY, announced(1))
+    assert writer is not None
+    monkeypatch.setattr("actors.saved_states._in_thread", hang)
+    assert not await states.write(writer, b"x" * 10)
+    await states.abandon(writer)
+    assert await states.room_bytes() == 0
+    assert len(bench.notices) == 2
+    writer.abandon()

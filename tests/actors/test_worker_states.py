@@ -66,7 +66,22 @@ async def test_L08_a_worker_that_does_not_end_is_ended_while_states_are_on(state
     assert (death.was_requested, death.signal) == (True, "SIGTERM")
 
 
-async def test_G12_a_worker_that_asks_for_what_it_was_not_offered_is_ended(states: SavedStates) -> None:
+async def test_G12_a_worker_that_asks_for_what_it_was_not_offered_gets_nothing(states: SavedStates) -> None:
     async with kept_worker("wants:1", spec=spec(), states=states) as kept:
+        assert await kept.generate("say one two")
+    assert (await kept.death()).was_requested
+
+
+async def test_W07_a_worker_that_sends_what_it_was_not_asked_for_is_ended(states: SavedStates) -> None:
+    async with kept_worker("pushes", spec=spec(), states=states) as kept:
         death = await kept.death()
     assert death.kind is DeathKind.PROTOCOL_FAULT
+    assert states.usage.states == 0
+
+
+async def test_a_worker_that_dies_while_it_saves_leaves_nothing(states: SavedStates, tmp_path: Path) -> None:
+    async with kept_worker("announces:1000", spec=spec(), states=states) as kept:
+        stream = (await kept.handle()).open_stream(text_request("die SIGKILL"))
+        await kept.death()
+        stream.close()
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["key"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,84 @@ def test_nothing_is_saved_of_requests_that_ask_for_it(own_daemon: RunningDaemon,
     ask(own_daemon, "[[say one]]", cache_prompt=False)
     unload(own_daemon)
     assert files(tmp_path) == []
+
+
+def talk(daemon: RunningDaemon, who: str, turn: int) -> tuple[int, int]:
+    """Tokens of the prompt of a turn, and those that were in cells."""
+    messages = [{"role": "system", "content": f"{who} asks. " + "You are of use, and brief. " * 20}]
+    for earlier in range(turn):
+        messages.append({"role": "user", "content": f"[[say {who} {earlier}]]"})
+        messages.append({"role": "assistant", "content": f"{who} {earlier}"})
+    messages.append({"role": "user", "content": f"[[say {who} {turn}]]"})
+    answer = daemon.post("/v1/chat/completions", {"model": "one", "messages": messages, "max_tokens": 20})
+    assert answer["choices"][0]["message"]["content"] == f"{who} {turn}"
+    usage = answer["usage"]
+    return usage["prompt_tokens"], usage["prompt_tokens_details"]["cached_tokens"]
+
+
+def saved(daemon: RunningDaemon) -> int:
+    (worker,) = daemon.get("/control/v1/ps")["workers"]
+    count = worker["meters"]["saved_tokens"]
+    assert isinstance(count, int)
+    return count
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_four_users_where_cells_are_enough_for_two_find_their_last_turn(
+    tmp_path: Path, tiny_model: Path, at_once: bool
+) -> None:
+    with running_daemon(tmp_path) as daemon:
+        daemon.package("one", tiny_model, "--context-size", "1024")
+        before = dict.fromkeys("abcd", 0)
+        for turn in range(4):
+            with ThreadPoolExecutor(4 if at_once else 1) as pool:
+                told = list(pool.map(lambda who: talk(daemon, who, turn), "abcd"))  # noqa: B023
+            for who, (n_prompt, n_cached) in zip("abcd", told, strict=True):
+                assert n_cached >= 0.9 * before[who]
+                before[who] = n_prompt
+        assert saved(daemon) > 0 and restored(daemon) > 0
+        assert "tokens to make room" in daemon.runner("ctl", "ps", "--verbose").stdout
+        assert len(files(tmp_path)) <= 4  # a turn replaces the turns before
+
+
+def test_switched_off_what_makes_room_is_lost(tmp_path: Path, tiny_model: Path) -> None:
+    with running_daemon(tmp_path, "--cache-disk", "off") as daemon:
+        daemon.package("one", tiny_model, "--context-size", "1024")
+        for who in "abcda":
+            talk(daemon, who, 1)
+        assert (saved(daemon), restored(daemon)) == (0, 0)
+        assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize("how", ["damaged", "gone"])
+def test_G12_of_a_state_that_cannot_be_had_the_prompt_is_computed(
+    tmp_path: Path, tiny_model: Path, how: str
+) -> None:
+    with running_daemon(tmp_path) as daemon:
+        daemon.package("one", tiny_model, "--context-size", "1024")
+        for who in "abcd":
+            talk(daemon, who, 1)
+        assert files(tmp_path)
+        for path in files(tmp_path):
+            if how == "damaged":
+                content = bytearray(path.read_bytes())
+                content[-40] ^= 1
+                path.write_bytes(content)
+            else:
+                path.unlink()
+        talk(daemon, "a", 2)
+        assert restored(daemon) == 0
+
+
+def test_what_was_saved_before_a_crash_is_of_use_after_it(tmp_path: Path, tiny_model: Path) -> None:
+    with running_daemon(tmp_path) as daemon:
+        daemon.package("one", tiny_model, "--context-size", "1024")
+        for who in "abcd":
+            talk(daemon, who, 1)
+        assert files(tmp_path)
+        daemon.runner("run", "one", "[[crash segv]]", check=False)
+        _, n_cached = talk(daemon, "a", 2)
+        assert n_cached > 500
 
 
 def test_a_worker_that_crashed_leaves_nothing(own_daemon: RunningDaemon, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from runner.memory.footprint import ANNEX_OVERHEAD_BYTES
 from tests.support.daemon import RunningDaemon, running_daemon
 from tests.support.sse import post_stream
 
@@ -183,3 +184,29 @@ def test_O04_O05_of_a_hundred_first_requests_those_beyond_places_and_line_are_re
 def _loads(daemon: RunningDaemon) -> int:
     decisions = daemon.get("/control/v1/why?model=three")["decisions"]
     return sum(one["action"] == "load" and one["model"] == "ai/three" for one in decisions)
+
+
+def test_O01_what_embeddings_take_is_reserved_and_goes_before_a_model_does(empty: RunningDaemon) -> None:
+    daemon = empty
+    assert ask(daemon, "one")
+    alone, _ = reserved_bytes(daemon)
+    for _ in range(2):
+        assert daemon.post("/v1/embeddings", {"model": "one", "input": "hello"})["data"]
+        assert reserved_bytes(daemon)[0] > alone + ANNEX_OVERHEAD_BYTES
+        assert ask(daemon, "two")
+        assert loaded(daemon) == {"one", "two"}
+        assert reserved_bytes(daemon)[0] < 2 * alone + ANNEX_OVERHEAD_BYTES
+        daemon.runner("ctl", "unload", "two")
+
+
+def test_O01_embeddings_that_a_model_leaves_no_room_for_are_refused_and_it_goes_on(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    with running_daemon(tmp_path, "--memory-budget", "320MiB") as daemon:
+        daemon.package("one", tiny_model, "--context-size", "512")
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            daemon.post("/v1/embeddings", {"model": "one", "input": "hello"})
+        error = json.loads(caught.value.read())["error"]
+        assert (caught.value.code, error["code"]) == (503, "insufficient_memory")
+        assert "one (embeddings)" in error["message"]
+        assert ask(daemon, "one")

@@ -4,8 +4,9 @@
 
 Behaviours of the process: `normal`, `slow-hello`, `late-hello`, `wrong-version`, `two-hellos`,
 `step-too-early`, `load-hangs`, `load-fails:CODE:MESSAGE`, `raise-at-end`, `exit-while-loading:N`,
-`ignore-shutdown`, `ignore-sigterm`, `fork`, `noise`, `busy`, `wants:STATE`; asked to save, `saves:BYTES`,
-`saves-half:BYTES` and `saves-garbage:BYTES`: one state, half of one, or one and bytes that mean nothing.
+`ignore-shutdown`, `ignore-sigterm`, `fork`, `noise`, `busy`, `wants:STATE`, `announces:BYTES` (a state, and
+nothing of it), `pushes` (a part that nobody asked for); asked to save, `saves:BYTES`, `saves-half:BYTES` and
+`saves-garbage:BYTES`: one state, half of one, or one and bytes that mean nothing.
 Behaviours of one generation, as the text of its prompt: see `_generate`.
 """
 
@@ -126,6 +127,10 @@ class Worker:
         self._send(encode(loaded))
         if (state_id := self._argument("wants")) is not None:
             self._send(encode(WantState(int(state_id))))
+        if (size := self._argument("announces")) is not None:
+            self._send(encode(SaveState(owner="", tokens=(1, 2, 3), size_bytes=int(size))))
+        if self._has("pushes"):
+            self._send(encode(SavedPart(b"x")))
         if self._has("busy"):
             _spin_for_ever()
 

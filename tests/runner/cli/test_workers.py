@@ -55,6 +55,7 @@ METERS = EngineMeters(
     preemptions=1,
     reuse_hits=7,
     reused_tokens=2170,
+    saved_tokens=800,
     restored_tokens=1600,
     reuse_misses={"new": 3, "given_up": 1, "window": 0, "unsupported": 0, "disabled": 0},
 )
@@ -73,6 +74,7 @@ def test_ps_verbose_tells_what_each_engine_does(cli: Cli) -> None:
         "  steps       310, 12000.0 ms, 120.0 ms of it outside the engine in all",
         "  tokens      2100 of prompts computed, 1900 of answers",
         "  reused      2170 tokens in 7 prompts",
+        "  saved       800 tokens to make room",
         "  restored    1600 tokens from saved states",
         "  not reused  4 prompts: 3 new, 1 given up",
         "  preemptions 1",

@@ -40,6 +40,9 @@ class Memory:
         del self.cells.setdefault(sequence_id, [])[from_position:]
         return True
 
+    def share_beginning(self, source_id: int, target_id: int, count: int) -> None:
+        self.cells[target_id][:count] = self.cells[source_id][:count]
+
     @property
     def n_used(self) -> int:
         return len({number for numbers in self.cells.values() for number in numbers})
@@ -71,7 +74,7 @@ class Bench:
 
     def check(self) -> None:
         assert self.pool.n_used + self.pool.n_retained == self.memory.n_used
-        assert self.pool.n_free == N_CELLS - self.memory.n_used or self.pool._n_cells != N_CELLS
+        assert self.pool.n_free == N_CELLS - self.memory.n_used or self.pool.n_cells != N_CELLS
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import pytest
 from runner.domain.engine import EngineOptions
 from runner.domain.events import Embedded, Failed, Finished, FinishReason, TextDelta, Usage
 from runner.engine.backend import GROUP_ROWS, DecodeResult, EmbeddingFacts, Pooling
+from runner.engine.batcher import STEP_LIMIT_S
 from runner.engine.embed import (
     TOLD_BYTES_MAX,
     Embedder,
@@ -37,6 +38,7 @@ class Rig:
         self.result: Callable[[list[int]], DecodeResult] = lambda tokens: DecodeResult.DONE
         self.passes: list[list[int]] = []
         self.now_s = 10.0
+        self.rows_max = n_rows
         self._decode = self.context.decode
         self.context.decode = self._decoded  # type: ignore[method-assign]
         self.embedder = Embedder(facts, self._open, n_threads=3, clock=lambda: self.now_s)
@@ -65,7 +67,7 @@ class Rig:
         self.embedder.submit(request)
 
     def step(self) -> int:
-        events, n_rows = self.embedder.advance()
+        events, n_rows = self.embedder.advance(self.rows_max)
         for request_id, event in events:
             self.events.setdefault(request_id, []).append(event)
         return n_rows
@@ -231,7 +233,7 @@ def test_without_memory_for_a_context_the_request_fails_and_the_next_one_tries_a
     embedder = Embedder(FACTS, fail, n_threads=1, clock=lambda: 0.0)
     for request_id in ("a", "b"):
         embedder.submit(EmbeddingRequest(request_id=request_id, inputs=((1,),)))
-        [(name, event)], n_rows = embedder.advance()
+        [(name, event)], n_rows = embedder.advance(16)
         assert (name, n_rows, embedder.has_work) == (request_id, 0, False)
         assert isinstance(event, Failed)
 
@@ -299,4 +301,52 @@ def test_only_embeddings_end_when_an_engine_closes_their_context() -> None:
     while engine.has_work:
         told += [name for name, _ in engine.step().events]
     assert set(told) == {"text"}
+    engine.close()
+
+
+def test_passes_are_no_longer_than_they_may_be_now() -> None:
+    rig = Rig()
+    rig.submit("long", (1,) * 20)
+    rig.submit("a", (1,) * 3)
+    rig.submit("b", (1,) * 3)
+    sizes = []
+    for rows_max in (16, 2, 1, 4, 4, 4):
+        rig.rows_max = rows_max
+        sizes.append(rig.step())
+    assert sizes == [16, 2, 1, 1, 3, 3]
+    assert rig.vectors("long")[0] == pytest.approx((0, 1, *[0] * 6))
+
+
+def test_an_input_that_has_to_be_seen_whole_takes_one_pass_whatever_its_length() -> None:
+    rig = Rig(EmbeddingFacts(n_dimensions=DIMENSIONS, input_max=64, is_whole=True), n_rows=64)
+    rig.rows_max = 4
+    rig.submit("a", (1,) * 50)
+    assert rig.step() == 50
+
+
+def test_passes_of_embeddings_shorten_beside_streams_as_prefills_do() -> None:
+    options = EngineOptions(context_size=512, n_cells=1024, prefill_chunk=64)
+    now_s = 0.0
+    backend = ScriptedBackend(options)
+    opened = backend.open_embedding()
+    decode = opened.decode
+
+    def slow(n_rows: int) -> DecodeResult:
+        nonlocal now_s
+        now_s += 0.02 * n_rows
+        return decode(n_rows)
+
+    opened.decode = slow  # type: ignore[method-assign]
+    backend.open_embedding = lambda: opened  # type: ignore[method-assign]
+    engine = Engine(backend, options, clock=lambda: 0.0, stopwatch=lambda: now_s)
+    prompt = (*b"[[count 400]]", ANSWER)
+    engine.submit(SequenceRequest(request_id="text", prompt_tokens=prompt, submitted_s=0.0))
+    while engine.statistics().cells_used <= len(prompt):
+        engine.step()
+    engine.submit(EmbeddingRequest(request_id="vectors", inputs=((1,) * 300,)))
+    gaps = []
+    while "vectors" not in [name for name, _ in engine.step().events]:
+        gaps.append(engine.step_s)
+    assert max(gaps) == pytest.approx(64 * 0.02)
+    assert max(gaps[2:]) <= STEP_LIMIT_S
     engine.close()

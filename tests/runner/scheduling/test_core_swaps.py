@@ -451,3 +451,34 @@ def test_one_who_was_overdue_while_its_model_gave_way_is_told_at_once_when_it_do
     assert world.state("a") is S.YIELDING
     world.advance(60)
     assert larger in world.answers or larger in world.leases
+
+
+def test_an_annex_goes_before_any_model_however_quickly_that_would_load_again() -> None:
+    world = World(budget=100)
+    world.load_idle("a", 40)  # in no time at all
+    ticket = world.want_annex("a")
+    world.size("a+", 20)
+    world.ready("a+")
+    world.release(ticket)
+    world.advance(1.0)
+    world.want("b")
+    world.size("b", 50)
+    assert world.state("a+") is S.STOPPING
+    assert world.state("a") is S.READY
+    world.end("a+")
+    assert world.state("b") is S.LOADING
+
+
+def test_a_model_makes_no_room_for_its_own_annex_but_for_others() -> None:
+    world = World(budget=100)
+    world.load_idle("a", 60)
+    world.load_idle("b", 30)
+    lease = world.want("a")
+    world.want_annex("a")
+    world.size("a+", 40)
+    assert world.state("b") is S.STOPPING
+    assert world.state("a") is S.READY
+    world.end("b")
+    world.ready("a+")
+    assert world.state("a+") is S.READY
+    world.release(lease)

@@ -73,12 +73,14 @@ from runner.wire.messages import (
     LoadFailed,
     LoadModel,
     LoadProgress,
+    MoreParts,
     OfferStates,
     SavedPart,
     SaveState,
     SetThreads,
     Shutdown,
     StateGone,
+    StateKept,
     StateOffer,
     StatePart,
     Step,
@@ -87,7 +89,7 @@ from runner.wire.messages import (
 )
 from runner.wire.schema import EVENTS_LIMIT, ITEMS_LIMIT, to_fields
 from runner.wire.sizes import BYTES_MAX
-from runner.wire.state_schema import STATE_BYTES_MAX
+from runner.wire.state_schema import PARTS_MAX, STATE_BYTES_MAX
 
 texts = st.text(max_size=30)
 counts = st.integers(0, 2**63 - 1)
@@ -194,6 +196,7 @@ steps = st.builds(
         preemptions=counts,
         reuse_hits=counts,
         reused_tokens=counts,
+        saved_tokens=counts,
         restored_tokens=counts,
         misses=st.tuples(*[counts for _ in CacheMiss]),
     ),
@@ -287,9 +290,11 @@ to_worker = st.one_of(
     st.lists(
         st.builds(StateOffer, state_id=counts, owner=texts, tokens=state_tokens, size_bytes=state_sizes),
         max_size=3,
-    ).map(lambda offers: OfferStates(tuple(offers))),
+    ).flatmap(lambda offers: st.builds(OfferStates, st.just(tuple(offers)), counts)),
     st.builds(StatePart, counts, st.binary(min_size=1, max_size=9)),
     st.builds(StateGone, counts),
+    st.builds(MoreParts, st.integers(1, PARTS_MAX)),
+    st.builds(StateKept, st.none() | counts, counts),
     st.builds(Shutdown, save_bytes=counts, save_s=seconds),
 )
 
@@ -534,7 +539,7 @@ def test_W07_a_message_with_one_byte_changed_is_a_message_or_a_fault(
     feed_split(FromWorkerDecoder(), bytes(changed), [])
 
 
-_METERS = (300, 0.25, 0.24, 1, 2, 340, 170, 3, 0, 0, 0, 0)
+_METERS = (300, 0.25, 0.24, 1, 2, 340, 80, 170, 3, 0, 0, 0, 0)
 _STEP = (20, 7, 0, 1, 1, 0, 9, _METERS)
 _DELTA = ("r1", 1, "text", 1)
 _FINISHED = ("r1", 2, "stop", (1, 2, 0, 1), (0.0, 0.1, 0.2), 0)

@@ -6,9 +6,18 @@ import pytest
 
 from runner.errors import ProtocolFault
 from runner.wire.codec import FRAME_LIMIT_BYTES, FromWorkerDecoder, ToWorkerDecoder, encode
-from runner.wire.messages import OfferStates, SavedPart, SaveState, StateOffer, StatePart
+from runner.wire.messages import (
+    MoreParts,
+    OfferStates,
+    SavedPart,
+    SaveState,
+    StateKept,
+    StateOffer,
+    StatePart,
+)
 from runner.wire.state_schema import (
     OFFERS_MAX,
+    PARTS_MAX,
     STATE_BYTES_MAX,
     STATE_PART_BYTES,
     STATE_TOKENS_MAX,
@@ -62,3 +71,25 @@ def test_so_many_offers_and_no_more_are_read() -> None:
 def test_offers_that_are_more_than_a_frame_travel_in_parts() -> None:
     message = OfferStates(tuple(offer(tokens=tuple(range(150_000)), state_id=index) for index in range(3)))
     assert ToWorkerDecoder().feed(encode(message)) == [message]
+
+
+def test_so_many_parts_may_be_allowed_at_a_time() -> None:
+    for count in (1, PARTS_MAX - 1, PARTS_MAX):
+        assert ToWorkerDecoder().feed(encode(MoreParts(count))) == [MoreParts(count)]
+    for count in (0, -1, PARTS_MAX + 1):
+        with pytest.raises(ProtocolFault):
+            ToWorkerDecoder().feed(encode(MoreParts(count)))
+
+
+def test_what_became_of_a_state_is_told_with_the_room_for_the_next() -> None:
+    for message in (StateKept(3, 9), StateKept(None, 0)):
+        assert ToWorkerDecoder().feed(encode(message)) == [message]
+    for broken in (StateKept(-1, 9), StateKept(3, -9)):
+        with pytest.raises(ProtocolFault):
+            ToWorkerDecoder().feed(encode(broken))
+
+
+@pytest.mark.parametrize("message", [MoreParts(1), StateKept(1, 1)])
+def test_W07_a_worker_cannot_say_what_only_the_daemon_may(message: MoreParts | StateKept) -> None:
+    with pytest.raises(ProtocolFault):
+        FromWorkerDecoder().feed(encode(message))

@@ -115,3 +115,15 @@ def test_many_inputs_are_read_in_steps() -> None:
     with pytest.raises(StopIteration) as ended:
         next(steps)
     assert len(ended.value.value) == 5
+
+
+def test_a_text_far_too_long_to_be_read_is_refused_though_its_beginning_has_few_tokens() -> None:
+    class Blank(ScriptedBackend):
+        def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+            return [BOS, ANSWER]
+
+    reader = InputReader(Blank(EngineOptions(context_size=LIMIT, n_cells=2 * LIMIT)))
+    blanks = text(" " * 1_000_000)
+    with pytest.raises(InvalidParameter, match="too long to be looked at whole"):
+        read_all(reader, EmbeddingPrompt(inputs=(blanks,)))
+    assert read_all(reader, EmbeddingPrompt(inputs=(blanks,), truncates=True)) == ((BOS, ANSWER),)

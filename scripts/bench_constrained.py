@@ -2,20 +2,31 @@
 """What a JSON schema costs: tokens/s of the engine with and without one, in turns, at 1 and 8 streams.
 
     scripts/bench_constrained.py MODEL.gguf [TOKENS [PAIRS [THREADS]]]
+    scripts/bench_constrained.py MODEL.gguf --peer LLAMA_SERVER
 
-Only decoding counts: from the step at which the last prompt is done to the last one in which all streams run.
+With a peer: answers by a schema over HTTP, our daemon's beside those of llama-server's grammar, in turns.
+Else only decoding counts: from the step at which the last prompt is done to the last one in which all streams run.
 On a machine that others use too, the figures per second of processor time tell more.
 """
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+import json
 import statistics
 import sys
+import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+from bench import HttpSide, our_daemon, peer_server  # noqa: E402
+from bench_prompts import medians  # noqa: E402
 
 from runner.domain.constraints import Constraint, ConstraintKind  # noqa: E402
 from runner.domain.engine import EngineOptions  # noqa: E402
@@ -35,6 +46,9 @@ QUESTION = "<|im_start|>user\nList {} people as JSON.<|im_end|>\n<|im_start|>ass
 
 
 def main() -> None:
+    if sys.argv[2:3] == ["--peer"]:
+        compare(Path(sys.argv[1]), Path(sys.argv[3]))
+        return
     n_tokens, n_pairs, n_threads = (
         int(text) for text in (*sys.argv[2:], *("96", "3", "2")[len(sys.argv) - 2 :])
     )
@@ -69,6 +83,50 @@ def main() -> None:
                 flush=True,
             )
     engine.close()
+
+
+def compare(model: Path, program: Path) -> None:
+    """As many answers at once; the schema lets none of them end before `max_tokens`."""
+    schema = json.loads(PEOPLE)
+    ours_asks = {
+        "response_format": {"type": "json_schema", "json_schema": {"name": "people", "schema": schema}}
+    }
+    with tempfile.TemporaryDirectory(prefix="runner-bench-") as name, contextlib.ExitStack() as stack:
+        ours = stack.enter_context(our_daemon(model, Path(name)))
+        peer = stack.enter_context(peer_server(program, model, Path(name), []))
+        sides = ((ours, ours_asks), (peer, {"json_schema": schema}))
+        for n_streams in (1, 8):
+            rates: list[list[float]] = [[], []]
+            for pair in range(-1, 5):
+                for place in (0, 1) if pair % 2 else (1, 0):
+                    measured = answer_rate(*sides[place], n_streams=n_streams, pair=pair)
+                    if pair >= 0:
+                        rates[place].append(measured)
+            print(f"{n_streams} streams by a schema, tokens/s:", medians(*rates), flush=True)
+
+
+def answer_rate(side: HttpSide, asked: dict[str, Any], *, n_streams: int, pair: int) -> float:
+    """Tokens/s of all answers together, prompts included."""
+    time.sleep(0.3)
+
+    def ask(index: int) -> int:
+        prompt = f"{3 + 10 * pair + index} people as JSON: "
+        body = {"model": side.model, "prompt": prompt, "max_tokens": 96, "temperature": 0.8, **asked}
+        connection = http.client.HTTPConnection("127.0.0.1", side.port, timeout=300)
+        with contextlib.closing(connection):
+            connection.request(
+                "POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"}
+            )
+            response = connection.getresponse()
+            content = response.read()
+        if response.status != 200:
+            raise RuntimeError(f"{side.name} answered {response.status}: {content[:500]!r}")
+        return int(json.loads(content)["usage"]["completion_tokens"])
+
+    began_s = time.perf_counter()
+    with ThreadPoolExecutor(n_streams) as pool:
+        n_tokens = sum(pool.map(ask, range(n_streams)))
+    return n_tokens / (time.perf_counter() - began_s)
 
 
 def _prompts(backend: Backend, pair: int, n_streams: int) -> list[tuple[int, ...]]:

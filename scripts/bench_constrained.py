@@ -5,7 +5,8 @@
     scripts/bench_constrained.py MODEL.gguf --peer LLAMA_SERVER
 
 With a peer: answers by a schema over HTTP, our daemon's beside those of llama-server's grammar, in turns.
-Else only decoding counts: from the step at which the last prompt is done to the last one in which all streams run.
+Else only decoding counts: from the step at which the last prompt is done to the last one in which all
+streams run.
 On a machine that others use too, the figures per second of processor time tell more.
 """
 

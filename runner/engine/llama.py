@@ -68,10 +68,11 @@ class LlamaBackend:
         options: EngineOptions,
         facts: LoadedFacts,
         batch: BatchArrays,
-        control_texts: frozenset[str],
+        control: _ControlTokens,
         guard_offset: int,
     ) -> None:
-        self.control_texts = control_texts
+        self.control_texts = control.texts
+        self.end_of_generation = control.ends
         self._model = model
         self._context = context
         self._options = options
@@ -103,7 +104,7 @@ class LlamaBackend:
         log.buffers.clear()
         model = load_model(path, progress, further_parts=further_parts)
         try:
-            with _ControlTexts(model) as control_texts, touched_from_the_end():
+            with _ControlTokens(model) as control, touched_from_the_end():
                 context = new_context(model, options)
         except BaseException:
             lib.llama_model_free(model)
@@ -111,7 +112,7 @@ class LlamaBackend:
         facts = _facts(model, options, log.buffers.devices())
         batch = BatchArrays.empty(rows_of(options))
         guard_offset = ids_of(model, options) if needs_guards(model, options) else 0
-        return cls(model, context, options, facts, batch, control_texts.found, guard_offset)
+        return cls(model, context, options, facts, batch, control, guard_offset)
 
     def __repr__(self) -> str:
         return f"<LlamaBackend: {self._facts.architecture}, {'closed' if self._is_closed else 'open'}>"
@@ -138,11 +139,6 @@ class LlamaBackend:
     @property
     def eos_text(self) -> str:
         return self._token_text(lib.llama_vocab_eos(self._vocab))
-
-    @functools.cached_property
-    def end_of_generation(self) -> frozenset[int]:
-        """Asked for at the first `ignore_eos`: the library has no list, and asking per token takes 15 ms."""
-        return frozenset(filter(self.is_end_of_generation, range(self._facts.n_vocab)))
 
     def is_end_of_generation(self, token_id: int) -> bool:
         return bool(lib.llama_vocab_is_eog(self._vocab, token_id))
@@ -252,19 +248,22 @@ class LlamaBackend:
             lib.llama_model_free(self._model)
 
 
-class _ControlTexts:
+class _ControlTokens:
     """Finds the control tokens of a vocabulary in a thread, while the `with` block makes the context.
 
     Each token has to be asked for: 15 ms of 49k and 80 ms of 262k, which the first request would wait for.
+    `ends` are those that end an answer: the library marks all of them as control tokens, but for what the
+    file itself calls the end.
     """
 
-    found: frozenset[str]
+    texts: frozenset[str]
+    ends: frozenset[int]
 
     def __init__(self, model: Model) -> None:
         self._vocab = lib.llama_model_get_vocab(model)
         self._thread = threading.Thread(target=self._find, name="vocabulary")
 
-    def __enter__(self) -> _ControlTexts:
+    def __enter__(self) -> _ControlTokens:
         self._thread.start()
         return self
 
@@ -273,10 +272,17 @@ class _ControlTexts:
 
     def _find(self) -> None:
         attributes = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN
-        self.found = frozenset(
-            _token_text(self._vocab, token_id)
+        found = [
+            token_id
             for token_id in range(lib.llama_vocab_n_tokens(self._vocab))
             if lib.llama_vocab_get_attr(self._vocab, token_id) & attributes
+        ]
+        self.texts = frozenset(_token_text(self._vocab, token_id) for token_id in found)
+        named = (lib.llama_vocab_eos(self._vocab), lib.llama_vocab_eot(self._vocab))
+        self.ends = frozenset(
+            token_id
+            for token_id in (*found, *named)
+            if token_id >= 0 and lib.llama_vocab_is_eog(self._vocab, token_id)
         )
 
 

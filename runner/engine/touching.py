@@ -24,7 +24,8 @@ Span = tuple[int, int]
 
 LEAST_BYTES: Final = 32 * 1024 * 1024
 """A smaller one is zeroed as soon as it is found."""
-_SLICE_BYTES: Final = 4 * 1024 * 1024
+_SLICE_BYTES: Final = 16 * 1024 * 1024
+"""Between two of them the interpreter may be somebody else's for 5 ms."""
 _BEGUN_BYTES: Final = 1024 * 1024
 _POLL_S: Final = 0.001
 _MADV_POPULATE_WRITE: Final = 23  # Linux 5.14; older kernels answer EINVAL

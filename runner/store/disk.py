@@ -190,10 +190,15 @@ class Disk:
                     raise StoreDamaged("a file of the store is a symbolic link") from None
                 raise
         try:
-            self._checked(os.fstat(descriptor))
+            status = os.fstat(descriptor)
+            if status.st_nlink:  # else it was removed just now
+                self._checked(status)
         except BaseException:
             os.close(descriptor)
             raise
+        if not status.st_nlink:
+            os.close(descriptor)
+            return None
         return os.fdopen(descriptor, "rb", buffering=0)
 
     def read(self, path: Path, *, limit_bytes: int) -> bytes | None:

@@ -144,9 +144,10 @@ def test_four_users_where_cells_are_enough_for_two_find_their_last_turn(
         for turn in range(4):
             with ThreadPoolExecutor(4 if at_once else 1) as pool:
                 told = list(pool.map(lambda who: talk(daemon, who, turn), "abcd"))  # noqa: B023
-            for who, (n_prompt, n_cached) in zip("abcd", told, strict=True):
-                assert n_cached >= 0.9 * before[who]
-                before[who] = n_prompt
+            found = [told[index][1] >= 0.9 * before[who] for index, who in enumerate("abcd")]
+            if turn > 1:  # of the first it was not known that somebody would go on from it
+                assert any(found) if at_once else all(found)  # one is saved at a time
+            before = {who: told[index][0] for index, who in enumerate("abcd")}
         assert saved(daemon) > 0 and restored(daemon) > 0
         assert "tokens to make room" in daemon.runner("ctl", "ps", "--verbose").stdout
         assert len(files(tmp_path)) <= 4  # a turn replaces the turns before
@@ -168,6 +169,7 @@ def test_G12_of_a_state_that_cannot_be_had_the_prompt_is_computed(
     with running_daemon(tmp_path) as daemon:
         daemon.package("one", tiny_model, "--context-size", "1024")
         for who in "abcd":
+            talk(daemon, who, 0)
             talk(daemon, who, 1)
         assert files(tmp_path)
         for path in files(tmp_path):
@@ -185,6 +187,7 @@ def test_what_was_saved_before_a_crash_is_of_use_after_it(tmp_path: Path, tiny_m
     with running_daemon(tmp_path) as daemon:
         daemon.package("one", tiny_model, "--context-size", "1024")
         for who in "abcd":
+            talk(daemon, who, 0)
             talk(daemon, who, 1)
         assert files(tmp_path)
         daemon.runner("run", "one", "[[crash segv]]", check=False)

@@ -162,6 +162,9 @@ def test_special_tokens_are_parsed_only_when_asked_and_have_no_text(backend: Bac
     (token,) = backend.tokenize("<|im_end|>", add_special=False, parse_special=True)
     assert backend.is_end_of_generation(token)
     assert token in backend.end_of_generation
+    assert backend.end_of_generation == frozenset(
+        filter(backend.is_end_of_generation, range(backend.facts.n_vocab))
+    )
     assert backend.token_piece(token) == b""
     assert len(backend.tokenize("<|im_end|>", add_special=False, parse_special=False)) > 1
     assert {"<|im_start|>", "<|im_end|>"} <= backend.control_texts

@@ -101,6 +101,18 @@ def test_S25_a_second_name_of_a_file_is_refused(tmp_path):
     assert DISK.facts(tmp_path / "a") is not None
 
 
+def test_a_file_that_is_removed_while_it_is_opened_is_not_there(tmp_path, monkeypatch):
+    (tmp_path / "a").write_bytes(b"1")
+    fstat = os.fstat
+
+    def remove_first(descriptor):
+        (tmp_path / "a").unlink()
+        return fstat(descriptor)
+
+    monkeypatch.setattr(os, "fstat", remove_first)
+    assert DISK.open(tmp_path / "a") is None
+
+
 def test_S25_a_file_or_directory_of_another_user_is_refused(tmp_path):
     write(tmp_path / "a")
     stranger = Disk(owner_uid=os.geteuid() + 1)

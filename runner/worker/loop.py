@@ -77,9 +77,9 @@ EXIT_DEAF_DAEMON: Final = 4
 EXIT_PREPARATION: Final = 5
 
 _PROGRESS_INTERVAL_S = 0.05
-FRAME_INTERVAL_S: Final = 0.016
-"""Text waits so long for more of it, as a screen shows 60 pictures a second. Beside a small model that uses
-all cores, a frame for every token took a tenth of its speed."""
+FRAME_INTERVAL_S: Final = 0.033
+"""Text waits so long for more of it, which is 30 times a second. Beside a small model that uses all cores, a
+frame for every token of 6 ms took a tenth of its speed: each wakes the daemon and the client there."""
 _CLOSE_WAIT_S = 1.0
 """For the preparation thread, within the two seconds after which the daemon sends SIGTERM."""
 

@@ -348,7 +348,7 @@ def _state_bytes_within(file_bytes: int) -> int:
 def _supersedes(state: StateFile, other: StateFile) -> bool:
     """It has all tokens of the other one but for a few at its end: templates tell an answer otherwise than it
     was generated, when it has become history, and leave out what was thought before."""
-    if (state.key, state.owner) != (other.key, other.owner):
+    if (state.key, state.owner) != (other.key, other.owner) or state.n_tokens < other.n_tokens:
         return False
     n_needed = other.n_tokens - min(_SUPERSEDED_TOKENS, other.n_tokens // 8)
     return state.tokens.startswith(other.tokens[: 4 * n_needed])

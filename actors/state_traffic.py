@@ -41,8 +41,10 @@ from runner.wire.messages import (
 )
 from runner.wire.state_schema import OFFERS_MAX
 
-WANTED_MAX: Final = 2
-"""A worker asks for the next state when it has read the last part of the one before."""
+WANTED_MAX: Final = OFFERS_MAX
+"""A worker asks for the next state when it has read the last part of the one before, or that it is gone: of
+those that are withdrawn while one is read, several may be asked for."""
+ROOM_INTERVAL_S: Final = 30.0
 SEND_S: Final = 5.0
 """For one state; a prompt waits for it, and is computed when the disk takes longer."""
 PARTS_AHEAD: Final = 32
@@ -96,6 +98,8 @@ class StateTraffic:
         """A state was announced, and not answered yet."""
         self._n_allowed = 0
         self._writer: StateWriter | None = None
+        self._told_bytes = 0
+        """Room for one state, as the worker knows it."""
         self._n_left = 0
         self._left_bytes = 0
 
@@ -122,7 +126,8 @@ class StateTraffic:
         offers = tuple(offer for offer in self._states.offers(self._key) if offer.size_bytes <= room_bytes)
         self._offered = dict.fromkeys(offer.state_id for offer in reversed(offers))
         self._states.subscribe(self._withdraw)
-        self._outbox.put(encode(OfferStates(offers, min(room_bytes, self._states.largest_bytes))))
+        self._told_bytes = min(room_bytes, self._states.largest_bytes)
+        self._outbox.put(encode(OfferStates(offers, self._told_bytes)))
 
     def hear(self, message: WantState | SaveState | SavedPart) -> bool:
         """False when it must not say that:
@@ -154,6 +159,7 @@ class StateTraffic:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._serve_wanted)
             nursery.start_soon(self._serve_arrived)
+            nursery.start_soon(self._tell_more_room)
 
     # to the worker
 
@@ -245,9 +251,22 @@ class StateTraffic:
         assert self._states is not None
         room_bytes = min(self._rules.room_bytes(), await self._states.room_bytes())
         self._is_saving = False
+        self._told_bytes = room_bytes
         self._outbox.put(encode(StateKept(state_id, room_bytes)))
         if state_id is not None:
             self._offer(state_id)
+
+    async def _tell_more_room(self) -> None:
+        """A worker that may save little, or nothing, does not ask again: memory and disks are full for a
+        while."""
+        while True:
+            await trio.sleep(ROOM_INTERVAL_S)
+            if self._states is None or self._key is None or self._is_saving:
+                continue
+            room_bytes = min(self._rules.room_bytes(), await self._states.room_bytes())
+            if room_bytes > self._told_bytes and not self._is_saving:
+                self._told_bytes = room_bytes
+                self._outbox.put(encode(OfferStates((), room_bytes)))
 
     # at the end
 

@@ -66,6 +66,8 @@ class CellPool:
         self._continuations = Continuations()
         self._continuing: set[int] = set()
         """Ids of sequences that went on from where others had ended."""
+        self.copied: set[int] = set()
+        """Retained ids that were saved as a whole, for whoever saves."""
         self._n_used = 0
         self.n_ever_retained = 0
         self._private = itertools.count()
@@ -240,8 +242,7 @@ class CellPool:
                 self._give_up(held, is_known=True)
         while len(self._retained) > self._max_retained:  # 3
             self.give_up_oldest()
-        while len(self._retained) - len(self._awaited) > KEPT_FREELY and self.n_retained > KEPT_CELLS:
-            self.give_up_oldest()
+        self._keep_little()
         self.keep_half()
 
     def expect_no_longer(self, awaited_by: object) -> None:
@@ -258,11 +259,23 @@ class CellPool:
 
         Called whenever a sequence leaves cells that others retain, and before each step.
         """
-        while (n_more := self.n_retained - self.n_cells // 2) > 0:
+        while self.n_retained > self.n_cells // 2:
             oldest = self._by_use()[0]
             if not self.may_go(oldest, self._retained[oldest]):
                 return
-            self._trim(oldest, n_more)
+            n_more = self.n_retained - self.n_cells // 2  # saving may have cut it
+            if n_more > 0:
+                self._trim(oldest, n_more)
+
+    def _keep_little(self) -> None:
+        """Give up what did not end just now, unless it would be lost and can be saved soon."""
+        while self.n_retained > KEPT_CELLS:
+            n_older = max(0, len(self._retained) - len(self._awaited) - KEPT_FREELY)
+            older = self._by_use()[:n_older]
+            going = next((slot for slot in older if self.may_go(slot, self._retained[slot])), None)
+            if going is None:
+                return
+            self._give_up(going)
 
     def give_up_oldest(self) -> bool:
         """Free what was not used for longest; False when nothing is retained."""
@@ -337,6 +350,7 @@ class CellPool:
 
     def _forget(self, slot: int) -> None:
         self._continuing.discard(slot)
+        self.copied.discard(slot)
         self._memory.drop_cells(slot)
         self._tree.remove(slot)
         self._slots.release(slot)

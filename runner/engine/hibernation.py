@@ -70,6 +70,8 @@ class Hibernation:
         self._room_bytes = 0
         self._outgoing: OutgoingState | None = None
         self._outgoing_room: mmap.mmap | None = None
+        self._outgoing_slot = 0
+        """Whose it was."""
         self._n_ahead = 0
         """Of all that was ever retained, so many were saved ahead, or are gone."""
         self._seen: tuple[int, int] | None = None
@@ -112,7 +114,9 @@ class Hibernation:
         size_bytes = len(outgoing.data)
         outgoing.data.release()
         room.close()
-        if state_id is not None:
+        if state_id is None:
+            self._cells.copied.discard(self._outgoing_slot)
+        else:
             self.n_saved_tokens += len(outgoing.tokens)
             self.learn(
                 [
@@ -125,8 +129,10 @@ class Hibernation:
                 ]
             )
 
-    def may_go(self, slot: int, namespace: Hashable) -> bool:
+    def may_go(self, slot: int, namespace: Hashable, *, may_cut: bool = True) -> bool:
         """Asked before cells of a retained sequence are given up; False when it had better be another's.
+
+        `may_cut`: of one whose state is too large, the end is given up, so that the beginning can be saved.
 
         1. What is saved, or not worth it, may go, and so may what cannot be saved. It is worth it when
            somebody will come back for it: a turn of a conversation, or a sequence that gave way.
@@ -139,13 +145,16 @@ class Hibernation:
             return True
         if self._cells.count_own(slot) < LEAST_SAVED:
             return True
-        if self._is_saved(self._cells.tokens(slot), namespace.owner):
+        if slot in self._cells.copied or self._is_saved(self._cells.tokens(slot), namespace.owner):
             return True
         if self._outgoing is not None:  # 2
             return False
+        if not may_cut and self._backend.state_bytes(slot) > self._room_bytes:
+            return True
         size_bytes = self._shortened(slot, self._room_bytes)  # 3
         tokens = self._cells.tokens(slot)
         if 0 < size_bytes <= self._room_bytes and len(tokens) >= LEAST_SAVED:
+            self._cells.copied.add(slot)
             self._copy(slot, namespace.owner, tokens, size_bytes)
         return True
 
@@ -158,7 +167,7 @@ class Hibernation:
         for slot, namespace in self._cells.retained():
             if n_spare >= n_cells:
                 return True
-            if not self.may_go(slot, namespace):
+            if not self.may_go(slot, namespace, may_cut=False):
                 return False
             n_spare += self._cells.count_own(slot)
         return True
@@ -286,6 +295,7 @@ class Hibernation:
         if self._backend.save_state(slot, data):
             self._outgoing = OutgoingState(owner=owner, tokens=tokens, data=data)
             self._outgoing_room = room
+            self._outgoing_slot = slot
         else:
             data.release()
             room.close()

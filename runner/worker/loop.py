@@ -325,20 +325,21 @@ class Worker:
             output = engine.step()
             self._events += output.events
             self._work.add(output)
-            if self._may_wait(engine):
+            if self._may_wait(engine, output):
                 return
         events, self._events = self._events, []
         if events or engine.statistics() != self._told:
             self._send_step(engine, tuple(events))
 
-    def _may_wait(self, engine: Engine) -> bool:
-        """Whether all that there is to tell is text, of which more comes soon."""
-        return (
-            engine.has_work
-            and bool(self._events)
-            and self._clock() < self._frame_due_s
-            and all(type(event) is TextDelta for _, event in self._events)
-        )
+    def _may_wait(self, engine: Engine, output: StepOutput) -> bool:
+        """Whether all that there is to tell is text, of which more comes with the next step: everybody had a
+        part in this one, so that no prompt is read before."""
+        if not self._events or self._clock() >= self._frame_due_s:
+            return False
+        if any(type(event) is not TextDelta for _, event in self._events):
+            return False
+        statistics = engine.statistics()
+        return 0 < statistics.running == output.decode_tokens and not statistics.waiting
 
     def _send_step(self, engine: Engine, events: tuple[tuple[str, StepEvent], ...]) -> None:
         statistics = self._told = engine.statistics()

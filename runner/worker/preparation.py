@@ -50,11 +50,11 @@ if TYPE_CHECKING:
     from runner.chat.template import ChatTemplate
     from runner.worker.reasoning import ReasoningReader
 
-QUEUE_MAX = 512
+QUEUE_MAX = 64 * 64
+"""Sequences that may wait here; the daemon sends at most 64 requests at once, of at most 64 answers each, so
+this is never met in order."""
 TURN_S = 0.05
 """Inputs of embeddings are read for so long, at a megabyte or two a second, before others have their turn."""
-"""Sequences that may wait here; the daemon sends at most 64 requests, of at most 8 answers each, so this is
-never met in order."""
 
 _COUNTED_BYTES = 64
 """Bytes per cell of the context that are tokenised before a longer text is refused: no language has more

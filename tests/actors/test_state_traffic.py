@@ -179,6 +179,19 @@ async def test_W07_only_so_many_states_may_be_asked_for_at_a_time(states: SavedS
     assert not traffic.traffic.hear(WantState(1))
 
 
+async def test_a_worker_that_had_no_room_is_told_when_there_is_some(
+    states: SavedStates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("actors.state_traffic.ROOM_INTERVAL_S", 0.001)
+    free = [0]
+    traffic = traffic_of(states, attrs.evolve(RULES, free_bytes=lambda: free[0]))
+    traffic.traffic.loaded(LOADED)
+    assert await traffic.told() == OfferStates((), 0)
+    async with served(traffic):
+        free[0] = 4000
+        assert await traffic.told() == OfferStates((), 1000)
+
+
 async def test_a_state_that_went_meanwhile_is_gone(states: SavedStates) -> None:
     await leave(states, *a_state())
     traffic = traffic_of(states)

@@ -6,7 +6,7 @@ import attrs
 import pytest
 
 from runner.domain.engine import EngineOptions
-from runner.engine.cells import CellPool
+from runner.engine.cells import KEPT_FREELY, CellPool
 from runner.engine.fake import ScriptedBackend
 from runner.engine.hibernation import LEAST_SAVED, Find, Hibernation, KnownState
 from runner.engine.prefix import Namespace
@@ -429,3 +429,51 @@ def test_where_nothing_is_shared_nothing_is_found() -> None:
     bench, tokens = Bench(attrs.evolve(OPTIONS, max_retained=0)), tokens_of(1)
     bench.hibernation.learn([known(tokens)])
     assert bench.found(tokens) == 0
+
+
+ROOMY = attrs.evolve(OPTIONS, n_cells=4096, context_size=4096, prefill_chunk=2048, max_retained=8)
+
+
+@pytest.mark.parametrize("cuts_states", [True, False])
+def test_what_is_trimmed_bit_by_bit_is_saved_once(cuts_states: bool) -> None:
+    bench = Bench(ROOMY, cuts_states=cuts_states)
+    bench.hibernation.allow(BIG)
+    bench.leave(tokens_of(1, 1500))
+    saved = []
+    while bench.cells.n_retained:
+        bench.cells.make_room(bench.cells.n_free + 64)
+        outgoing = bench.outgoing()
+        if outgoing is not None:
+            saved.append(len(outgoing))
+            bench.hibernation.sent(len(saved))
+    assert saved == [1500]
+
+
+def test_saving_ahead_cuts_nothing_off() -> None:
+    bench = Bench(ROOMY)
+    bench.leave(tokens_of(1, 1500))
+    running = bench.run(tokens_of(9, 700))
+    bench.hibernation.allow(2000)
+    bench.hibernation.save_ahead()
+    assert bench.cells.n_retained == 1500
+    bench.cells.release(running)
+
+
+def test_of_one_that_is_cut_to_be_saved_no_more_is_given_up_than_must_be() -> None:
+    bench = Bench(ROOMY)
+    bench.hibernation.allow(len(state_of(tokens_of(1, 1500))))
+    bench.leave(tokens_of(1, 2040))
+    assert bench.cells.n_retained == 2040
+    bench.leave(tokens_of(200, 40))
+    assert bench.cells.n_retained >= 1500
+
+
+def test_what_ended_just_now_does_not_go_for_what_is_not_saved_yet() -> None:
+    bench = Bench(ROOMY)
+    bench.hibernation.allow(BIG)
+    for first in range(1, KEPT_FREELY + 1):
+        bench.leave(tokens_of(first, 200))
+    bench.cells.may_go(bench.cells.retained()[-1][0], OURS)
+    assert bench.outgoing() is not None
+    bench.cells.retain(bench.run(tokens_of(99, 300)), OURS)
+    assert bench.cells.find([*tokens_of(99, 300), 7], OURS).count == 300

@@ -106,7 +106,7 @@ def test_a_file_that_is_removed_while_it_is_opened_is_not_there(tmp_path, monkey
     fstat = os.fstat
 
     def remove_first(descriptor):
-        (tmp_path / "a").unlink()
+        (tmp_path / "a").unlink(missing_ok=True)
         return fstat(descriptor)
 
     monkeypatch.setattr(os, "fstat", remove_first)

@@ -19,6 +19,7 @@ from runner.domain.engine import EngineCounts, EngineOptions
 from runner.domain.events import Finished, TextDelta
 from runner.domain.sampling import SamplingParams
 from runner.engine.backend import Backend, DecodeResult
+from runner.engine.batcher import LEAST_CHUNK
 from runner.engine.engine import Engine, EngineEvent, SequenceRequest
 from runner.engine.hibernation import LEAST_SAVED, KnownState
 from runner.engine.llama import LlamaBackend
@@ -212,7 +213,10 @@ def test_what_makes_room_comes_back_and_goes_on_with_the_same_logits(
     assert kl_divergence(found, expected) < KL_BOUND
 
 
-PREEMPTING = EngineOptions(context_size=512, n_cells=512, max_sequences=2, max_retained=2, n_threads=1)
+PREEMPTING = EngineOptions(
+    context_size=512, n_cells=512, max_sequences=2, max_retained=2, prefill_chunk=LEAST_CHUNK, n_threads=1
+)
+"""Chunks that the time they take does not change, so that two runs have the same steps."""
 
 
 class Preempted(Bench):

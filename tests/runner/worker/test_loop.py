@@ -132,12 +132,15 @@ def test_a_request_whose_id_is_in_use_is_refused(worker: WorkerThread, weights: 
     assert refusals(worker.events_until(lambda events: bool(refusals(events)))) == ["invalid_parameter"]
 
 
-def test_the_engine_too_has_a_bounded_queue(worker: WorkerThread, weights: Path) -> None:
+def test_the_engine_too_has_a_bounded_queue(
+    worker: WorkerThread, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runner.worker.loop.QUEUE_MAX", 64)
     worker.load(weights, options=ROOMY)
     running = [f"running {index}" for index in range(ROOMY.max_sequences)]
     worker.send(*(chat(name, ENDLESS) for name in running))
     worker.step_shared_by(*running)
-    waiting = [f"waiting {index}" for index in range(QUEUE_MAX)]
+    waiting = [f"waiting {index}" for index in range(64)]
     for name in waiting:
         worker.send(chat(name, "x"))
         worker.events_until(lambda events, name=name: name in events)  # type: ignore[misc]  # bound at once

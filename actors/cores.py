@@ -205,9 +205,10 @@ class CoreSharing:
         """Judge what others did while our workers were active; short times are judged together."""
         before, self._since = self._since, self._read()
         self._active.add(before, self._since)
-        if self._active.others_cores is not None:
-            span, self._active = self._active, _Span()
-            self._judge(span.others_s / span.elapsed_s)
+        others_cores = self._active.others_cores
+        if others_cores is not None:
+            self._active = _Span()
+            self._judge(others_cores)
 
     def _judge(self, others_cores: float) -> None:
         taken = cores_taken(self._taken, others_cores)

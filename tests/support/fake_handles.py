@@ -481,3 +481,17 @@ class FakeParts:
         """A worker for each script; without any, one whose streams the test feeds."""
         workers = [FakeWorker(script) for script in scripts] or [FakeWorker(lambda _: [])]
         return cls(FakeStore([fake_model()]), FakePuller(), FakeScheduler(workers), FakeDaemon())
+
+
+def crashing(*events: GenerationEvent) -> FakeWorker:
+    """A worker that says `events` and dies."""
+    worker = FakeWorker(lambda _: list(events))
+    open_stream = worker.open_stream
+
+    def open_and_die(request: GenerationRequest) -> object:
+        stream = open_stream(request)
+        worker.die()
+        return stream
+
+    worker.open_stream = open_and_die  # type: ignore[method-assign,assignment]
+    return worker

@@ -40,7 +40,7 @@ from runner.errors import (
     WorkerCrashed,
 )
 from runner.oci.reference import ModelName
-from tests.support.fake_handles import FakeParts, FakeWorker, fake_model, finished, spoken
+from tests.support.fake_handles import FakeParts, FakeWorker, crashing, fake_model, finished, spoken
 
 pytestmark = pytest.mark.anyio
 
@@ -58,20 +58,6 @@ async def until(condition: Callable[[], bool]) -> None:
     with trio.fail_after(5):
         while not condition():
             await trio.lowlevel.checkpoint()
-
-
-def crashing(*events: GenerationEvent) -> FakeWorker:
-    """A worker that says `events` and dies."""
-    worker = FakeWorker(lambda _: list(events))
-    open_stream = worker.open_stream
-
-    def open_and_die(request: GenerationRequest) -> object:
-        stream = open_stream(request)
-        worker.die()
-        return stream
-
-    worker.open_stream = open_and_die  # type: ignore[assignment]
-    return worker
 
 
 async def test_an_answer_is_collected_and_the_lease_given_back() -> None:

@@ -14,7 +14,7 @@ from runner.domain.events import Accepted, Embedded, Failed, GenerationEvent
 from runner.domain.generation import EMBEDDED_BYTES_MAX, EmbeddingPrompt, GenerationRequest, TextPrompt
 from runner.errors import EngineFailed, InvalidParameter, WorkerCrashed
 from runner.oci.reference import ModelName
-from tests.support.fake_handles import FakeParts, FakeWorker, finished
+from tests.support.fake_handles import FakeParts, FakeWorker, crashing, finished
 
 pytestmark = pytest.mark.anyio
 
@@ -33,20 +33,6 @@ async def until(condition: Callable[[], bool]) -> None:
     with trio.fail_after(5):
         while not condition():
             await trio.lowlevel.checkpoint()
-
-
-def crashing(*events: GenerationEvent) -> FakeWorker:
-    """A worker that says `events` and dies."""
-    worker = FakeWorker(lambda _: list(events))
-    open_stream = worker.open_stream
-
-    def open_and_die(request: GenerationRequest) -> object:
-        stream = open_stream(request)
-        worker.die()
-        return stream
-
-    worker.open_stream = open_and_die  # type: ignore[method-assign,assignment]
-    return worker
 
 
 def embedded(*vectors: tuple[int, bytes]) -> list[GenerationEvent]:

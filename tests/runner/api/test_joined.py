@@ -34,7 +34,7 @@ from runner.errors import (
     WorkerCrashed,
 )
 from runner.oci.reference import ModelName
-from tests.support.fake_handles import FakeParts, FakeWorker, finished, spoken
+from tests.support.fake_handles import FakeParts, FakeWorker, crashing, finished, spoken
 
 pytestmark = pytest.mark.anyio
 
@@ -65,19 +65,6 @@ def echoing(request: GenerationRequest) -> list[GenerationEvent]:
 
 def refusing(bad: str, failed: Failed) -> Callable[[GenerationRequest], list[GenerationEvent]]:
     return lambda request: [failed] if text_of(request) == bad else echoing(request)
-
-
-def crashing() -> FakeWorker:
-    worker = FakeWorker(lambda _: [Accepted(prompt_tokens=1)])
-    open_stream = worker.open_stream
-
-    def open_and_die(request: GenerationRequest) -> object:
-        stream = open_stream(request)
-        worker.die()
-        return stream
-
-    worker.open_stream = open_and_die  # type: ignore[method-assign,assignment]
-    return worker
 
 
 # whole
@@ -157,7 +144,7 @@ async def test_a_prompt_that_fails_later_ends_all_and_is_named() -> None:
 async def test_L01_all_are_tried_once_more_when_their_worker_dies() -> None:
     parts = FakeParts.make()
     healthy = FakeWorker(echoing)
-    parts.scheduler.workers = [crashing(), healthy]
+    parts.scheduler.workers = [crashing(Accepted(prompt_tokens=1)), healthy]
     completed = await inference_over(parts).complete(demand("a", "b"))
     assert [choice.text for choice in completed.choices] == ["A", "B"]
     assert [request.request_id for request in healthy.requests] == ["r1.2", "r1.2.p1"]
@@ -165,7 +152,11 @@ async def test_L01_all_are_tried_once_more_when_their_worker_dies() -> None:
 
 async def test_L05_requests_with_the_same_first_prompt_are_not_taken_for_each_other() -> None:
     parts = FakeParts.make()
-    parts.scheduler.workers = [crashing(), crashing(), FakeWorker(echoing)]
+    parts.scheduler.workers = [
+        crashing(Accepted(prompt_tokens=1)),
+        crashing(Accepted(prompt_tokens=1)),
+        FakeWorker(echoing),
+    ]
     inference = inference_over(parts)
     with pytest.raises(WorkerCrashed):
         await inference.complete(demand("a", "bad"))

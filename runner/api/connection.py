@@ -8,10 +8,12 @@ Whatever goes wrong ends this connection only. May import trio; the meaning of t
 
 from __future__ import annotations
 
+import fcntl
 import math
 import os
 import socket
 import struct
+import termios
 from collections.abc import Callable
 
 import attrs
@@ -48,7 +50,7 @@ class Connection:
         stream: trio.SocketStream,
         settings: ProtocolSettings,
         deadlines: Deadlines,
-        on_answered: Callable[[], None],
+        on_answered: Callable[[Connection], None],
     ) -> None:
         self._stream = stream
         self._settings = settings
@@ -94,6 +96,18 @@ class Connection:
         if self.is_idle:
             self.hang_up()
 
+    def give_way(self) -> bool:
+        """Close it for the sake of a new one, if a request was answered and nothing of another has arrived.
+
+        One that has not asked yet stays: its client is about to, and has `head_s` to do so. A client that has
+        had an answer must expect the end of its connection at any time (RFC 9112, section 9.5).
+        """
+        is_kept = self.is_idle and not self._is_head_timed and not self._early
+        if self._is_over or not is_kept or self._has_unread_bytes():
+            return False
+        self.hang_up()
+        return True
+
     def end_early(self, error: RunnerError) -> None:
         """Give a running stream its last words, an unanswered request this error; cut off anything else."""
         if self._is_over or self._protocol is None or self._nursery is None:
@@ -129,7 +143,7 @@ class Connection:
             await trio.lowlevel.checkpoint()
 
     def next_request(self, early: bytes) -> None:
-        self._on_answered()
+        self._on_answered(self)
         self._read_deadline = trio.current_time() + self._deadlines.keep_alive_s
         self._is_head_timed = False
         self._early = early
@@ -170,14 +184,27 @@ class Connection:
             await self._pass_on(data, protocol)
 
     async def _receive(self) -> bytes:
-        """Some bytes, or none when the client has left. Half a close counts as one: nobody would read on."""
+        """Some bytes, or none when the client has left. Half a close counts as one: nobody would read on.
+
+        Nobody else runs between reading and returning, as trio's own `recv` would allow: bytes that have
+        arrived are either unread or known to the protocol, and `give_way` overlooks none.
+        """
         self._is_receiving = True
         try:
-            return await self._stream.socket.recv(_READ_BYTES)
+            while True:
+                await trio.lowlevel.wait_readable(self._fd)
+                try:
+                    return os.read(self._fd, _READ_BYTES)
+                except BlockingIOError:
+                    pass
         except OSError:
             return b""
         finally:
             self._is_receiving = False
+
+    def _has_unread_bytes(self) -> bool:
+        """The end of what a client sends is none."""
+        return any(fcntl.ioctl(self._fd, termios.FIONREAD, bytes(4)))
 
     async def _pass_on(self, data: bytes, protocol: Http1Protocol) -> None:
         """Hand bytes to the protocol. While the app does not take them, the deadline stands still."""

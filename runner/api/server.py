@@ -1,10 +1,11 @@
 """The HTTP server: listeners, the set of connections, and the order of shutdown.
 
-Owns how many connections there are and how all of them end: stop accepting, close the idle ones, wait for
-the running ones, give the rest a last word, cut off what is left. An exception of one connection is logged
-and ends that connection only. May import trio and the rest of the serving layer: `runner.api.listeners`,
-`runner.api.connection`, `runner.api.protocol`. It serves any ASGI app that needs no lifespan; ours is
-`runner.api.app`, whose parts begin and end in the daemon.
+Owns how many connections there are: at the limit the one that has been idle for longest gives way to a new
+one, which is turned away when none is idle. Owns how all of them end: stop accepting, close the idle ones,
+wait for the running ones, give the rest a last word, cut off what is left. An exception of one connection is
+logged and ends that connection only. May import trio and the rest of the serving layer:
+`runner.api.listeners`, `runner.api.connection`, `runner.api.protocol`. It serves any ASGI app that needs no
+lifespan; ours is `runner.api.app`, whose parts begin and end in the daemon.
 """
 
 from __future__ import annotations
@@ -78,7 +79,8 @@ class Server:
     def __init__(self, app: ASGIFramework, settings: ServerSettings, stop: trio.Event | None = None) -> None:
         self._app = app
         self._settings = settings
-        self._connections: set[Connection] = set()
+        self._connections: dict[Connection, None] = {}
+        """The one that was accepted, or has answered, longest ago first."""
         self._context = WorkerContext(None)
         self._stopping = trio.Event() if stop is None else stop
         self._empty = trio.Event()
@@ -146,15 +148,19 @@ class Server:
     def _admit_connection(
         self, client: socket.socket, protocol_settings: ProtocolSettings, nursery: trio.Nursery
     ) -> None:
-        if len(self._connections) >= self._settings.max_connections:
+        if len(self._connections) >= self._settings.max_connections and not self._make_room():
             self._note_shedding("connections")
             _shed(client)
             return
         self._is_shedding = False
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(client))
-        connection = Connection(stream, protocol_settings, self._settings.deadlines, self._note_answer)
-        self._connections.add(connection)
+        connection = Connection(stream, protocol_settings, self._settings.deadlines, self._on_answered)
+        self._connections[connection] = None
         nursery.start_soon(self._serve, connection)
+
+    def _make_room(self) -> bool:
+        """The new one need not wait until the old one is closed: they are as many as before in a moment."""
+        return any(connection.give_way() for connection in self._connections)
 
     async def _serve(self, connection: Connection) -> None:
         try:
@@ -169,9 +175,14 @@ class Server:
                 raise others from None
         finally:
             self._note_answer()
-            self._connections.discard(connection)
+            del self._connections[connection]
             if not self._connections:
                 self._empty.set()
+
+    def _on_answered(self, connection: Connection) -> None:
+        self._note_answer()
+        del self._connections[connection]
+        self._connections[connection] = None
 
     def _note_answer(self) -> None:
         self._last_busy_s = trio.current_time()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 
 import pytest
@@ -10,6 +11,7 @@ from quart import request
 
 from runner.api.app import RunnerApp, bare_app
 from runner.api.body import READ_AHEAD_BYTES
+from runner.api.connection import Connection
 from runner.api.streaming import EventStream
 from tests.support.http_server import LIMIT_S, RawClient, ScriptedSource, serving
 
@@ -405,6 +407,54 @@ async def test_two_writers_do_not_mix_their_bytes() -> None:
                 nursery.start_soon(connection.write, byte * size_bytes)
             received = await client.exactly(2 * size_bytes)
         assert received in (b"a" * size_bytes + b"b" * size_bytes, b"b" * size_bytes + b"a" * size_bytes)
+
+
+# Giving way (O07)
+
+
+async def test_O07_a_connection_gives_way_once_it_has_answered() -> None:
+    async with serving(Site().app) as server:
+        client = await server.connect()
+        await server.until(connections=1)
+        [connection] = server.server._connections
+        assert not connection.give_way()
+        await client.request("GET", "/json")
+        await trio.testing.wait_all_tasks_blocked(0.005)
+        assert connection.give_way()
+        assert not connection.give_way()  # no second one may take its place
+        await client.wait_closed()
+
+
+async def test_O07_a_connection_does_not_give_way_though_nobody_has_read_its_request_yet() -> None:
+    async with serving(Site().app) as server:
+        client = await server.connect_unix()
+        await client.request("GET", "/json")
+        await trio.testing.wait_all_tasks_blocked(0.005)
+        [connection] = server.server._connections
+        os.write(client.stream.socket.fileno(), b"G")  # the server has no turn before the next line
+        assert not connection.give_way()
+        await client.send(f"ET /json HTTP/1.1\r\n{HOST}\r\n")
+        assert (await client.answer()).status == 200
+
+
+async def test_O07_a_connection_does_not_give_way_while_more_of_its_requests_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    next_request = Connection.next_request
+    has_given_way = []
+
+    def ask_at_once(connection: Connection, early: bytes) -> None:
+        next_request(connection, early)
+        has_given_way.append(connection.give_way())
+
+    monkeypatch.setattr(Connection, "next_request", ask_at_once)
+    async with serving(Site().app) as server:
+        client = await server.connect()
+        await client.send(f"GET /json HTTP/1.1\r\n{HOST}\r\n" * 2)
+        for _ in range(2):
+            assert (await client.answer()).status == 200
+        await client.wait_closed()
+    assert has_given_way == [False, True]
 
 
 # Uploads

@@ -20,7 +20,7 @@ from runner.api.connection import Connection
 from runner.api.server import Server, ServerSettings, serve
 from runner.api.streaming import EventStream
 from runner.errors import StartRefused
-from tests.support.http_server import LIMIT_S, RunningServer, ScriptedSource, serving
+from tests.support.http_server import LIMIT_S, RawClient, RunningServer, ScriptedSource, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -158,21 +158,99 @@ def test_O07_at_most_256_connections() -> None:
 async def test_O07_connections_above_the_limit_are_turned_away_until_one_ends(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    async with serving(Site().app, max_connections=3) as server:
+    site = Site()
+    async with serving(site.app, max_connections=3) as server:
         clients = [await server.connect() for _ in range(3)]
         for client in clients:
-            assert (await client.request("GET", "/json")).status == 200
+            await client.send(f"GET /wait HTTP/1.1\r\n{HOST}\r\n")
+        await server.until(connections=3)
         for _ in range(3):
-            surplus = await server.connect()
-            answer = await surplus.answer()
-            assert (answer.status, answer.error_code) == (503, "too_many_connections")
-            assert answer.headers["retry-after"] == "1"
+            await assert_turned_away(await server.connect())
         assert len(caplog.records) == 1
         await clients[0].aclose()
         await server.until(connections=2)
         assert (await server.get("/json")).status == 200
+        site.release.set()
         for client in clients[1:]:
-            assert (await client.request("GET", "/json")).status == 200
+            assert (await client.answer()).status == 200
+
+
+async def assert_turned_away(client: RawClient) -> None:
+    answer = await client.answer()
+    assert (answer.status, answer.error_code) == (503, "too_many_connections")
+    assert answer.headers["retry-after"] == "1"
+
+
+async def idle_clients(server: RunningServer, n_clients: int) -> list[RawClient]:
+    """Whose requests have been answered, the first one's first."""
+    clients = [await server.connect() for _ in range(n_clients)]
+    for client in clients:
+        await client.request("GET", "/json")
+        await settled()
+    return clients
+
+
+async def assert_served(*clients: RawClient) -> None:
+    for client in clients:
+        assert (await client.request("GET", "/json")).status == 200
+
+
+async def test_O07_below_the_limit_idle_connections_stay() -> None:
+    async with serving(Site().app, max_connections=3) as server:
+        clients = await idle_clients(server, 2)
+        await assert_served(await server.connect(), *clients)
+
+
+async def test_O07_at_the_limit_the_connection_that_was_idle_for_longest_gives_way() -> None:
+    async with serving(Site().app, max_connections=3) as server:
+        clients = await idle_clients(server, 3)
+        await assert_served(clients[0])  # now it is the one that was used last
+        for leaving in (clients[1], clients[2], clients[0]):
+            clients.append(await server.connect_unix())
+            await assert_served(clients[-1])
+            await leaving.wait_closed()
+            await server.until(connections=3)
+        await assert_served(*clients[3:])
+
+
+async def test_O07_above_the_limit_only_as_many_are_taken_as_can_give_way() -> None:
+    async with serving(Site().app, max_connections=3) as server:
+        idle = await idle_clients(server, 3)
+        clients = [await server.connect() for _ in range(5)]
+        for surplus in clients[3:]:
+            await assert_turned_away(surplus)
+        for client in idle:
+            await client.wait_closed()
+        await server.until(connections=3)
+        await assert_served(*clients[:3])
+
+
+async def test_O07_connections_with_a_request_under_way_never_give_way() -> None:
+    site = Site()
+    async with serving(site.app, max_connections=5) as server:
+        waiting, streaming, sending, beginning, ahead = await idle_clients(server, 5)
+        await waiting.send(f"GET /wait HTTP/1.1\r\n{HOST}\r\n")
+        await streaming.send(f"GET /stream HTTP/1.1\r\n{HOST}\r\n")
+        await sending.send(f"POST /body HTTP/1.1\r\n{HOST}Content-Length: 3\r\n\r\nab")
+        await beginning.send("G")
+        await ahead.send(f"GET /json HTTP/1.1\r\n{HOST}\r\nG")
+        await ahead.answer()
+        for _ in range(2):
+            await assert_turned_away(await server.connect())
+        site.release.set()
+        site.source.feed.close()
+        await sending.send("c")
+        for client in (beginning, ahead):
+            await client.send(f"ET /json HTTP/1.1\r\n{HOST}\r\n")
+        for client in (waiting, streaming, sending, beginning, ahead):
+            assert (await client.answer()).status == 200
+
+
+async def test_O07_connections_that_have_not_asked_yet_do_not_give_way() -> None:
+    async with serving(Site().app, max_connections=2) as server:
+        clients = [await server.connect() for _ in range(2)]
+        await assert_turned_away(await server.connect())
+        await assert_served(*clients)
 
 
 async def test_O07_without_descriptors_connections_are_turned_away_until_there_are_some() -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import threading
 import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator
@@ -234,7 +235,7 @@ class SavedStates:
         try:
             await self._drop_surplus(left_bytes)
             if await _in_thread(self._free_bytes) >= needed_bytes:
-                writer = await _to_its_end(partial(self._begin, key, announced))
+                writer = await _to_its_end(partial(self._begin, key, announced), StateWriter.abandon)
         except (OSError, StateRefused) as error:
             self._tell(f"a state could not be saved: {error}")
         finally:
@@ -257,7 +258,7 @@ class SavedStates:
         """It is whole: its id, unless it cannot be kept after all. What it has nearly all of is superseded,
         and goes."""
         try:
-            state = await _to_its_end(writer.finish)
+            state = await _to_its_end(writer.finish, lambda state: self._files.remove([state]))
         except (OSError, StateRefused) as error:
             self._tell(f"a state could not be saved: {error}")
             return None
@@ -273,7 +274,7 @@ class SavedStates:
         return state_id if state_id in self._states else None
 
     async def abandon(self, writer: StateWriter) -> None:
-        """Leave nothing of it, if the disk lets us do so soon; else the next start does."""
+        """Leave nothing of it, now or once the disk lets us; what this run cannot remove, the next start does."""
         self._reserved_bytes -= self._writing.pop(writer, 0)
         try:
             await _to_its_end(writer.abandon)
@@ -359,9 +360,19 @@ async def _in_thread(work: Callable[[], T]) -> T:
     return await trio.to_thread.run_sync(work, abandon_on_cancel=True)
 
 
-async def _to_its_end(work: Callable[[], T]) -> T:
+async def _to_its_end(work: Callable[[], T], undo: Callable[[T], None] = lambda result: None) -> T:
     """Also when cancelled: nothing else may happen to a file meanwhile. Raises TimeoutError, which is an
-    OSError, when the disk takes so long that it is left to itself."""
+    OSError, when the disk takes so long that it is left to itself: what it has done too late, it undoes."""
+    results: list[T] = []
+    decided = threading.Lock()  # by the thread, that it is in time, or by us, that it is not; never released
+
+    def run() -> None:
+        results.append(work())
+        if not decided.acquire(blocking=False):
+            undo(results[0])
+
     with trio.CancelScope(shield=True), trio.move_on_after(_DISK_S):
-        return await _in_thread(work)
-    raise TimeoutError("the disk takes too long")
+        await _in_thread(run)
+    if decided.acquire(blocking=False):
+        raise TimeoutError("the disk takes too long")
+    return results[0]

@@ -380,13 +380,14 @@ async def test_what_is_done_to_a_file_is_done_to_its_end_when_its_worker_goes(
     assert states.largest_bytes == (await bench.run()).largest_bytes
 
 
+async def at_once(work: Callable[[], object]) -> object:
+    await trio.lowlevel.checkpoint()
+    return work()
+
+
 async def test_L08_a_disk_that_hangs_does_not_hold_up_the_end_of_a_worker(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, virtual_clock: trio.testing.MockClock
 ) -> None:
-    async def at_once(work: Callable[[], object]) -> object:
-        await trio.lowlevel.checkpoint()
-        return work()
-
     async def hang(work: object) -> None:
         await trio.sleep_forever()
 
@@ -400,3 +401,57 @@ async def test_L08_a_disk_that_hangs_does_not_hold_up_the_end_of_a_worker(
     assert await states.room_bytes() == 0
     assert len(bench.notices) == 2
     writer.abandon()
+
+
+@pytest.mark.parametrize("which", ["begin", "write", "keep"])
+async def test_what_a_disk_does_too_late_leaves_no_file(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, virtual_clock: trio.testing.MockClock, which: str
+) -> None:
+    late: list[Callable[[], object]] = []
+
+    async def hang(work: Callable[[], object]) -> object:
+        if work == states._free_bytes:
+            return work()
+        late.append(work)
+        return await trio.sleep_forever()
+
+    monkeypatch.setattr("actors.saved_states._in_thread", at_once)
+    states = await bench.run()
+    room_bytes = states.largest_bytes
+    writer = await states.begin(KEY, announced(1))
+    assert writer is not None
+    if which == "keep":
+        assert await states.write(writer, b"x" * 10)
+    elif which == "begin":
+        await states.abandon(writer)
+    monkeypatch.setattr("actors.saved_states._in_thread", hang)
+    match which:
+        case "begin":
+            assert await states.begin(KEY, announced(2)) is None
+        case "write":
+            assert not await states.write(writer, b"x" * 10)
+            await states.abandon(writer)
+        case "keep":
+            assert await states.keep(writer) is None
+    assert (offered(states), states.largest_bytes) == ([], room_bytes)
+    for work in late:
+        work()
+    assert [path.name for path in bench.root.iterdir()] == ["key"]
+
+
+async def test_what_is_done_when_its_time_is_up_counts(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, virtual_clock: trio.testing.MockClock
+) -> None:
+    async def tell_too_late(work: Callable[[], object]) -> object:
+        monkeypatch.setattr("actors.saved_states._in_thread", at_once)
+        work()
+        return await trio.sleep_forever()
+
+    monkeypatch.setattr("actors.saved_states._in_thread", at_once)
+    states = await bench.run()
+    writer = await states.begin(KEY, announced(1))
+    assert writer is not None
+    assert await states.write(writer, b"x" * 10)
+    monkeypatch.setattr("actors.saved_states._in_thread", tell_too_late)
+    assert await states.keep(writer) is not None
+    assert states.usage.states == 1 == len(list(bench.root.glob("*.state")))

@@ -274,7 +274,7 @@ class SavedStates:
         return state_id if state_id in self._states else None
 
     async def abandon(self, writer: StateWriter) -> None:
-        """Leave nothing of it, now or once the disk lets us; what this run cannot remove, the next start does."""
+        """Leave nothing of it, now or once the disk lets us; else the next start does."""
         self._reserved_bytes -= self._writing.pop(writer, 0)
         try:
             await _to_its_end(writer.abandon)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
+from typing import Final
 
 import attrs
 
@@ -72,6 +74,7 @@ class EngineOptions:
 
     `context_size` limits one sequence, `n_cells` the pool that all share; `max_sequences` run at once, and
     the beginnings of `max_retained` that ended are kept for prompts that begin alike (0 for none).
+    `host_cells` are tokens whose keys and values may be kept in host memory beside the pool (0 for none).
     `prefill_chunk` is the number of prompt tokens that one step adds at most; where that takes too long on
     a device, the engine adds fewer. `key_type` and `value_type` are
     of the KV cache.
@@ -79,6 +82,7 @@ class EngineOptions:
 
     context_size: int = attrs.field(validator=_positive)
     n_cells: int = attrs.field(validator=_positive)
+    host_cells: int = attrs.field(default=0, validator=attrs.validators.ge(0))
     max_sequences: int = attrs.field(default=8, validator=_positive)
     max_retained: int = attrs.field(default=16, validator=attrs.validators.ge(0))
     prefill_chunk: int = attrs.field(default=512, validator=_positive)
@@ -117,6 +121,19 @@ class DeviceBuffers:
             + self.compute_bytes
             + self.output_bytes
         )
+
+
+_HOST_TOKEN_BYTES: Final = 64
+"""What a token takes in a saved state beside its keys and values: its position, its part of the headers."""
+
+
+def host_cache_bytes(devices: Iterable[DeviceBuffers], n_cells: int, host_cells: int) -> int:
+    """Host memory for `host_cells` tokens, by the KV caches that hold `n_cells` on all devices together;
+    0 for a model without any."""
+    kv_cache_bytes = sum(buffers.kv_cache_bytes for buffers in devices)
+    if kv_cache_bytes == 0:
+        return 0
+    return -(-kv_cache_bytes * host_cells // n_cells) + _HOST_TOKEN_BYTES * host_cells
 
 
 @attrs.frozen(kw_only=True)

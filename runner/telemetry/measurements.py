@@ -70,7 +70,8 @@ class Measurement:
 
 
 def options_text(options: EngineOptions) -> str:
-    """The options that decide sizes. Threads do not: a worker's share of the cores changes at any time."""
+    """The options that decide sizes. Threads do not: a worker's share of the cores changes at any time. Nor
+    do host cells, whose bytes follow from the sizes."""
     return (
         f"context={options.context_size} cells={options.n_cells} sequences={options.max_sequences} "
         f"retained={options.max_retained} chunk={options.prefill_chunk} "

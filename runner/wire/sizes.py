@@ -22,6 +22,7 @@ def options_fields(options: EngineOptions) -> list[Any]:
     return [
         options.context_size,
         options.n_cells,
+        options.host_cells,
         options.max_sequences,
         options.max_retained,
         options.prefill_chunk,
@@ -37,6 +38,7 @@ def read_options(fields: Fields) -> EngineOptions:
     (
         context_size,
         n_cells,
+        host_cells,
         max_sequences,
         max_retained,
         prefill_chunk,
@@ -48,6 +50,7 @@ def read_options(fields: Fields) -> EngineOptions:
     return EngineOptions(
         context_size=as_positive(context_size),
         n_cells=as_positive(n_cells),
+        host_cells=as_count(host_cells),
         max_sequences=as_positive(max_sequences),
         max_retained=as_count(max_retained),
         prefill_chunk=as_positive(prefill_chunk),

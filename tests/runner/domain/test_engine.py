@@ -5,7 +5,13 @@ from __future__ import annotations
 import attrs
 import pytest
 
-from runner.domain.engine import CacheType, DeviceBuffers, EngineOptions, FlashAttention
+from runner.domain.engine import (
+    CacheType,
+    DeviceBuffers,
+    EngineOptions,
+    FlashAttention,
+    host_cache_bytes,
+)
 
 OPTIONS = EngineOptions(context_size=1, n_cells=1, max_sequences=1, prefill_chunk=1, n_threads=1)
 
@@ -15,6 +21,14 @@ def test_every_size_is_positive(name: str) -> None:
     assert getattr(OPTIONS, name) == 1
     with pytest.raises(ValueError, match=name):
         attrs.evolve(OPTIONS, **{name: 0})
+
+
+@pytest.mark.parametrize("name", ["max_retained", "host_cells"])
+def test_what_is_kept_of_ended_sequences_may_be_nothing_but_no_less(name: str) -> None:
+    for count in (0, 1):
+        assert getattr(attrs.evolve(OPTIONS, **{name: count}), name) == count
+    with pytest.raises(ValueError, match=name):
+        attrs.evolve(OPTIONS, **{name: -1})
 
 
 def test_types_and_attention_may_be_named_by_their_values() -> None:
@@ -58,3 +72,22 @@ def test_the_buffers_of_a_device_add_up() -> None:
         output_bytes=5,
     )
     assert buffers.total_bytes == 4326
+
+
+@pytest.mark.parametrize(
+    ("host_cells", "size_bytes"),
+    [(0, 0), (1, 11 + 64), (99, 1040 + 99 * 64), (100, 1050 + 100 * 64), (200, 2100 + 200 * 64)],
+)
+def test_the_host_cache_takes_what_as_many_cells_of_all_devices_take(
+    host_cells: int, size_bytes: int
+) -> None:
+    devices = [
+        DeviceBuffers(device="cpu", weights_bytes=7, kv_cache_bytes=50),
+        DeviceBuffers(device="CUDA0", kv_cache_bytes=1000, compute_bytes=9),
+    ]
+    assert host_cache_bytes(devices, 100, host_cells) == size_bytes
+
+
+def test_a_model_without_a_kv_cache_has_no_host_cache() -> None:
+    devices = (DeviceBuffers(device="cpu", weights_bytes=7, compute_bytes=9),)
+    assert host_cache_bytes(devices, 100, 100) == host_cache_bytes((), 100, 100) == 0

@@ -117,6 +117,7 @@ engine_options = st.builds(
     EngineOptions,
     context_size=positives,
     n_cells=positives,
+    host_cells=counts,
     max_sequences=positives,
     prefill_chunk=positives,
     n_threads=positives,

@@ -26,6 +26,7 @@ from runner.wire.sizes import BYTES_MAX, DEVICE_NAME_LIMIT, DEVICES_LIMIT
 OPTIONS = EngineOptions(
     context_size=8192,
     n_cells=16_384,
+    host_cells=4096,
     max_sequences=3,
     prefill_chunk=17,
     n_threads=5,

@@ -27,6 +27,37 @@ ENCODERS: Final = frozenset(
 """Architectures whose tokens attend in both directions, whatever else a file says (`create_memory` of
 llama-model.cpp). They make embeddings and do not generate text."""
 
+RECURRENT: Final = frozenset(
+    {
+        "arwkv7",
+        "bailingmoe3",
+        "deepseek4",
+        "falcon-h1",
+        "glm5-next",
+        "granitehybrid",
+        "jamba",
+        "kimi-k3",
+        "kimi-linear",
+        "lfm2",
+        "lfm2moe",
+        "mamba",
+        "mamba2",
+        "minimax-01",
+        "nemotron_h",
+        "nemotron_h_moe",
+        "plamo2",
+        "qwen35",
+        "qwen35moe",
+        "qwen3next",
+        "qwen4exp",
+        "rwkv6",
+        "rwkv6qwen2",
+        "rwkv7",
+    }
+)
+"""Architectures of which some layers or all sum up the past of a sequence in a state (`llm_arch_is_recurrent`
+and `llm_arch_is_hybrid` of llama-arch.cpp)."""
+
 
 @attrs.frozen(kw_only=True)
 class Model:
@@ -63,6 +94,11 @@ class Model:
     def is_encoder(self) -> bool:
         """As far as its architecture tells; the engine knows more once it has loaded it."""
         return self.architecture in ENCODERS
+
+    @property
+    def keeps_prefixes(self) -> bool:
+        """Whether prompts can go on from what others began with, as far as its architecture tells."""
+        return self.architecture not in ENCODERS | RECURRENT
 
     @property
     def name(self) -> str:

@@ -35,6 +35,7 @@ from actors.sizing import (
     fit,
     wished_options,
 )
+from runner.domain.device_bytes import DeviceBytes
 from runner.domain.engine import DeviceBuffers, EngineOptions, EngineSizes
 from runner.domain.model import ModelFiles
 from runner.errors import RunnerError
@@ -99,6 +100,7 @@ class _Watched:
     """A worker that lives, and what is known of its sizes so far."""
 
     key: MeasurementKey
+    options: EngineOptions
     worker: LoadedWorker
     known: Measurement
 
@@ -140,26 +142,27 @@ class Footprints:
 
     # asked by loads
 
-    async def size(self, files: ModelFiles, engine: EngineSettings, budget_bytes: int) -> Sized:
+    async def size(self, files: ModelFiles, engine: EngineSettings, budget: DeviceBytes) -> Sized:
         """The options that fit the budget, and what they take.
 
-        1. Exact sizes of the model with the pool that it would have with room enough.
+        1. Exact sizes of the model with what it would have with room enough.
         2. They fit: that is it.
-        3. They do not: options for which they would, and the exact sizes of those.
+        3. They do not: options for which they would, and the exact sizes of those. With a smaller host cache
+           alone these are known.
         4. Sizes that are not to be had are bounded by those of the larger pool, or estimated by the header.
         """
         wished = wished_options(files, engine)
         measured = await self._measure(files, wished)  # 1
         if measured is None:
-            estimated = by_header(files, engine, budget_bytes)  # 4
+            estimated = by_header(files, engine, budget)  # 4
             return attrs.evolve(estimated, key=self._key(files, estimated.options))
-        options = fit(files, engine, measured.footprint, wished, budget_bytes)
+        options = fit(files, engine, measured.footprint, wished, budget)
         if options == wished:
             return measured  # 2
         fitting = await self._measure(files, options)  # 3
         if fitting is not None:
             return fitting
-        bound = with_cells(measured.footprint, wished.n_cells, options.n_cells)  # 4
+        bound = with_cells(measured.footprint, wished.n_cells, options.n_cells, options.host_cells)  # 4
         return Sized(options=options, footprint=bound, key=self._key(files, options))
 
     @contextmanager
@@ -170,7 +173,7 @@ class Footprints:
         def begin(worker: LoadedWorker) -> None:
             if sized.key is not None:
                 known = self._known.get(sized.key) or _measurement_of(sized.footprint)
-                watched.append(_Watched(sized.key, worker, known))
+                watched.append(_Watched(sized.key, sized.options, worker, known))
                 self._watched += watched
                 self._has_news.set()
 
@@ -220,7 +223,7 @@ class Footprints:
             found = await self._find(key, files, options)
         if found is None:
             return None
-        return Sized(options=options, footprint=_footprint_of(found), key=key)
+        return Sized(options=options, footprint=_footprint_of(found, options), key=key)
 
     def _key(self, files: ModelFiles, options: EngineOptions) -> MeasurementKey | None:
         """None for what is not to be measured: files without a name for their content, a scripted engine."""
@@ -258,7 +261,8 @@ class Footprints:
     ) -> Measurement | None:
         """Keeps the outcome, unless it may be another next time."""
         outcome = await self._probe(files, options)
-        if isinstance(outcome, Probed) and not is_believable(outcome.sizes, estimate_of(files, options)):
+        expected = estimate_of(files, attrs.evolve(options, host_cells=0))  # the answer holds for any number
+        if isinstance(outcome, Probed) and not is_believable(outcome.sizes, expected):
             outcome = refused(files, "an answer that cannot be true")
         if isinstance(outcome, ProbeFailed):
             self._report(ProbeFault(outcome.report))
@@ -283,21 +287,28 @@ class Footprints:
         found = _corrected(watched.known, watched.worker.loaded)  # 1
         used_bytes = self._resident(watched.worker.pid)
         if used_bytes is not None:
-            found = _with_use(found, used_bytes, has_annex=watched.worker.has_annex)  # 2
+            footprint = _footprint_of(found, watched.options)
+            found = _with_use(found, footprint, used_bytes, has_annex=watched.worker.has_annex)  # 2
         if found == watched.known:
             return
-        model, expected = watched.worker.model, _footprint_of(watched.known)
+        model, expected = watched.worker.model, _footprint_of(watched.known, watched.options)
         watched.known = found
         self._keep(watched.key, found)
-        self._report(MeasurementTaught(model, expected, _footprint_of(found)))
+        self._report(MeasurementTaught(model, expected, _footprint_of(found, watched.options)))
         await self._in_thread(self._measurements.remember, watched.key, found)
 
 
 # knowledge as values
 
 
-def _footprint_of(found: Measurement) -> Footprint:
-    return exact(found.sizes, learned_bytes=found.learned_bytes, basis=found.basis)
+def _footprint_of(found: Measurement, options: EngineOptions) -> Footprint:
+    return exact(
+        found.sizes,
+        options.n_cells,
+        options.host_cells,
+        learned_bytes=found.learned_bytes,
+        basis=found.basis,
+    )
 
 
 def _measurement_of(footprint: Footprint) -> Measurement:
@@ -331,9 +342,8 @@ def _sizes(buffers: DeviceBuffers) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def _with_use(known: Measurement, used_bytes: int, *, has_annex: bool) -> Measurement:
-    """`known`, with what a process used beyond it, in whole steps."""
-    footprint = _footprint_of(known)
+def _with_use(known: Measurement, footprint: Footprint, used_bytes: int, *, has_annex: bool) -> Measurement:
+    """`known`, with what a process used beyond the footprint of it, in whole steps."""
     excess_bytes = used_bytes - footprint.private_bytes - has_annex * footprint.annex_host_bytes
     if excess_bytes <= 0:
         return known

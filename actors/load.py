@@ -113,11 +113,10 @@ class Workshop:
         `context_size` is the least that is wanted, 0 for the default, which may be smaller where the budget
         is. A context that was asked for is not cut for the budget, only where the model has less.
         """
-        budget_bytes = budget.total_bytes
-        sized = await self.sizer.size(files, self.engine, budget_bytes)
+        sized = await self.sizer.size(files, self.engine, budget)
         if sized.options.context_size >= context_size:
             return sized
-        return await self.sizer.size(at_least(files, context_size), self.engine, budget_bytes)
+        return await self.sizer.size(at_least(files, context_size), self.engine, budget)
 
 
 @attrs.define(eq=False)

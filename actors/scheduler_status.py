@@ -69,6 +69,7 @@ class Row:
             waiting_sequences=counters.waiting_sequences,
             cells_used=counters.cells_used,
             n_cells=options.n_cells if options is not None else 0,
+            host_cells=options.host_cells if options is not None else 0,
             keep_alive_s=view.keep_alive_s if view.keep_alive_s < math.inf else None,
             expires_in_s=None if view.expires_at_s is None else max(0.0, view.expires_at_s - now_s),
             loaded_for_s=now_s - view.since_s if is_ready else None,

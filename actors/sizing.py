@@ -13,16 +13,23 @@ from typing import Final, Protocol
 import attrs
 import trio
 
+from runner.domain.device_bytes import HOST_MEMORY, DeviceBytes
 from runner.domain.engine import CacheType, EngineOptions, FlashAttention
 from runner.domain.model import ModelFiles
 from runner.domain.settings import resolve
-from runner.memory.fit import DEFAULT_CONTEXT_SIZE, PoolCost, choose_context, full_pool, wished_context
-from runner.memory.footprint import Footprint, cell_bytes, estimate
+from runner.memory.fit import (
+    DEFAULT_CONTEXT_SIZE,
+    CacheLimit,
+    PoolCost,
+    choose_context,
+    wished_context,
+)
+from runner.memory.footprint import Footprint, cell_bytes, estimate, round_up_cells
 from runner.telemetry.measurements import MeasurementKey
 from runner.wire.messages import Loaded
 
-_POOL_SHARE: Final = (95, 100)
-"""Pools of cells shrink to this part of the budget, so that the next measurement, a little lower, still holds
+_CACHE_SHARE: Final = (95, 100)
+"""Host caches shrink to this part of the budget, so that the next measurement, a little lower, still holds
 the load that waits for room."""
 
 
@@ -72,7 +79,7 @@ Watch = Callable[[LoadedWorker], None]
 class Sizer(Protocol):
     """What loads need of this module."""
 
-    async def size(self, files: ModelFiles, engine: EngineSettings, budget_bytes: int) -> Sized: ...
+    async def size(self, files: ModelFiles, engine: EngineSettings, budget: DeviceBytes) -> Sized: ...
 
     def watch(self, sized: Sized) -> AbstractContextManager[Watch]:
         """Around the life of the worker: tell it when the worker is ready."""
@@ -81,18 +88,18 @@ class Sizer(Protocol):
 class HeaderSizer:
     """Sizes by the header alone. For engines that cannot be probed, and where nothing may be started."""
 
-    async def size(self, files: ModelFiles, engine: EngineSettings, budget_bytes: int) -> Sized:
+    async def size(self, files: ModelFiles, engine: EngineSettings, budget: DeviceBytes) -> Sized:
         await trio.lowlevel.checkpoint()
-        return by_header(files, engine, budget_bytes)
+        return by_header(files, engine, budget)
 
     def watch(self, sized: Sized) -> AbstractContextManager[Watch]:
         return nullcontext(lambda handle: None)
 
 
-def by_header(files: ModelFiles, engine: EngineSettings, budget_bytes: int) -> Sized:
+def by_header(files: ModelFiles, engine: EngineSettings, budget: DeviceBytes) -> Sized:
     """Sizes that need nothing but the model's header."""
     wished = wished_options(files, engine)
-    options = fit(files, engine, estimate_of(files, wished), wished, budget_bytes)
+    options = fit(files, engine, estimate_of(files, wished), wished, budget)
     return Sized(options=options, footprint=estimate_of(files, options))
 
 
@@ -106,9 +113,11 @@ def wished_options(files: ModelFiles, engine: EngineSettings) -> EngineOptions:
     """With room enough: what was said of this model, else what every load is given."""
     model, said = files.model, resolve(*files.model.layers()).values
     context_size = wished_context(model.trained_context_size, said.context_size, engine.context_size)
+    n_cells = round_up_cells(context_size)
     return EngineOptions(
         context_size=context_size,
-        n_cells=full_pool(context_size),
+        n_cells=n_cells,
+        host_cells=n_cells if model.keeps_prefixes else 0,
         max_sequences=said.max_sequences or engine.max_sequences,
         n_threads=said.threads or engine.n_threads,
         key_type=said.key_type or engine.key_type,
@@ -122,20 +131,28 @@ def fit(
     engine: EngineSettings,
     footprint: Footprint,
     wished: EngineOptions,
-    budget_bytes: int,
+    budget: DeviceBytes,
 ) -> EngineOptions:
-    share, whole = _POOL_SHARE
+    """The host cache is bounded by host memory, too: the budget counts all devices together."""
+    share, whole = _CACHE_SHARE
+    cost, on_host = PoolCost.of(footprint, wished.n_cells), PoolCost.on_host(footprint, wished.n_cells)
     plan = choose_context(
-        PoolCost.of(footprint, wished.n_cells),
-        budget_bytes=budget_bytes,
+        cost,
+        budget_bytes=budget.total_bytes,
         trained_context_size=files.model.trained_context_size,
         packaged_context_size=resolve(*files.model.layers()).values.context_size,
         default_context_size=engine.context_size,
-        pool_budget_bytes=budget_bytes * share // whole,
+        has_host_cache=files.model.keeps_prefixes,
+        cache_limits=(
+            CacheLimit(cost, budget.total_bytes * share // whole),
+            CacheLimit(on_host, budget[HOST_MEMORY] * share // whole),
+        ),
     )
-    return attrs.evolve(wished, context_size=plan.context_size, n_cells=plan.n_cells)
+    return attrs.evolve(
+        wished, context_size=plan.context_size, n_cells=plan.n_cells, host_cells=plan.host_cells
+    )
 
 
 def estimate_of(files: ModelFiles, options: EngineOptions) -> Footprint:
     bytes_per_cell = cell_bytes(files.kv_bytes_per_cell, options.key_type, options.value_type)
-    return estimate(files.weights_bytes, bytes_per_cell, options.n_cells)
+    return estimate(files.weights_bytes, bytes_per_cell, options.n_cells, options.host_cells)

@@ -63,6 +63,7 @@ class WorkerStatus:
     waiting_sequences: int
     cells_used: int
     n_cells: int
+    host_cells: int
     keep_alive_s: float | None
     expires_in_s: float | None
     loaded_for_s: float | None

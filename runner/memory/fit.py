@@ -6,51 +6,78 @@ happens when even the least does not fit: evict, wait or refuse.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 import attrs
 
-from runner.memory.footprint import CELL_GRANULARITY, Footprint, round_up_cells
+from runner.domain.engine import host_cache_bytes
+from runner.memory.footprint import CELL_GRANULARITY, HOST, Footprint, round_up_cells
 
 DEFAULT_CONTEXT_SIZE: Final = 8192
 LEAST_DEFAULT_CONTEXT_SIZE: Final = 2048
 """A context that nobody asked for shrinks before a model is refused, but a chat needs so much."""
-CONTEXTS_PER_POOL: Final = 2
-"""Cells for two full contexts by default: sequences rarely fill theirs, and prefixes can be retained."""
 _STEPS_PER_CONTEXT: Final = 8
-"""A pool shrinks in steps, so that budgets which differ a little lead to the same sizes, measured once."""
+"""A host cache shrinks in steps, so that budgets which differ a little lead to the same sizes."""
 
 
 @attrs.frozen
 class PoolCost:
-    """Bytes of a model as a function of its cells."""
+    """Bytes of a model as a function of the cells in its pool, and of the tokens kept in host memory beside
+    it."""
 
     fixed_bytes: int
     cell_bytes: int
+    host_cell_bytes: int
 
     @classmethod
     def of(cls, footprint: Footprint, n_cells: int) -> PoolCost:
-        """From the footprint with `n_cells` cells. For fewer cells it is an upper bound: compute buffers do
-        not grow when the pool shrinks."""
-        kv_cache_bytes = footprint.kv_cache_bytes
-        per_cell_bytes = -(-kv_cache_bytes // n_cells)
-        return cls(footprint.total_bytes - kv_cache_bytes, per_cell_bytes)
+        """On all devices together, from the footprint with `n_cells` cells. For fewer cells it is an upper
+        bound: compute buffers do not grow when the pool shrinks."""
+        return cls._of(footprint, n_cells, footprint.total_bytes, footprint.kv_cache_bytes)
 
-    def total_bytes(self, n_cells: int) -> int:
-        return self.fixed_bytes + self.cell_bytes * n_cells
+    @classmethod
+    def on_host(cls, footprint: Footprint, n_cells: int) -> PoolCost:
+        """The same of host memory alone, where the host cache lies wherever the pool does."""
+        pool_bytes = sum(one.kv_cache_bytes for one in footprint.devices if one.device == HOST)
+        return cls._of(footprint, n_cells, footprint.bytes_on(HOST), pool_bytes)
+
+    @classmethod
+    def _of(cls, footprint: Footprint, n_cells: int, whole_bytes: int, pool_bytes: int) -> PoolCost:
+        return cls(
+            fixed_bytes=whole_bytes - pool_bytes - footprint.host_cache_bytes,
+            cell_bytes=-(-pool_bytes // n_cells),
+            host_cell_bytes=host_cache_bytes(footprint.devices, n_cells, 1),
+        )
+
+    def total_bytes(self, n_cells: int, host_cells: int = 0) -> int:
+        return self.fixed_bytes + self.cell_bytes * n_cells + self.host_cell_bytes * host_cells
+
+
+@attrs.frozen
+class CacheLimit:
+    """What the host cache has to leave room for, and the budget that it may fill beside that."""
+
+    cost: PoolCost
+    budget_bytes: int
+
+    def host_cells(self, n_cells: int) -> int:
+        """Tokens that fit beside `n_cells` cells and everything else; less than 0 where these do not."""
+        return (self.budget_bytes - self.cost.total_bytes(n_cells)) // self.cost.host_cell_bytes
 
 
 @attrs.frozen(kw_only=True)
 class ContextPlan:
     """What a model is loaded with.
 
-    `context_size` is the limit of one sequence in tokens, `n_cells` the pool that all its sequences share, in
-    whole multiples of `CELL_GRANULARITY` and never less than one context. `total_bytes` is what that costs,
-    whether or not it fits `budget_bytes`.
+    `context_size` is the limit of one sequence in tokens, `n_cells` the pool that all its sequences share:
+    one context, in whole multiples of `CELL_GRANULARITY`. `host_cells` are tokens that may be kept in host
+    memory beside it. `total_bytes` is what all that costs, whether or not it fits `budget_bytes`.
     """
 
     context_size: int
     n_cells: int
+    host_cells: int
     total_bytes: int
     budget_bytes: int
 
@@ -74,11 +101,6 @@ def wished_context(
     return wished if trained_context_size is None else min(wished, trained_context_size)
 
 
-def full_pool(context_size: int) -> int:
-    """The cells of a model that has room enough."""
-    return round_up_cells(CONTEXTS_PER_POOL * context_size)
-
-
 def choose_context(
     cost: PoolCost,
     *,
@@ -86,48 +108,48 @@ def choose_context(
     trained_context_size: int | None,
     packaged_context_size: int | None = None,
     default_context_size: int = DEFAULT_CONTEXT_SIZE,
-    pool_budget_bytes: int | None = None,
+    has_host_cache: bool = True,
+    cache_limits: Iterable[CacheLimit] = (),
 ) -> ContextPlan:
-    """The context and the pool of cells that a model gets within `budget_bytes`.
+    """The context, the pool of cells and the host cache that a model gets within `budget_bytes`.
 
     1. The context is `wished_context`.
-    2. The pool holds two contexts.
-    3. Where `pool_budget_bytes` (by default the budget) is smaller, the pool shrinks to what is left after
-       everything else ...
-    4. ... but never below one context, which may take the whole budget.
-    5. A context that nobody wished is then halved, down to `LEAST_DEFAULT_CONTEXT_SIZE`.
+    2. The pool holds one context, which may take the whole budget.
+    3. The host cache has room for as many tokens again, unless the model can keep none ...
+    4. ... or the budget or one of `cache_limits` has less left beside all else: then for what that holds, in
+       steps, down to nothing.
+    5. Where even that does not fit, a context that nobody wished is halved, down to
+       `LEAST_DEFAULT_CONTEXT_SIZE`.
     6. What still does not fit says so, and what is missing.
     """
-    pool_bytes = budget_bytes if pool_budget_bytes is None else pool_budget_bytes
+    limits = (CacheLimit(cost, budget_bytes), *cache_limits) if has_host_cache else ()
     context_size = wished_context(trained_context_size, packaged_context_size, default_context_size)  # 1
     while True:
-        plan = _plan(cost, context_size, budget_bytes, pool_bytes)
+        plan = _plan(cost, context_size, budget_bytes, limits)
         is_least = packaged_context_size is not None or context_size <= LEAST_DEFAULT_CONTEXT_SIZE
         if plan.fits or is_least:
             return plan  # 6
         context_size = max(context_size // 2, LEAST_DEFAULT_CONTEXT_SIZE)  # 5
 
 
-def _plan(cost: PoolCost, context_size: int, budget_bytes: int, pool_bytes: int) -> ContextPlan:
-    least, most = round_up_cells(context_size), full_pool(context_size)  # 2
-    n_cells = max(least, _affordable_cells(cost, pool_bytes, most, _step(context_size)))  # 3, 4
+def _plan(
+    cost: PoolCost, context_size: int, budget_bytes: int, limits: tuple[CacheLimit, ...]
+) -> ContextPlan:
+    n_cells = round_up_cells(context_size)  # 2
+    host_cells = _host_cells(limits, n_cells) if cost.host_cell_bytes and limits else 0  # 3
     return ContextPlan(
         context_size=context_size,
         n_cells=n_cells,
-        total_bytes=cost.total_bytes(n_cells),
+        host_cells=host_cells,
+        total_bytes=cost.total_bytes(n_cells, host_cells),
         budget_bytes=budget_bytes,
     )
 
 
-def _step(context_size: int) -> int:
-    return max(CELL_GRANULARITY, round_up_cells(context_size // _STEPS_PER_CONTEXT))
-
-
-def _affordable_cells(cost: PoolCost, pool_bytes: int, most: int, step: int) -> int:
-    """Cells that fit beside everything else: `most`, else a whole multiple of `step`."""
-    left_bytes = pool_bytes - cost.fixed_bytes
-    if left_bytes < 0:
-        return 0
-    if cost.cell_bytes * most <= left_bytes:  # recurrent models keep no cells: then the number costs nothing
-        return most
-    return left_bytes // (cost.cell_bytes * step) * step
+def _host_cells(limits: tuple[CacheLimit, ...], n_cells: int) -> int:
+    """As many as the pool has, else a whole multiple of a step."""
+    affordable = min(limit.host_cells(n_cells) for limit in limits)
+    if affordable >= n_cells:
+        return n_cells
+    step = max(CELL_GRANULARITY, round_up_cells(n_cells // _STEPS_PER_CONTEXT))
+    return max(0, affordable // step * step)  # 4

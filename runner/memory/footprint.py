@@ -12,7 +12,7 @@ from typing import Final
 
 import attrs
 
-from runner.domain.engine import CacheType, DeviceBuffers, EngineSizes
+from runner.domain.engine import CacheType, DeviceBuffers, EngineSizes, host_cache_bytes
 from runner.domain.generation import EMBEDDED_MAX
 from runner.units import format_bytes
 
@@ -46,13 +46,15 @@ class Basis(enum.Enum):
 class Footprint:
     """Bytes of one loaded model on each of its devices.
 
-    `devices` holds the engine's buffers; host memory is always among them. Two parts more lie in host memory:
-    `overhead_bytes`, the process beside the buffers, and `learned_bytes`, by which earlier loads exceeded the
-    rest. `annex` comes on top as long as there is a second context for embeddings, and in none of the sums.
+    `devices` holds the engine's buffers; host memory is always among them. Three parts more lie in host
+    memory: `overhead_bytes`, the process beside the buffers, `host_cache_bytes`, what may be kept beside the
+    pool, and `learned_bytes`, by which earlier loads exceeded the rest. `annex` comes on top as long as there
+    is a second context for embeddings, and in none of the sums.
     """
 
     devices: tuple[DeviceBuffers, ...]
     overhead_bytes: int
+    host_cache_bytes: int = 0
     learned_bytes: int = 0
     basis: Basis = Basis.HEADER
     annex: tuple[DeviceBuffers, ...] = ()
@@ -83,8 +85,8 @@ class Footprint:
     def bytes_on(self, device: str) -> int:
         """0 for a device that the model does not use."""
         buffers = self._buffers_on(device)
-        extra_bytes = self.overhead_bytes + self.learned_bytes if device == HOST else 0
-        return extra_bytes + (buffers.total_bytes if buffers is not None else 0)
+        extra_bytes = self.overhead_bytes + self.host_cache_bytes + self.learned_bytes
+        return (extra_bytes if device == HOST else 0) + (buffers.total_bytes if buffers is not None else 0)
 
     def parts(self, device: str) -> tuple[tuple[str, int], ...]:
         """What `bytes_on(device)` consists of: name and bytes, without what is 0."""
@@ -97,7 +99,11 @@ class Footprint:
             ("outputs", buffers.output_bytes),
         ]
         if device == HOST:
-            named += [("process", self.overhead_bytes), ("learned", self.learned_bytes)]
+            named += [
+                ("host cache", self.host_cache_bytes),
+                ("process", self.overhead_bytes),
+                ("learned", self.learned_bytes),
+            ]
         return tuple((name, size_bytes) for name, size_bytes in named if size_bytes)
 
     def _buffers_on(self, device: str) -> DeviceBuffers | None:
@@ -115,39 +121,54 @@ class Footprint:
         return f"{prefix}{parts} = {format_bytes(self.bytes_on(device))}"
 
 
-def estimate(weights_bytes: int, kv_bytes_per_cell: int, n_cells: int) -> Footprint:
-    """By the header: the model's files, its KV cache for `n_cells` tokens, and flat allowances.
+def estimate(weights_bytes: int, kv_bytes_per_cell: int, n_cells: int, host_cells: int) -> Footprint:
+    """By the header: the model's files, its KV cache for `n_cells` tokens and `host_cells` beside it, and
+    flat allowances.
 
     Cells are counted as the engine allocates them, so `n_cells` is rounded up to `CELL_GRANULARITY`.
     """
-    kv_cache_bytes = kv_bytes_per_cell * round_up_cells(n_cells)
+    allocated_cells = round_up_cells(n_cells)
+    kv_cache_bytes = kv_bytes_per_cell * allocated_cells
     host = DeviceBuffers(device=HOST, weights_bytes=weights_bytes, kv_cache_bytes=kv_cache_bytes)
     annex = DeviceBuffers(
         device=HOST, kv_cache_bytes=kv_bytes_per_cell * EMBEDDED_MAX, compute_bytes=ANNEX_OVERHEAD_BYTES
     )
-    return Footprint(devices=(host,), overhead_bytes=OVERHEAD_BYTES, annex=(annex,))
+    return Footprint(
+        devices=(host,),
+        overhead_bytes=OVERHEAD_BYTES,
+        host_cache_bytes=host_cache_bytes((host,), allocated_cells, host_cells),
+        annex=(annex,),
+    )
 
 
-def exact(sizes: EngineSizes, *, learned_bytes: int = 0, basis: Basis = Basis.PROBE) -> Footprint:
-    """By the engine's own word."""
+def exact(
+    sizes: EngineSizes,
+    n_cells: int,
+    host_cells: int,
+    *,
+    learned_bytes: int = 0,
+    basis: Basis = Basis.PROBE,
+) -> Footprint:
+    """By the engine's own word on a pool of `n_cells`, with `host_cells` beside it."""
     return Footprint(
         devices=sizes.devices,
         overhead_bytes=PROCESS_BYTES + sizes.process_bytes,
+        host_cache_bytes=host_cache_bytes(sizes.devices, n_cells, host_cells),
         learned_bytes=learned_bytes,
         basis=basis,
         annex=sizes.annex,
     )
 
 
-def with_cells(footprint: Footprint, n_cells: int, fewer_cells: int) -> Footprint:
-    """An upper bound for a smaller pool than the one of `n_cells` that the footprint is of."""
-    return attrs.evolve(
-        footprint,
-        devices=tuple(
-            attrs.evolve(buffers, kv_cache_bytes=-(-buffers.kv_cache_bytes * fewer_cells // n_cells))
-            for buffers in footprint.devices
-        ),
+def with_cells(footprint: Footprint, n_cells: int, fewer_cells: int, host_cells: int) -> Footprint:
+    """An upper bound for a smaller pool than the one of `n_cells` that the footprint is of, with `host_cells`
+    beside it."""
+    devices = tuple(
+        attrs.evolve(buffers, kv_cache_bytes=-(-buffers.kv_cache_bytes * fewer_cells // n_cells))
+        for buffers in footprint.devices
     )
+    cache_bytes = host_cache_bytes(devices, fewer_cells, host_cells)
+    return attrs.evolve(footprint, devices=devices, host_cache_bytes=cache_bytes)
 
 
 def round_up_cells(n_cells: int) -> int:

@@ -22,10 +22,11 @@ from actors.footprints import (
 from actors.leases import Pins, StoreLease
 from actors.probing import ProbeFailed, ProbeOutcome, refused
 from actors.sizing import EngineSettings, Sized, by_header
+from runner.domain.device_bytes import DeviceBytes
 from runner.domain.engine import DeviceBuffers, EngineOptions, EngineSizes
 from runner.domain.model import ModelFiles
 from runner.errors import ModelNotFound
-from runner.memory.footprint import PROCESS_BYTES, Basis
+from runner.memory.footprint import PROCESS_BYTES, Basis, estimate, exact
 from runner.oci.digest import Digest
 from runner.telemetry.measurements import MeasurementKey, Measurements
 from runner.wire.messages import Loaded, Probed
@@ -35,12 +36,15 @@ pytestmark = pytest.mark.anyio
 
 MIB = 2**20
 KV = 1000
-"""Bytes of a cell, as header and engine agree."""
+KEPT = KV + 64
+"""Bytes of a token in the pool, as header and engine agree, and beside it."""
 ENGINE = EngineSettings(context_size=8192, max_sequences=4, n_threads=2)
-PLENTY = 10**12
+PLENTY = DeviceBytes.on_host(10**12)
 HOST = DeviceBuffers(device="cpu", weights_bytes=100 * MIB, compute_bytes=4 * MIB, output_bytes=2 * MIB)
 FIXED = 106 * MIB + 8 * MIB + PROCESS_BYTES
 """What the engine of this file takes beside its cells."""
+SCARCE = (FIXED + 7000 * KV) * 100 // 95
+"""Room for the pool and a part of a host cache, which is to leave 5 % of the budget alone."""
 
 files = ModelFiles(
     model=attrs.evolve(model_named("a"), trained_context_size=4096),
@@ -130,9 +134,9 @@ class Bench:
             in_thread=at_once,
         )
 
-    async def size(self, budget_bytes: int = PLENTY, engine: EngineSettings = ENGINE) -> Sized:
+    async def size(self, budget_bytes: int = PLENTY.total_bytes, engine: EngineSettings = ENGINE) -> Sized:
         with trio.fail_after(1000):
-            return await self.footprints.size(files, engine, budget_bytes)
+            return await self.footprints.size(files, engine, DeviceBytes.on_host(budget_bytes))
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -164,7 +168,7 @@ def worker(pid: int, *devices: DeviceBuffers) -> Worker:
         context_size=4096,
         trained_context_size=4096,
         n_vocab=256,
-        n_cells=8192,
+        n_cells=4096,
         max_sequences=4,
         load_s=0.1,
         devices=devices,
@@ -177,9 +181,11 @@ def worker(pid: int, *devices: DeviceBuffers) -> Worker:
 
 async def test_sizes_are_the_engines_own(bench: Bench) -> None:
     sized = await bench.size()
-    assert sized.options == EngineOptions(context_size=4096, n_cells=8192, max_sequences=4, n_threads=2)
+    assert sized.options == EngineOptions(
+        context_size=4096, n_cells=4096, host_cells=4096, max_sequences=4, n_threads=2
+    )
     assert sized.footprint.devices == sizes_for(sized.options).devices
-    assert sized.footprint.total_bytes == FIXED + 8192 * KV
+    assert sized.footprint.total_bytes == FIXED + 4096 * (KV + KEPT)
     assert sized.footprint.basis is Basis.PROBE
 
 
@@ -242,22 +248,36 @@ async def test_few_probes_run_at_once(bench: Bench) -> None:
 # budgets
 
 
-async def test_O01_a_pool_that_does_not_fit_is_shrunk_by_exact_sizes(bench: Bench) -> None:
-    budget_bytes = FIXED + 7000 * KV
+async def test_O01_a_host_cache_that_does_not_fit_is_shrunk_and_nothing_measured_anew(bench: Bench) -> None:
+    budget_bytes = SCARCE
     sized = await bench.size(budget_bytes)
-    assert sized.options.context_size == 4096
-    assert 4096 <= sized.options.n_cells < 7000
+    assert (sized.options.context_size, sized.options.n_cells) == (4096, 4096)
+    assert sized.options.host_cells == 2560
+    assert sized.footprint.total_bytes == FIXED + 4096 * KV + sized.options.host_cells * KEPT <= budget_bytes
+    assert sized.footprint.devices == sizes_for(sized.options).devices
+    assert sized.footprint.basis is Basis.PROBE
+    assert await bench.size(budget_bytes - 1000) == sized  # a little less leads to the same sizes
+    whole = await bench.size()
+    assert (whole.options.host_cells, whole.key) == (4096, sized.key)
+    assert len(bench.prober.asked) == 1
+
+
+async def test_O01_a_pool_that_does_not_fit_is_halved_by_exact_sizes(bench: Bench) -> None:
+    budget_bytes = FIXED + 4096 * KV - 1
+    sized = await bench.size(budget_bytes)
+    assert sized.options.context_size == sized.options.n_cells == 2048
     assert sized.footprint.total_bytes <= budget_bytes
     assert sized.footprint.devices == sizes_for(sized.options).devices
-    assert [asked.n_cells for asked in bench.prober.asked] == [8192, sized.options.n_cells]
-    assert await bench.size(budget_bytes - 1000) == sized  # a little less leads to the same sizes
+    assert [asked.n_cells for asked in bench.prober.asked] == [4096, 2048]
+    assert await bench.size(budget_bytes - 1000) == sized
     assert len(bench.prober.asked) == 2
 
 
 async def test_O01_exact_sizes_fit_where_the_flat_allowance_would_not(bench: Bench) -> None:
-    budget_bytes = (FIXED + 8192 * KV) * 100 // 95 + 1
-    assert (await bench.size(budget_bytes)).options.n_cells == 8192
-    assert by_header(files, ENGINE, budget_bytes).footprint.total_bytes > budget_bytes
+    budget_bytes = (FIXED + 4096 * (KV + KEPT)) * 100 // 95 + 1
+    assert (await bench.size(budget_bytes)).options.host_cells == 4096
+    budget = DeviceBytes.on_host(budget_bytes)
+    assert by_header(files, ENGINE, budget).footprint.total_bytes > budget_bytes
 
 
 async def test_O01_a_model_that_cannot_fit_says_what_it_takes(bench: Bench) -> None:
@@ -266,11 +286,22 @@ async def test_O01_a_model_that_cannot_fit_says_what_it_takes(bench: Bench) -> N
     assert sized.footprint.total_bytes == FIXED + 2048 * KV
 
 
-async def test_a_shrunk_pool_that_cannot_be_measured_is_bounded_by_the_larger_one(bench: Bench) -> None:
+async def test_a_smaller_pool_that_cannot_be_measured_is_bounded_by_the_larger_one(bench: Bench) -> None:
     honest = bench.prober.answer
-    bench.prober.answer = lambda options: honest(options) if options.n_cells == 8192 else refused(files, "no")
-    sized = await bench.size(FIXED + 7000 * KV)
-    assert sized.footprint.total_bytes == FIXED + sized.options.n_cells * KV
+    bench.prober.answer = lambda options: honest(options) if options.n_cells == 4096 else refused(files, "no")
+    sized = await bench.size(FIXED + 4096 * KV - 1)
+    assert sized.options.n_cells == 2048
+    assert sized.footprint.total_bytes == FIXED + 2048 * KV + sized.options.host_cells * KEPT
+
+
+async def test_what_a_probe_is_held_against_does_not_depend_on_the_host_cache(bench: Bench) -> None:
+    """Its answer is kept for any."""
+    most_bytes = estimate(files.weights_bytes, KV, 4096, 0).total_bytes * 8 + 8 * 2**30
+    for excess, basis in ((0, Basis.PROBE), (1, Basis.HEADER)):
+        lie = EngineSizes(devices=(HOST,), process_bytes=most_bytes - HOST.total_bytes + excess)
+        bench.prober.answer = lambda options, lie=lie: Probed(engine_version="engine 1", sizes=lie)
+        other = attrs.evolve(files, weights_digests=(Digest.of(b"%d" % excess),))
+        assert (await bench.footprints.size(other, ENGINE, PLENTY)).footprint.basis is basis
 
 
 # probes that fail
@@ -466,6 +497,22 @@ async def test_O02_use_beyond_the_estimate_is_in_the_next_estimate(
     assert again.footprint.learned_bytes == learned
     assert again.footprint.total_bytes == sized.footprint.total_bytes + learned
     assert again.footprint.devices == sized.footprint.devices
+
+
+@pytest.mark.parametrize(("missing", "learned"), [(0, 0), (1, LEARNED_STEP_BYTES)])
+async def test_O02_a_full_host_cache_is_no_excess_where_one_was_given(
+    bench: Bench, missing: int, learned: int
+) -> None:
+    """Sizes are remembered for any: with a smaller cache less is expected of the process."""
+    async with bench.running():
+        sized = await bench.size(SCARCE)
+        assert sized.options.host_cells == 2560
+        without = exact(sizes_for(sized.options), 4096, 0).private_bytes
+        bench.resident[7] = without + sized.options.host_cells * KEPT + missing
+        with bench.footprints.watch(sized) as watch:
+            watch(worker(7, *sized.footprint.devices))
+            await trio.sleep(15)
+    assert (await bench.size()).footprint.learned_bytes == learned
 
 
 @pytest.mark.parametrize(("has_annex", "learned"), [(True, 0), (False, ANNEX)])

@@ -33,12 +33,12 @@ SIZED = Sized(
 class RecordingSizer:
     """Takes a second, and tells what it saw."""
 
-    asked: list[tuple[ModelFiles, EngineSettings, int]] = attrs.field(factory=list)
+    asked: list[tuple[ModelFiles, EngineSettings, DeviceBytes]] = attrs.field(factory=list)
     watched: list[object] = attrs.field(factory=list)
     error: Exception | None = None
 
-    async def size(self, files: ModelFiles, engine: EngineSettings, budget_bytes: int) -> Sized:
-        self.asked.append((files, engine, budget_bytes))
+    async def size(self, files: ModelFiles, engine: EngineSettings, budget: DeviceBytes) -> Sized:
+        self.asked.append((files, engine, budget))
         await trio.sleep(1)
         if self.error is not None:
             raise self.error
@@ -107,8 +107,8 @@ async def test_the_sizer_chooses_what_is_reserved_and_what_the_worker_gets(
             assert bench.sizer.watched == ["begin", worker.handle.pid]
             task.stop()
     assert bench.sizer.watched[2:] == ["end"]
-    ((_, engine, budget_bytes),) = bench.sizer.asked
-    assert (engine.context_size, budget_bytes) == (999, BUDGET)
+    ((_, engine, budget),) = bench.sizer.asked
+    assert (engine.context_size, budget) == (999, BUDGETS.budget)
     bench.assert_nothing_left()
 
 

@@ -50,13 +50,14 @@ def test_O01_a_packaged_model_is_measured_and_its_load_reserves_just_that(tmp_pa
         daemon.package("tiny", file)
         (sizes,) = measured(daemon)
         status = daemon.post("/control/v1/start", {"model": "tiny"})
-        assert status["reserved_bytes"] == exact(sizes).total_bytes
+        reserved_bytes = exact(sizes, 2048, 2048).total_bytes
+        assert status["reserved_bytes"] == reserved_bytes
         assert status["reserved_bytes"] < OVERHEAD_BYTES  # which the header alone would add
-        assert (status["context_size"], status["n_cells"]) == (2048, 4096)
-        assert attrs.asdict(sizes.devices[0])["kv_cache_bytes"] == 4096 * 2 * 2 * (512 // 4) * 2 * 2
+        assert (status["context_size"], status["n_cells"], status["host_cells"]) == (2048, 2048, 2048)
+        assert attrs.asdict(sizes.devices[0])["kv_cache_bytes"] == 2048 * 2 * 2 * (512 // 4) * 2 * 2
         daemon.post("/v1/embeddings", {"model": "tiny", "input": "hello"})
         (row,) = daemon.get("/control/v1/ps")["workers"]
-        assert row["reserved_bytes"] == exact(sizes).total_bytes + sizes.annex[0].total_bytes
+        assert row["reserved_bytes"] == reserved_bytes + sizes.annex[0].total_bytes
         assert sizes.annex[0].kv_cache_bytes > 0
         assert "could not be measured" not in daemon.log
         assert "learned what" not in daemon.log

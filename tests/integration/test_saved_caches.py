@@ -139,7 +139,7 @@ def test_four_users_where_cells_are_enough_for_two_find_their_last_turn(
     tmp_path: Path, tiny_model: Path, at_once: bool
 ) -> None:
     with running_daemon(tmp_path) as daemon:
-        daemon.package("one", tiny_model, "--context-size", "1024")
+        daemon.package("one", tiny_model, "--context-size", "2048")
         before = dict.fromkeys("abcd", 0)
         for turn in range(4):
             with ThreadPoolExecutor(4 if at_once else 1) as pool:
@@ -155,7 +155,7 @@ def test_four_users_where_cells_are_enough_for_two_find_their_last_turn(
 
 def test_switched_off_what_makes_room_is_lost(tmp_path: Path, tiny_model: Path) -> None:
     with running_daemon(tmp_path, "--cache-disk", "off") as daemon:
-        daemon.package("one", tiny_model, "--context-size", "1024")
+        daemon.package("one", tiny_model, "--context-size", "2048")
         for who in "abcda":
             talk(daemon, who, 1)
         assert (saved(daemon), restored(daemon)) == (0, 0)
@@ -167,7 +167,7 @@ def test_G12_of_a_state_that_cannot_be_had_the_prompt_is_computed(
     tmp_path: Path, tiny_model: Path, how: str
 ) -> None:
     with running_daemon(tmp_path) as daemon:
-        daemon.package("one", tiny_model, "--context-size", "1024")
+        daemon.package("one", tiny_model, "--context-size", "2048")
         for who in "abcd":
             talk(daemon, who, 0)
             talk(daemon, who, 1)
@@ -185,7 +185,7 @@ def test_G12_of_a_state_that_cannot_be_had_the_prompt_is_computed(
 
 def test_what_was_saved_before_a_crash_is_of_use_after_it(tmp_path: Path, tiny_model: Path) -> None:
     with running_daemon(tmp_path) as daemon:
-        daemon.package("one", tiny_model, "--context-size", "1024")
+        daemon.package("one", tiny_model, "--context-size", "2048")
         for who in "abcd":
             talk(daemon, who, 0)
             talk(daemon, who, 1)

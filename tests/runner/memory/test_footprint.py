@@ -35,18 +35,41 @@ SIZES = EngineSizes(devices=(HOST,), process_bytes=40 * MIB)
 
 
 def test_by_the_header_a_footprint_is_files_and_cache_and_a_flat_allowance() -> None:
-    footprint = estimate(weights_bytes=98 * MIB, kv_bytes_per_cell=23_040, n_cells=16_384)
-    assert (footprint.weights_bytes, footprint.kv_cache_bytes) == (98 * MIB, 360 * MIB)
+    footprint = estimate(weights_bytes=98 * MIB, kv_bytes_per_cell=23_040, n_cells=8192, host_cells=0)
+    assert (footprint.weights_bytes, footprint.kv_cache_bytes) == (98 * MIB, 180 * MIB)
     assert footprint.overhead_bytes == OVERHEAD_BYTES == 256 * MIB
-    assert footprint.total_bytes == footprint.bytes_on("cpu") == (98 + 360 + 256) * MIB
+    assert footprint.total_bytes == footprint.bytes_on("cpu") == (98 + 180 + 256) * MIB
     assert footprint.basis is Basis.HEADER
 
 
 def test_by_the_engines_word_every_buffer_counts_and_so_does_the_process() -> None:
-    footprint = exact(SIZES, learned_bytes=5 * MIB)
+    footprint = exact(SIZES, 4096, 0, learned_bytes=5 * MIB)
     assert footprint.total_bytes == (235 + 13 + 72 + 8 + 4 + 40 + 5) * MIB + PROCESS_BYTES
     assert footprint.private_bytes == footprint.total_bytes - 235 * MIB
     assert footprint.basis is Basis.PROBE
+
+
+@pytest.mark.parametrize("host_cells", [0, 1, 4096, 10_000])
+def test_the_host_cache_is_private_host_memory_beside_all_else(host_cells: int) -> None:
+    cache_bytes = host_cells * 23_040 + host_cells * 64
+    by_header = [estimate(98 * MIB, 23_040, 4000, count) for count in (0, host_cells)]
+    host = attrs.evolve(HOST, kv_cache_bytes=4096 * 23_040)
+    by_engine = [exact(attrs.evolve(SIZES, devices=(host,)), 4096, count) for count in (0, host_cells)]
+    for without, having in (by_header, by_engine):
+        assert having.host_cache_bytes == cache_bytes
+        assert having.total_bytes == without.total_bytes + cache_bytes
+        assert having.private_bytes == without.private_bytes + cache_bytes
+        assert having.devices == without.devices
+        assert dict(having.parts("cpu")).get("host cache", 0) == cache_bytes
+
+
+def test_the_host_cache_lies_in_host_memory_also_where_the_pool_does_not() -> None:
+    host, gpu = DeviceBuffers(device="cpu"), attrs.evolve(GPU, kv_cache_bytes=4096 * 1000)
+    footprint = exact(EngineSizes(devices=(host, gpu)), 4096, 2048)
+    assert footprint.host_cache_bytes == 2048 * 1064
+    assert footprint.bytes_on("cpu") == 2048 * 1064 + PROCESS_BYTES
+    assert footprint.bytes_on("CUDA0") == gpu.total_bytes
+    assert footprint.total_bytes == footprint.bytes_on("cpu") + footprint.bytes_on("CUDA0")
 
 
 def test_each_device_has_its_own_and_the_process_lives_on_the_host() -> None:
@@ -60,13 +83,17 @@ def test_each_device_has_its_own_and_the_process_lives_on_the_host() -> None:
 
 
 def test_parts_add_up_to_the_whole() -> None:
-    footprint = exact(SIZES, learned_bytes=5 * MIB)
+    footprint = exact(SIZES, 4096, 1000, learned_bytes=5 * MIB)
     assert sum(size_bytes for _, size_bytes in footprint.parts("cpu")) == footprint.total_bytes
 
 
 def test_a_footprint_explains_itself() -> None:
-    assert str(estimate(98 * MIB, 23_040, 16_384)) == (
-        "weights 98.0 MiB + KV cache 360.0 MiB + process 256.0 MiB = 714.0 MiB (estimated from the header)"
+    assert str(estimate(98 * MIB, 23_040, 8192, 0)) == (
+        "weights 98.0 MiB + KV cache 180.0 MiB + process 256.0 MiB = 534.0 MiB (estimated from the header)"
+    )
+    assert str(estimate(98 * MIB, 23_040, 8192, 8192)) == (
+        "weights 98.0 MiB + KV cache 180.0 MiB + host cache 180.5 MiB + process 256.0 MiB = 714.5 MiB"
+        " (estimated from the header)"
     )
     measured = Footprint(devices=(HOST,), overhead_bytes=MIB, learned_bytes=MIB, basis=Basis.LOAD)
     assert str(measured) == (
@@ -84,10 +111,17 @@ def test_of_several_devices_each_is_explained_by_its_name() -> None:
 
 def test_a_smaller_pool_has_a_smaller_cache_on_every_device_and_all_else_as_before() -> None:
     footprint = Footprint(devices=(HOST, GPU), overhead_bytes=MIB)
-    smaller = with_cells(footprint, 4096, 1024)
+    smaller = with_cells(footprint, 4096, 1024, 0)
     assert [buffers.kv_cache_bytes for buffers in smaller.devices] == [18 * MIB, 30 * MIB // 4]
     assert smaller.total_bytes == footprint.total_bytes - 54 * MIB - (30 * MIB - 30 * MIB // 4)
-    assert with_cells(footprint, 4096, 4096) == footprint
+    assert with_cells(footprint, 4096, 4096, 0) == footprint
+
+
+def test_a_smaller_pool_has_the_host_cache_that_it_is_given() -> None:
+    footprint = exact(EngineSizes(devices=(HOST, GPU)), 4096, 4096)
+    smaller = with_cells(footprint, 4096, 1024, 512)
+    assert smaller.host_cache_bytes == 102 * MIB // 8 + 512 * 64
+    assert with_cells(footprint, 4096, 4096, 4096) == footprint
 
 
 @pytest.mark.parametrize(
@@ -95,7 +129,7 @@ def test_a_smaller_pool_has_a_smaller_cache_on_every_device_and_all_else_as_befo
 )
 def test_cells_are_counted_as_the_engine_allocates_them(n_cells: int, allocated: int) -> None:
     assert round_up_cells(n_cells) == allocated
-    assert estimate(0, 10, n_cells).kv_cache_bytes == 10 * allocated
+    assert estimate(0, 10, n_cells, 0).kv_cache_bytes == 10 * allocated
 
 
 @pytest.mark.parametrize(
@@ -115,7 +149,7 @@ def test_a_cell_of_quantised_types_is_smaller(
 
 # answers that cannot be true
 
-BY_HEADER = estimate(weights_bytes=2 * GIB, kv_bytes_per_cell=100_000, n_cells=16_384)
+BY_HEADER = estimate(weights_bytes=2 * GIB, kv_bytes_per_cell=100_000, n_cells=16_384, host_cells=0)
 
 
 def answer(**changes: int | str) -> EngineSizes:
@@ -155,5 +189,5 @@ def test_O01_an_answer_without_host_memory_is_not_believed() -> None:
 
 
 def test_O01_small_files_may_be_mostly_vocabulary() -> None:
-    tiny = estimate(weights_bytes=60 * MIB, kv_bytes_per_cell=0, n_cells=256)
+    tiny = estimate(weights_bytes=60 * MIB, kv_bytes_per_cell=0, n_cells=256, host_cells=0)
     assert is_believable(answer(weights_bytes=MIB, kv_cache_bytes=0), tiny)

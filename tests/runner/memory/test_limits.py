@@ -25,23 +25,29 @@ HOST = DeviceBuffers(
 
 
 def test_W08_the_mapping_of_the_model_file_does_not_count() -> None:
-    measured = exact(EngineSizes(devices=(HOST,), process_bytes=7), learned_bytes=11)
+    measured = exact(EngineSizes(devices=(HOST,), process_bytes=7), 300, 0, learned_bytes=11)
     assert private_limit_bytes(measured) == 2_345 + 7 + 11 + PROCESS_BYTES + HEADROOM_BYTES
 
 
 def test_W08_what_only_the_header_told_may_be_copied_whole() -> None:
     annex_bytes = 2048 + ANNEX_OVERHEAD_BYTES
     private_bytes = 10_256 + OVERHEAD_BYTES + annex_bytes
-    assert private_limit_bytes(estimate(10_000, 1, 256)) == private_bytes + HEADROOM_BYTES
+    assert private_limit_bytes(estimate(10_000, 1, 256, 0)) == private_bytes + HEADROOM_BYTES
 
 
 def test_W08_a_context_for_embeddings_may_be_opened() -> None:
     annex = DeviceBuffers(device="cpu", kv_cache_bytes=100, compute_bytes=20, output_bytes=3)
     without, having = EngineSizes(devices=(HOST,)), EngineSizes(devices=(HOST,), annex=(annex,))
-    assert private_limit_bytes(exact(having)) == (private_limit_bytes(exact(without)) or 0) + 123
+    limits = [private_limit_bytes(exact(sizes, 300, 0)) for sizes in (without, having)]
+    assert limits == [2_345 + PROCESS_BYTES + HEADROOM_BYTES + more for more in (0, 123)]
+
+
+def test_W08_the_host_cache_may_be_filled() -> None:
+    limits = [private_limit_bytes(exact(EngineSizes(devices=(HOST,)), 300, count)) for count in (0, 10)]
+    assert limits == [2_345 + PROCESS_BYTES + HEADROOM_BYTES + more for more in (0, 10 * 65)]
 
 
 @pytest.mark.parametrize("weights_bytes", [0, 1])
 def test_a_worker_that_uses_other_devices_has_no_cap(weights_bytes: int) -> None:
     gpu = DeviceBuffers(device="CUDA0", weights_bytes=weights_bytes)
-    assert private_limit_bytes(exact(EngineSizes(devices=(HOST, gpu)))) is None
+    assert private_limit_bytes(exact(EngineSizes(devices=(HOST, gpu)), 300, 0)) is None

@@ -253,13 +253,12 @@ def reload(options: argparse.Namespace, scratch: Path) -> None:
 
 
 def sizes_for(options: argparse.Namespace) -> tuple[list[str], list[str]]:
-    """Ours and the peer's. Ours has cells for twice the context, and retains at most half of them."""
+    """Ours and the peer's: cells for so many users. Ours has a pool of one context."""
     if options.what != "conversation":
         return [], []
     n_conversation = options.turns * (options.tokens + 80)
-    cells = {2: 2 * n_conversation, 4: 4 * n_conversation}[options.cells_for]
-    context = max(n_conversation, cells // 2)
-    return ["--context-size", str(context)], ["--ctx-size", str(cells)]
+    cells = str(options.cells_for * n_conversation)
+    return ["--context-size", cells], ["--ctx-size", cells]
 
 
 def main() -> None:

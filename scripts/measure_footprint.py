@@ -46,8 +46,7 @@ from runner.domain.sampling import SamplingParams
 from runner.gguf.metadata import read_metadata
 from runner.hardware.probe import compute_threads
 from runner.hardware.resident import anonymous_bytes, proportional_bytes
-from runner.memory.fit import full_pool
-from runner.memory.footprint import Footprint, estimate, exact
+from runner.memory.footprint import Footprint, estimate, exact, round_up_cells
 from runner.oci.digest import Digest
 from runner.wire.messages import Probed
 
@@ -97,7 +96,8 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("models", nargs="+", help="MODEL.gguf, or MODEL.gguf:2048,8192")
-    parser.add_argument("--pool", type=int, help="cells; by default those of two contexts")
+    parser.add_argument("--pool", type=int, help="cells; by default those of one context")
+    parser.add_argument("--host-cells", type=int, help="tokens kept beside the pool; by default as many")
     parser.add_argument("--sequences", type=int, default=8)
     parser.add_argument("--keys", default="f16")
     parser.add_argument("--values", default="f16")
@@ -108,9 +108,11 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as directory:
             copy = Path(shutil.copy(path, directory))
             for context_size in map(int, (contexts or "2048").split(",")):
+                n_cells = arguments.pool or round_up_cells(context_size)
                 options = EngineOptions(
                     context_size=context_size,
-                    n_cells=arguments.pool or full_pool(context_size),
+                    n_cells=n_cells,
+                    host_cells=n_cells if arguments.host_cells is None else arguments.host_cells,
                     max_sequences=arguments.sequences,
                     n_threads=compute_threads(),
                     key_type=arguments.keys,
@@ -153,8 +155,8 @@ async def measure(path: Path, options: EngineOptions) -> Round:
     return Round(
         name=path.name,
         options=options,
-        by_header=estimate(files.weights_bytes, files.kv_bytes_per_cell, options.n_cells),
-        footprint=exact(probed.sizes),
+        by_header=estimate(files.weights_bytes, files.kv_bytes_per_cell, options.n_cells, options.host_cells),
+        footprint=exact(probed.sizes, options.n_cells, options.host_cells),
         logged=ready[0].loaded.devices,
         full=full,
         embedding=embedding,
@@ -293,6 +295,7 @@ def report(done: Round) -> None:
     options, full = done.options, done.full
     print(
         f"\n{done.name}, context {options.context_size}, {options.n_cells} cells, {full.cells_used} used,"
+        f" {options.host_cells} in host memory,"
         f" filled in {done.fill_s:.0f} s"
     )
     print(f"  by the header  {done.by_header}")

@@ -16,7 +16,7 @@ from typing import Final
 
 import attrs
 
-from runner.domain.engine import EngineCounts, EngineOptions
+from runner.domain.engine import EngineCounts, EngineOptions, host_cache_bytes
 from runner.domain.events import Failed, FinishReason, TextDelta
 from runner.engine.backend import Backend, DecodeResult
 from runner.engine.batcher import (
@@ -38,7 +38,8 @@ from runner.engine.constraints import ConstraintBroken
 from runner.engine.deferring import new_matcher
 from runner.engine.echo import Echo
 from runner.engine.embed import Embedder, EmbeddingRequest
-from runner.engine.hibernation import Hibernation, KnownState, OutgoingState
+from runner.engine.hibernation import Hibernation, KnownState
+from runner.engine.host_cache import HeldState
 from runner.engine.logprobs import Scorer
 from runner.engine.rows import fill_batch, scores_prompt
 from runner.engine.sampler import SamplerPlan, UnusableLogits, plan_sampler
@@ -87,12 +88,13 @@ class Engine:
             max_retained=options.max_retained if backend.facts.shares_cells else 0,
         )
         first_chunk = min(FIRST_CHUNK, options.prefill_chunk)
-        self.hibernation = Hibernation(backend, self._cells)
+        host_bytes = host_cache_bytes(backend.facts.devices, options.n_cells, options.host_cells)
+        self.hibernation = Hibernation(backend, self._cells, host_bytes)
         self._sharing = Sharing(self._cells, self.hibernation, first_chunk)
         self._embedder = Embedder(
             backend.facts.embedding, backend.open_embedding, n_threads=options.n_threads, clock=clock
         )
-        self._embedded_last = False
+        self._embedded_last = self._decoded_last = False
         self._alive: dict[str, Choices] = {}
         self._waiting: list[Sequence] = []
         """Oldest first; preempted ones are among them, at the place of their arrival."""
@@ -104,7 +106,6 @@ class Engine:
         self.step_s = self._computing_s = 0.0  # of the last step
         self._chunks = {True: first_chunk, False: first_chunk}
         """Rows of a prefilling step beside streams, and where there are none."""
-        self._decoded_last = False
         self._stands_still = False
         """All wait for a saved state."""
 
@@ -212,17 +213,18 @@ class Engine:
         while must_preempt(self._count_planned(), len(self._running), self._options.n_cells):
             self._preempt(self._running[-1])
         self._cells.keep_half()
-        self.hibernation.save_ahead()
         if self._waiting:
             self._end_the_satisfied(step)
             self._admit(step.now_s)
+        self.hibernation.relieve()
         self._advance(step)
 
     def forget_retained(self) -> None:
         """Free what is kept of sequences that ended, and save none of it. Only between steps."""
         self._cells.forget_retained()
+        self.hibernation.forget_held()
 
-    def saved_states(self, limit_bytes: int) -> Iterator[OutgoingState]:
+    def saved_states(self, limit_bytes: int) -> Iterator[HeldState]:
         """Cancel everything, and give out what is worth keeping and was not saved, in states of at most
         `limit_bytes`, the most recently used first. Raises MemoryError. The engine can only be closed
         afterwards."""
@@ -310,7 +312,7 @@ class Engine:
                 n_planned=self._count_planned(),
                 n_cells=self._options.n_cells,
                 max_sequences=self._options.max_sequences,
-            ) or (self._running and self._sharing.waits_for_room(sequence, prospect, now_s)):
+            ):
                 return
             del self._waiting[0]
             self._sharing.begin(sequence, prospect, now_s)

@@ -80,6 +80,7 @@ CHAT_TEMPLATE = (
 _CONTROL_TEXT = re.compile("|".join(re.escape(text) for text in CONTROL))
 _DIRECTIVE = re.compile(rb"\[\[([a-z]+)(?: (.*?))?\]\]", re.DOTALL)
 _STATE_MARK = b"scripted state 1"
+_CELL_BYTES = 4
 _SCANNED_BYTES = 64 * 1024
 _AFTER = re.compile(r"(\w*) ?after (\d+)")
 
@@ -248,7 +249,13 @@ class ScriptedBackend:
                 is_whole=is_encoder,
                 max_sequences=4,
             ),
-            devices=(DeviceBuffers(device="cpu", weights_bytes=weights_bytes),),
+            devices=(
+                DeviceBuffers(
+                    device="cpu",
+                    weights_bytes=weights_bytes,
+                    kv_cache_bytes=0 if is_encoder else _CELL_BYTES * options.n_cells,
+                ),
+            ),
         )
         self.is_closed = False
 
@@ -388,7 +395,7 @@ class ScriptedBackend:
         return not any(fault.kind == "fail" for fault in script.faults)
 
     def state_bytes(self, sequence_id: int) -> int:
-        return len(_STATE_MARK) + 4 * len(self._cells[sequence_id].tokens)
+        return len(_STATE_MARK) + _CELL_BYTES * len(self._cells[sequence_id].tokens)
 
     def save_state(self, sequence_id: int, room: memoryview) -> bool:
         state = _STATE_MARK + array("i", self._cells[sequence_id].tokens).tobytes()
@@ -400,7 +407,11 @@ class ScriptedBackend:
     def restore_state(self, sequence_id: int, state: memoryview, count: int) -> bool:
         assert sequence_id not in self._cells, sequence_id
         mark, data = bytes(state[: len(_STATE_MARK)]), bytes(state[len(_STATE_MARK) :])
-        if mark != _STATE_MARK or len(data) != 4 * count or self.cells_used + count > self._options.n_cells:
+        if (
+            mark != _STATE_MARK
+            or len(data) != _CELL_BYTES * count
+            or self.cells_used + count > self._options.n_cells
+        ):
             return False
         numbers = [next(self._numbers) for _ in range(count)]
         self._cells[sequence_id] = _Cells(list(array("i", data)), numbers)

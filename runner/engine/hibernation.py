@@ -1,32 +1,31 @@
 """States out and in: what sequences have in cells, as bytes that outlive these cells and the engine.
 
-    retained ── cells run out ── may_go ──> outgoing ──> … saved, and known from then on
-        └────── the end ── saved_states ──> …
-    known, or outgoing still ── find ──> … the bytes ── restore ──> cells of a sequence that begins
+    retained ── leaves the cells ── hold ──> held ── room is short ── outgoing ──> … saved: known from then on
+        └────────── the end ── saved_states ───┴──> …
+    held, or known ── find ──> (known: … the bytes) ── restore ──> cells of a sequence that begins
 
 A state holds the keys and values of a sequence's cells and nothing else; where it is put back, going on from
 it gives the very logits that going on from the cells would have given. Models that keep a state instead of
 cells are left out, and so is what depends on adapters or media: neither can be told from token ids.
 
-Taking a state out of cells is quick, and sending it is not: so it is copied when its cells are given up, and
-sent piece by piece between steps, while nothing else is copied. What would have to go meanwhile goes last,
-or is lost; so that this is rare, what goes next is saved ahead while cells are scarce. Memory for states is
-mapped and shared, so that it is counted as the process's and returned at once, and not kept by an allocator.
+Holding a state takes milliseconds; saving it is a matter of somebody else's disk. So only what would be
+missed is saved while the engine runs, before it has to go, one state after the other: turns of conversations
+and sequences that gave way. Most prompts are never heard of again, and disks wear out.
 
-Imports the pool and the protocol of backends. Used by `sharing.py` and `engine.py`; bytes are carried by
-`runner/worker/states.py`.
+Imports the pool, held states and the protocol of backends. Used by `sharing.py` and `engine.py`; bytes are
+carried by `runner/worker/states.py`.
 """
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from typing import Final
+from typing import Final, TypeGuard
 
 import attrs
 
 from runner.engine.backend import Backend
-from runner.engine.cells import CellPool
+from runner.engine.cells import CellPool, Leaving
+from runner.engine.host_cache import HeldState, HostCache, room_for
 from runner.engine.prefix import Namespace, common_length
 
 LEAST_SAVED: Final = 64
@@ -43,46 +42,41 @@ class KnownState:
     size_bytes: int
 
 
-@attrs.frozen(kw_only=True, eq=False)
-class OutgoingState:
-    """One that is being saved; `data` is valid until it is, or until the next one is asked for."""
-
-    owner: str
-    tokens: list[int]
-    data: memoryview
-
-
 @attrs.frozen
 class Find:
     """A state that has the first `count` tokens of a prompt."""
 
-    state: KnownState | OutgoingState
+    state: KnownState | HeldState
     count: int
 
 
 class Hibernation:
-    """Counts the tokens that were saved while the engine runs, and those that were put back."""
+    """Counts the tokens that were held, and those that were put back."""
 
-    def __init__(self, backend: Backend, cells: CellPool) -> None:
+    def __init__(self, backend: Backend, cells: CellPool, host_bytes: int) -> None:
+        """`host_bytes` of memory may be taken for states; with 0 none is held."""
         self._backend = backend
         self._cells = cells
+        self._held = HostCache(host_bytes)
         self._known: dict[int, KnownState] = {}
         self._room_bytes = 0
-        self._outgoing: OutgoingState | None = None
-        self._outgoing_room: mmap.mmap | None = None
-        self._outgoing_slot = 0
-        """Whose it was."""
-        self._n_ahead = 0
-        """Of all that was ever retained, so many were saved ahead, or are gone."""
-        self._seen: tuple[int, int] | None = None
-        """Of the pool, when it was looked at last for what to save ahead."""
+        self._outgoing: HeldState | None = None
         self.n_saved_tokens = 0
         self.n_restored_tokens = 0
-        cells.may_go = self.may_go
+        cells.hold = self.hold
 
     def __repr__(self) -> str:
         state = "one" if self._outgoing else "none"
-        return f"<Hibernation: {len(self._known)} known, {state} outgoing>"
+        return f"<Hibernation: {self._held!r}, {len(self._known)} known, {state} outgoing>"
+
+    @property
+    def n_held_tokens(self) -> int:
+        return self._held.n_tokens
+
+    @property
+    def prefers_cells(self) -> bool:
+        """A state is of use only to a prompt that contains all of its tokens."""
+        return not self._backend.facts.cuts_states
 
     # what is known
 
@@ -92,146 +86,148 @@ class Hibernation:
     def forget(self, state_id: int) -> None:
         """It cannot be had any more; unknown ids are ignored."""
         self._known.pop(state_id, None)
+        for state in self._held:
+            if state.state_id == state_id:
+                state.state_id = None
 
     def allow(self, room_bytes: int) -> None:
-        """From now on a state of at most so many bytes may be saved when its cells are given up; 0: none."""
+        """From now on a state of at most so many bytes may be saved while the engine runs; 0: none."""
         self._room_bytes = room_bytes
+        self._save_ahead()
 
-    # out, while the engine runs
+    # out of the cells
+
+    def hold(self, slot: int, namespace: Hashable) -> Leaving:
+        """Copy what a retained sequence has in cells, which are about to be given up, unless it is here.
+
+        1. Of what tokens alone do not tell nothing can be held.
+        2. Little is not worth it, and neither is a little that is its own of something long, which others
+           have: a state is of all its cells. Unless somebody is expected back for just that.
+        3. What is held that this one goes on from is of no use any more.
+        4. What is larger than all the room is cut, where that can be done.
+        """
+        if not _is_told_by_tokens(namespace) or not self._held.limit_bytes:  # 1
+            return Leaving.LOST
+        tokens, n_own = self._cells.tokens(slot), self._cells.count_own(slot)
+        is_expected = self._cells.is_expected_back(slot)
+        if n_own < LEAST_SAVED or (2 * n_own < len(tokens) and not is_expected):  # 2
+            return Leaving.CHEAP
+        for state in self._held:
+            if self._covers(state, tokens, namespace.owner):
+                state.is_expected |= is_expected
+                self._held.use(state)
+                return Leaving.HELD
+        for state in self._held:  # 3
+            if state.owner == namespace.owner and not state.is_pinned and _begins_with(tokens, state.tokens):
+                self._held.drop(state)
+        size_bytes = self._shortened(slot, self._held.limit_bytes)  # 4
+        tokens = self._cells.tokens(slot)
+        if not size_bytes or len(tokens) < LEAST_SAVED:
+            return Leaving.LOST
+        state = HeldState(
+            owner=namespace.owner,
+            tokens=tokens,
+            data=memoryview(b""),
+            is_expected=is_expected,
+            state_id=self._saved_as(tokens, namespace.owner),
+        )
+        if not self._held.add(state, size_bytes, lambda room: self._backend.save_state(slot, room)):
+            return Leaving.LOST
+        self.n_saved_tokens += len(tokens)
+        self._save_ahead()
+        return Leaving.HELD
+
+    def forget_held(self) -> None:
+        """Drop all states that are here, but what is on its way out."""
+        for state in self._held:
+            if not state.is_pinned:
+                self._held.drop(state)
+
+    def relieve(self) -> None:
+        """Before each step: out of the cells with what costs those who compute, where states can be cut."""
+        if not self.prefers_cells:
+            self._cells.unburden()
+
+    # out of the engine, while it runs
 
     @property
-    def outgoing(self) -> OutgoingState | None:
+    def outgoing(self) -> HeldState | None:
         """To be sent away, until `sent` is called."""
         return self._outgoing
 
     def sent(self, state_id: int | None) -> None:
         """The outgoing one is saved as `state_id`, or, None, it is not and will not be."""
-        outgoing, self._outgoing = self._outgoing, None
-        room, self._outgoing_room = self._outgoing_room, None
-        if outgoing is None or room is None:
+        state, self._outgoing = self._outgoing, None
+        if state is None:
             return
-        self._seen = None
-        size_bytes = len(outgoing.data)
-        outgoing.data.release()
-        room.close()
-        if state_id is None:
-            self._cells.copied.discard(self._outgoing_slot)
-        else:
-            self.n_saved_tokens += len(outgoing.tokens)
-            self.learn(
-                [
-                    KnownState(
-                        state_id=state_id,
-                        owner=outgoing.owner,
-                        tokens=outgoing.tokens,
-                        size_bytes=size_bytes,
-                    )
-                ]
+        state.is_pinned = False
+        state.state_id = state_id
+        if state_id is not None:
+            known = KnownState(
+                state_id=state_id, owner=state.owner, tokens=state.tokens, size_bytes=len(state.data)
             )
-
-    def may_go(self, slot: int, namespace: Hashable, *, may_cut: bool = True) -> bool:
-        """Asked before cells of a retained sequence are given up; False when it had better be another's.
-
-        `may_cut`: of one whose state is too large, the end is given up, so that the beginning can be saved.
-
-        1. What is saved, or not worth it, may go, and so may what cannot be saved. It is worth it when
-           somebody will come back for it: a turn of a conversation, or a sequence that gave way.
-        2. While one is on its way out, nothing else is.
-        3. Else it is saved as a whole: it is copied here and now.
-        """
-        if not self._room_bytes or not isinstance(namespace, Namespace):  # 1
-            return True
-        if namespace.adapters or namespace.media or not self._cells.is_expected_back(slot):
-            return True
-        if self._cells.count_own(slot) < LEAST_SAVED:
-            return True
-        if slot in self._cells.copied or self._is_saved(self._cells.tokens(slot), namespace.owner):
-            return True
-        if self._outgoing is not None:  # 2
-            return False
-        if not may_cut and self._backend.state_bytes(slot) > self._room_bytes:
-            return True
-        size_bytes = self._shortened(slot, self._room_bytes)  # 3
-        tokens = self._cells.tokens(slot)
-        if 0 < size_bytes <= self._room_bytes and len(tokens) >= LEAST_SAVED:
-            self._cells.copied.add(slot)
-            self._copy(slot, namespace.owner, tokens, size_bytes)
-        return True
-
-    def can_free(self, n_cells: int) -> bool:
-        """Whether so many can be had without losing what can be saved: not yet, while one is on its way out.
-
-        What has to go for them, and is not saved, is from now on.
-        """
-        n_spare = self._cells.n_free
-        for slot, namespace in self._cells.retained():
-            if n_spare >= n_cells:
-                return True
-            if not self.may_go(slot, namespace, may_cut=False):
-                return False
-            n_spare += self._cells.count_own(slot)
-        return True
-
-    def save_ahead(self) -> None:
-        """Save what would go next, when less than half of the cells are free or can go without a loss: who
-        comes next may need so many at once.
-
-        No oftener than sequences are retained, whatever becomes of what is saved; and looked at only when
-        something has changed since.
-        """
-        cells = self._cells
-        self._n_ahead = max(self._n_ahead, cells.n_ever_retained - cells.n_heads)
-        seen = cells.n_ever_retained, cells.n_free // LEAST_SAVED
-        if not self._room_bytes or self._outgoing is not None or seen == self._seen:
-            return
-        if cells.n_free >= cells.n_cells // 2 or self._n_ahead == cells.n_ever_retained:
-            return
-        self._seen = seen
-        self.can_free(cells.n_cells // 2)
-        if self.outgoing is not None:
-            self._n_ahead += 1
+            self.learn([known])
+        self._save_ahead()
 
     # out, at the end
 
-    def saved_states(self, limit_bytes: int) -> Iterator[OutgoingState]:
-        """What is retained and was not saved, the most recently used first; each of at most `limit_bytes`.
+    def saved_states(self, limit_bytes: int) -> Iterator[HeldState]:
+        """What is retained or held and was not saved, the most recently used first; each of at most
+        `limit_bytes`.
 
-        Of one that is larger the beginning is saved, and the rest given up, where the model allows that.
-        Raises MemoryError when there is no room for a state.
+        Of one that is larger the beginning is saved, where the model allows that. Raises MemoryError when
+        there is no room for a state. Nothing may run any more; in the end nothing is retained.
         """
         for slot, namespace in reversed(self._cells.retained()):
-            if not isinstance(namespace, Namespace) or namespace.adapters or namespace.media:
+            if _is_told_by_tokens(namespace) and not self._is_saved(
+                self._cells.tokens(slot), namespace.owner
+            ):
+                yield from self._copied(slot, namespace.owner, limit_bytes)
+        self._cells.forget_retained()
+        for state in reversed(tuple(self._held)):
+            if state.is_pinned or self._is_saved(state.tokens, state.owner):
                 continue
-            if self._is_saved(self._cells.tokens(slot), namespace.owner):
-                continue
-            size_bytes = self._shortened(slot, limit_bytes)
-            tokens = self._cells.tokens(slot)
-            if not 0 < size_bytes <= limit_bytes or len(tokens) < LEAST_SAVED:
-                continue
-            with room_for(size_bytes) as room, memoryview(room) as data:
-                if self._backend.save_state(slot, data):
-                    yield OutgoingState(owner=namespace.owner, tokens=tokens, data=data)
+            if len(state.data) <= limit_bytes:
+                yield state
+            elif not self.prefers_cells:
+                yield from self._cut(state, limit_bytes)
+
+    def _copied(self, slot: int, owner: str, limit_bytes: int) -> Iterator[HeldState]:
+        size_bytes = self._shortened(slot, limit_bytes)
+        tokens = self._cells.tokens(slot)
+        if not 0 < size_bytes <= limit_bytes or len(tokens) < LEAST_SAVED:
+            return
+        with room_for(size_bytes) as room, memoryview(room) as data:
+            if self._backend.save_state(slot, data):
+                yield HeldState(owner=owner, tokens=tokens, data=data)
+
+    def _cut(self, state: HeldState, limit_bytes: int) -> Iterator[HeldState]:
+        """Its beginning, by way of the cells."""
+        namespace = Namespace(owner=state.owner)
+        slot = self._cells.open(namespace)
+        whole = Find(state, len(state.tokens))
+        if self.has_room_for(whole) and self.restore(slot, namespace, whole, state.tokens, state.data):
+            yield from self._copied(slot, state.owner, limit_bytes)
+        self._cells.release(slot)
 
     # in
 
     def find(
         self, tokens: Sequence[int], namespace: Hashable, usable: Callable[[int], int] = lambda count: count
     ) -> Find | None:
-        """The state that has most of `tokens` from the first on, one that is here still before others.
+        """The state that has most of `tokens` from the first on, one that is here before others.
 
         `usable`: of so many tokens those that may be used.
         """
-        if not isinstance(namespace, Namespace) or namespace.adapters or namespace.media:
-            return None
-        if not self._cells.can_share:
+        if not _is_told_by_tokens(namespace) or not self._cells.can_share:
             return None
         wanted, beginning = list(tokens), list(tokens[:LEAST_SAVED])
         best: Find | None = None
-        for state in self._all():
+        for state in (*self._held, *self._known.values()):
             if state.owner != namespace.owner or state.tokens[:LEAST_SAVED] != beginning:
                 continue
             count = usable(common_length(state.tokens, wanted))
-            if count < LEAST_SAVED or (self._needs_exact_end and count < len(state.tokens)):
+            if count < LEAST_SAVED or (self.prefers_cells and count < len(state.tokens)):
                 continue
             if best is None or count > best.count:
                 best = Find(state, count)
@@ -240,6 +236,20 @@ class Hibernation:
     def has_room_for(self, find: Find) -> bool:
         """All of a state is put into cells, also where only a part of it is kept there."""
         return len(find.state.tokens) <= self._cells.n_cells - self._cells.n_used
+
+    def restore_held(self, slot: int, namespace: Hashable, find: Find, tokens: Sequence[int]) -> bool:
+        """`restore`, of a state that is here. It is not held any longer when the sequence has all of it now,
+        or the engine refuses it."""
+        state = find.state
+        assert isinstance(state, HeldState)
+        was_pinned, state.is_pinned = state.is_pinned, True
+        is_good = self.restore(slot, namespace, find, tokens, state.data)
+        state.is_pinned = was_pinned
+        if not was_pinned and (not is_good or find.count == len(state.tokens)):
+            self._held.drop(state)
+        elif is_good:
+            self._held.use(state)
+        return is_good
 
     def restore(
         self, slot: int, namespace: Hashable, find: Find, tokens: Sequence[int], data: memoryview
@@ -253,58 +263,53 @@ class Hibernation:
             namespace,
             n_saved=n_saved,
             fill=lambda: self._backend.restore_state(slot, data, n_saved),
-            shares_beginning=not self._needs_exact_end,
+            shares_beginning=not self.prefers_cells,
         ):
             return False
         self.n_restored_tokens += find.count
         return True
 
     def close(self) -> None:
-        """Drop what is on its way out."""
-        self.sent(None)
+        """Drop all that is here."""
+        self._outgoing = None
+        self._held.clear()
 
     # within
 
-    @property
-    def _needs_exact_end(self) -> bool:
-        """A state is of use only to a prompt that contains all of its tokens."""
-        return not self._backend.facts.cuts_states
+    def _save_ahead(self) -> None:
+        """Let the next state that would be missed be saved, when half of the room is taken."""
+        if self._outgoing is not None or not self._room_bytes:
+            return
+        if self._held.used_bytes <= self._held.limit_bytes // 2:
+            return
+        for state in self._held:
+            is_done = state.state_id is not None or state.was_offered or state.is_pinned
+            if state.is_expected and not is_done and len(state.data) <= self._room_bytes:
+                state.is_pinned = state.was_offered = True
+                self._outgoing = state
+                return
 
-    def _all(self) -> Iterator[KnownState | OutgoingState]:
-        if self._outgoing is not None:
-            yield self._outgoing
-        yield from self._known.values()
+    def _covers(self, state: KnownState | HeldState, tokens: list[int], owner: str) -> bool:
+        """Whoever begins with these tokens can do without them, having that state."""
+        if state.owner != owner or (self.prefers_cells and len(state.tokens) != len(tokens)):
+            return False
+        return _begins_with(state.tokens, tokens)
+
+    def _saved_as(self, tokens: list[int], owner: str) -> int | None:
+        known = self._known.values()
+        return next((state.state_id for state in known if self._covers(state, tokens, owner)), None)
 
     def _is_saved(self, tokens: list[int], owner: str) -> bool:
-        """Or is about to be: whoever begins with them can do without them."""
-        count = len(tokens)
-        return any(
-            state.owner == owner
-            and (len(state.tokens) == count if self._needs_exact_end else len(state.tokens) >= count)
-            and state.tokens[:LEAST_SAVED] == tokens[:LEAST_SAVED]
-            and state.tokens[:count] == tokens
-            for state in self._all()
-        )
-
-    def _copy(self, slot: int, owner: str, tokens: list[int], size_bytes: int) -> None:
-        try:
-            room = room_for(size_bytes)
-        except MemoryError:
-            return
-        data = memoryview(room)
-        if self._backend.save_state(slot, data):
-            self._outgoing = OutgoingState(owner=owner, tokens=tokens, data=data)
-            self._outgoing_room = room
-            self._outgoing_slot = slot
-        else:
-            data.release()
-            room.close()
+        """Or is about to be."""
+        outgoing = self._outgoing
+        is_outgoing = outgoing is not None and self._covers(outgoing, tokens, owner)
+        return is_outgoing or self._saved_as(tokens, owner) is not None
 
     def _shortened(self, slot: int, limit_bytes: int) -> int:
         """The size of its state, once it fits if it can be made to."""
         size_bytes = self._backend.state_bytes(slot)
         n_kept = len(self._cells.tokens(slot))
-        while size_bytes > limit_bytes and not self._needs_exact_end:
+        while size_bytes > limit_bytes and not self.prefers_cells:
             n_kept = n_kept * limit_bytes // size_bytes - 1  # one less, since some bytes are of no token
             if n_kept < LEAST_SAVED or not self._cells.shorten(slot, n_kept):
                 break
@@ -312,9 +317,11 @@ class Hibernation:
         return size_bytes
 
 
-def room_for(size_bytes: int) -> mmap.mmap:
-    """Memory for one state. Raises MemoryError when there is none."""
-    try:
-        return mmap.mmap(-1, size_bytes)
-    except OSError:
-        raise MemoryError(f"no room for a state of {size_bytes} bytes") from None
+def _is_told_by_tokens(namespace: Hashable) -> TypeGuard[Namespace]:
+    return isinstance(namespace, Namespace) and not namespace.adapters and not namespace.media
+
+
+def _begins_with(tokens: list[int], beginning: list[int]) -> bool:
+    """Looks at some of the first before it looks at all."""
+    count = len(beginning)
+    return tokens[:LEAST_SAVED] == beginning[:LEAST_SAVED] and tokens[:count] == beginning

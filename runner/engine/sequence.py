@@ -103,7 +103,7 @@ class Sequence:
         "_admitted_s", "_detokenizer", "_first_token_s", "_last_token_s", "_matcher", "_n_reasoned",
         "_n_untold", "_names", "_splitter", "_untold", "_was_preempted", "choice_index", "chooser",
         "echo", "found", "leader", "miss", "n_awaited", "n_cached", "n_filled", "n_prompt", "n_tokens_max",
-        "order", "patient_until_s", "request", "slot", "state", "tokens",
+        "order", "request", "slot", "state", "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -132,8 +132,6 @@ class Sequence:
         self.n_cached = 0
         self.leader: Sequence | None = None
         self.found: Find | None = None
-        self.patient_until_s: float | None = None
-        """It waits for room that could be had at a loss."""
         self.miss = CacheMiss.NEW
         self.slot = -1
         self._detokenizer = Detokenizer()

@@ -17,18 +17,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
-from typing import Final
 
 import attrs
 
 from runner.domain.engine import CacheMiss
 from runner.engine.cells import LEAST_SHARED, CellPool
-from runner.engine.hibernation import LEAST_SAVED, Find, Hibernation, KnownState, OutgoingState
+from runner.engine.hibernation import LEAST_SAVED, Find, Hibernation, KnownState
 from runner.engine.prefix import NO_MATCH, Match, common_length
 from runner.engine.sequence import Sequence, SequenceRequest
-
-_PATIENCE_S: Final = 0.5
-"""Computing some hundred tokens that were lost takes as long."""
 
 
 @attrs.frozen
@@ -73,14 +69,6 @@ class Sharing:
         if saved is not None:
             return Prospect(match, n_shared=n_in_use, saved=saved)
         return Prospect(match, leader, n_awaited, max(n_awaited, n_in_use))
-
-    def waits_for_room(self, sequence: Sequence, prospect: Prospect, now_s: float) -> bool:
-        """Not for long: until what would have to go for it is saved."""
-        if self._hibernation.can_free(sequence.n_tokens - prospect.n_shared):
-            return False
-        if sequence.patient_until_s is None:
-            sequence.patient_until_s = now_s + _PATIENCE_S
-        return now_s < sequence.patient_until_s
 
     def begin(self, sequence: Sequence, prospect: Prospect, now_s: float) -> None:
         """Give it an id, and the cells that were found."""
@@ -133,10 +121,16 @@ class Sharing:
         return CacheMiss.GIVEN_UP if is_given_up else CacheMiss.NEW
 
     def _begin_with(self, sequence: Sequence, saved: Find, n_shared: int) -> None:
-        """At once when it is here still."""
-        if not isinstance(saved.state, OutgoingState):
+        """At once when it is here."""
+        if isinstance(saved.state, KnownState):
             sequence.await_state(saved, n_shared)
-        elif not (self._hibernation.has_room_for(saved) and self._restore(sequence, saved, saved.state.data)):
+            return
+        namespace = sequence.request.namespace
+        if self._hibernation.has_room_for(saved) and self._hibernation.restore_held(
+            sequence.slot, namespace, saved, sequence.tokens
+        ):
+            sequence.attach(saved.count)
+        else:
             self._look_again(sequence, ())
 
     def _restore(self, sequence: Sequence, found: Find, data: memoryview) -> bool:

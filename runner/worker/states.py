@@ -23,7 +23,8 @@ from typing import Final
 import attrs
 
 from runner.engine.engine import Engine
-from runner.engine.hibernation import Hibernation, KnownState, OutgoingState, room_for
+from runner.engine.hibernation import Hibernation, KnownState
+from runner.engine.host_cache import HeldState, room_for
 from runner.wire.messages import (
     FromWorker,
     MoreParts,
@@ -63,7 +64,7 @@ class StateCarrier:
     def __init__(self, send: Callable[[FromWorker], None]) -> None:
         self._send = send
         self._arrival: _Arrival | None = None
-        self._departing: OutgoingState | None = None
+        self._departing: HeldState | None = None
         """Announced; the engine's, until it is told that it is sent."""
         self._n_sent = 0
         self._n_allowed = 0
@@ -185,15 +186,15 @@ class StateCarrier:
 
     # out
 
-    def _can_send_part(self, outgoing: OutgoingState) -> bool:
+    def _can_send_part(self, outgoing: HeldState) -> bool:
         return self._n_allowed > 0 and self._n_sent < len(outgoing.data)
 
-    def _announce(self, state: OutgoingState) -> None:
+    def _announce(self, state: HeldState) -> None:
         self._departing = state
         self._n_sent = self._n_allowed = 0
         self._send(SaveState(owner=state.owner, tokens=tuple(state.tokens), size_bytes=len(state.data)))
 
-    def _send_rest(self, state: OutgoingState, clock: Callable[[], float], due_s: float) -> bool:
+    def _send_rest(self, state: HeldState, clock: Callable[[], float], due_s: float) -> bool:
         """False when there was no time for all of it."""
         while self._n_sent < len(state.data):
             if clock() >= due_s:
@@ -201,7 +202,7 @@ class StateCarrier:
             self._send_part(state)
         return True
 
-    def _send_part(self, outgoing: OutgoingState) -> None:
+    def _send_part(self, outgoing: HeldState) -> None:
         end = min(self._n_sent + STATE_PART_BYTES, len(outgoing.data))
         self._send(SavedPart(bytes(outgoing.data[self._n_sent : end])))
         self._n_sent = end

@@ -6,18 +6,22 @@ import attrs
 import pytest
 
 from runner.domain.engine import EngineOptions
-from runner.engine.cells import KEPT_FREELY, CellPool
+from runner.engine.cells import KEPT_CELLS, CellPool, Leaving
 from runner.engine.fake import ScriptedBackend
 from runner.engine.hibernation import LEAST_SAVED, Find, Hibernation, KnownState
+from runner.engine.host_cache import HeldState
 from runner.engine.prefix import Namespace
 
 OPTIONS = EngineOptions(context_size=400, n_cells=400, max_sequences=2, max_retained=2, prefill_chunk=400)
+ROOMY = attrs.evolve(OPTIONS, n_cells=4096, context_size=4096, prefill_chunk=2048)
 BIG = 1 << 30
 OURS = Namespace()
 
 
 class Bench:
-    def __init__(self, options: EngineOptions = OPTIONS, *, cuts_states: bool = True) -> None:
+    def __init__(
+        self, options: EngineOptions = OPTIONS, *, cuts_states: bool = True, host_bytes: int = BIG
+    ) -> None:
         self.backend = ScriptedBackend(options)
         self.backend._facts = attrs.evolve(self.backend.facts, cuts_states=cuts_states)
         self.cells = CellPool(
@@ -26,7 +30,7 @@ class Bench:
             max_running=options.max_sequences,
             max_retained=options.max_retained,
         )
-        self.hibernation = Hibernation(self.backend, self.cells)
+        self.hibernation = Hibernation(self.backend, self.cells, host_bytes)
 
     def run(self, tokens: list[int], namespace: Namespace | None = OURS) -> int:
         """A running sequence of these."""
@@ -46,9 +50,16 @@ class Bench:
 
     def leave(self, tokens: list[int], namespace: Namespace | None = OURS) -> None:
         """As a turn of a conversation does."""
-        slot = self.run(tokens, namespace)
+        self.end(self.run(tokens, namespace), namespace)
+
+    def end(self, slot: int, namespace: Namespace | None = OURS) -> None:
         self.cells.expect_back(slot)
         self.cells.retain(slot, namespace)
+
+    def hold(self, tokens: list[int], namespace: Namespace | None = OURS) -> None:
+        """As a turn whose cells somebody else needs."""
+        self.leave(tokens, namespace)
+        self.cells.make_room(self.cells.n_cells)
 
     def saved(self, limit_bytes: int = BIG) -> list[tuple[str, list[int], bytes]]:
         return [
@@ -65,9 +76,19 @@ class Bench:
         self.cells.release(slot)
         return None
 
+    def restore_held(self, tokens: list[int], n_wanted: int | None = None) -> bool:
+        """Go on from what is held of these, in a sequence that runs."""
+        find = self.hibernation.find([*tokens[:n_wanted], 7], OURS)
+        assert find is not None
+        return self.hibernation.restore_held(self.cells.open(OURS), OURS, find, tokens[:n_wanted])
+
     def outgoing(self) -> list[int] | None:
         outgoing = self.hibernation.outgoing
         return None if outgoing is None else outgoing.tokens
+
+    def held(self) -> list[int]:
+        """First tokens of what is held, least recently used first."""
+        return [state.tokens[0] for state in self.hibernation._held]
 
     def found(self, tokens: list[int], namespace: Namespace | None = OURS) -> int:
         """Of a prompt that goes on with one token more."""
@@ -111,18 +132,23 @@ def test_what_tokens_alone_do_not_tell_is_not_saved(namespace: Namespace | None)
     assert bench.saved() == []
 
 
-def test_what_is_larger_than_allowed_is_saved_in_part_or_not_at_all() -> None:
+@pytest.mark.parametrize("is_held", [False, True])
+def test_what_is_larger_than_allowed_is_saved_in_part_or_not_at_all(is_held: bool) -> None:
     size_bytes = len(state_of(tokens_of(1)))
     for cuts_states in (True, False):
-        bench = Bench(cuts_states=cuts_states)
-        bench.leave(tokens_of(1))
-        assert [len(data) for _, _, data in bench.saved(size_bytes)] == [size_bytes]
-        parts = bench.saved(size_bytes - 1)
-        assert len(parts) == (1 if cuts_states else 0)
-        for _, tokens, data in parts:
-            assert tokens == tokens_of(1)[: len(tokens)]
-            assert len(data) < size_bytes
-        assert bench.saved(LEAST_SAVED * 4) == []
+        for limit_bytes, least, most in [
+            (size_bytes, 100, 100),
+            (size_bytes - 1, LEAST_SAVED if cuts_states else 0, 99 if cuts_states else 0),
+            (LEAST_SAVED * 4, 0, 0),
+        ]:
+            bench = Bench(cuts_states=cuts_states)
+            (bench.hold if is_held else bench.leave)(tokens_of(1))
+            parts = bench.saved(limit_bytes)
+            assert least <= sum(len(tokens) for _, tokens, _ in parts) <= most
+            for _, tokens, data in parts:
+                assert tokens == tokens_of(1)[: len(tokens)]
+                assert data == state_of(tokens)
+            assert bench.cells.n_retained == bench.backend.cells_used == 0
 
 
 def test_what_was_saved_while_the_engine_ran_is_not_saved_again() -> None:
@@ -133,220 +159,269 @@ def test_what_was_saved_while_the_engine_ran_is_not_saved_again() -> None:
     assert [tokens[0] for _, tokens, _ in bench.saved()] == [2]
 
 
-# while the engine runs
+def test_what_is_held_is_saved_after_what_is_retained_and_what_was_saved_before_is_not() -> None:
+    bench = Bench()
+    for first in (1, 2, 3):
+        bench.hold(tokens_of(first))
+    bench.leave(tokens_of(4))
+    bench.hibernation.learn([known(tokens_of(2, 120))])
+    assert [tokens[0] for _, tokens, _ in bench.saved()] == [4, 3, 1]
 
 
-def test_what_is_given_up_is_saved_first_and_found_at_once() -> None:
+# out of the cells
+
+
+def test_what_leaves_the_cells_is_held_and_found() -> None:
     bench, tokens = Bench(), tokens_of(1)
-    bench.hibernation.allow(BIG)
     bench.leave(tokens)
-    assert bench.outgoing() is None
+    assert (bench.held(), bench.found([*tokens, 7])) == ([], 0)
     bench.cells.give_up_oldest()
-    assert bench.outgoing() == tokens
-    assert bench.found([*tokens, 7]) == len(tokens)
-    bench.hibernation.sent(5)
-    assert bench.outgoing() is None
+    assert bench.found([*tokens, 7]) == bench.hibernation.n_held_tokens == len(tokens)
     assert bench.hibernation.n_saved_tokens == len(tokens)
-    find = bench.hibernation.find([*tokens, 7], OURS)
-    assert find is not None and isinstance(find.state, KnownState)
-    assert (find.state.state_id, find.state.size_bytes) == (5, len(state_of(tokens)))
+    assert bench.found([*tokens, 7], Namespace(owner="o")) == 0
 
 
-def test_what_could_not_be_sent_is_not_found() -> None:
-    bench, tokens = Bench(), tokens_of(1)
-    bench.hibernation.allow(BIG)
-    bench.leave(tokens)
-    bench.cells.give_up_oldest()
-    bench.hibernation.sent(None)
-    assert (bench.outgoing(), bench.found(tokens), bench.hibernation.n_saved_tokens) == (None, 0, 0)
-
-
-@pytest.mark.parametrize(("count", "is_saved"), [(LEAST_SAVED - 1, False), (LEAST_SAVED, True)])
-def test_what_is_worth_little_is_given_up_for_nothing(count: int, is_saved: bool) -> None:
+@pytest.mark.parametrize(("count", "is_held"), [(LEAST_SAVED - 1, False), (LEAST_SAVED, True)])
+def test_what_is_worth_little_is_given_up_for_nothing(count: int, is_held: bool) -> None:
     bench = Bench()
-    bench.hibernation.allow(BIG)
     bench.leave(tokens_of(1, count))
+    slot, _ = bench.cells.retained()[0]
+    assert bench.cells.hold(slot, OURS) is (Leaving.HELD if is_held else Leaving.CHEAP)
     bench.cells.give_up_oldest()
-    assert (bench.outgoing() is not None) is is_saved
+    assert bool(bench.held()) is is_held
 
 
-@pytest.mark.parametrize(("n_own", "is_saved"), [(LEAST_SAVED - 1, False), (LEAST_SAVED, True)])
-def test_what_others_have_is_not_lost(n_own: int, is_saved: bool) -> None:
+@pytest.mark.parametrize(
+    ("n_own", "is_expected", "is_held"),
+    [(LEAST_SAVED - 1, True, False), (LEAST_SAVED, True, True), (99, False, False), (100, False, True)],
+)
+def test_a_little_that_is_its_own_is_held_only_for_who_comes_back(
+    n_own: int, is_expected: bool, is_held: bool
+) -> None:
     bench = Bench()
-    bench.hibernation.allow(BIG)
-    bench.leave(tokens_of(1))
-    slot = bench.cells.open(OURS)
-    assert bench.cells.attach(slot, bench.cells.find([*tokens_of(1), 7], OURS))
-    bench.leave(tokens_of(9))  # of two ids; the first has none of its own
-    assert bench.outgoing() is None
-    bench.cells.retain(slot, OURS)
-    bench = Bench()
-    bench.hibernation.allow(BIG)
     first = bench.run(tokens_of(1))
     second = bench.cells.open(OURS)
     assert bench.cells.attach(second, bench.cells.find([*tokens_of(1), 7], OURS))
     bench.grow(second, 100, tokens_of(200, n_own))
-    bench.cells.expect_back(second)
+    if is_expected:
+        bench.cells.expect_back(second)
     bench.cells.retain(second, OURS)
     bench.cells.give_up_oldest()
-    assert (bench.outgoing() is not None) is is_saved
+    assert bool(bench.held()) is is_held
     bench.cells.release(first)
 
 
-def test_what_nobody_is_expected_back_for_is_given_up_for_nothing() -> None:
-    bench = Bench()
-    bench.hibernation.allow(BIG)
-    bench.cells.retain(bench.run(tokens_of(1)), OURS)
-    bench.cells.give_up_oldest()
-    assert bench.outgoing() is None
-    bench.cells.retain(bench.run(tokens_of(2)), OURS, awaited_by=bench)
-    bench.cells.give_up_oldest()
-    assert bench.outgoing() == tokens_of(2)
-
-
 @pytest.mark.parametrize("namespace", [Namespace(adapters=("a",)), Namespace(media=("m",))])
-def test_what_tokens_alone_do_not_tell_is_given_up_for_nothing(namespace: Namespace) -> None:
+def test_what_tokens_alone_do_not_tell_is_not_held(namespace: Namespace) -> None:
     bench = Bench()
-    bench.hibernation.allow(BIG)
     bench.leave(tokens_of(1), namespace)
+    slot, _ = bench.cells.retained()[0]
+    assert bench.cells.hold(slot, namespace) is Leaving.LOST
     bench.cells.give_up_oldest()
-    assert bench.outgoing() is None
+    assert bench.held() == []
 
 
-def test_nothing_is_saved_before_it_may_be() -> None:
-    bench = Bench()
-    bench.leave(tokens_of(1))
-    bench.cells.give_up_oldest()
-    assert bench.outgoing() is None
-
-
-def test_a_state_takes_no_more_than_it_may() -> None:
+def test_without_room_nothing_is_held_and_with_less_than_it_takes_the_beginning_where_it_can_be_cut() -> None:
     size_bytes = len(state_of(tokens_of(1)))
-    for cuts_states, room_bytes, n_saved in [
-        (True, size_bytes, 100),
-        (False, size_bytes, 100),
-        (False, size_bytes - 1, None),
-        (True, LEAST_SAVED * 4, None),
+    for cuts_states, host_bytes, least, most in [
+        (True, 0, 0, 0),
+        (True, size_bytes, 100, 100),
+        (False, size_bytes, 100, 100),
+        (False, size_bytes - 1, 0, 0),
+        (True, size_bytes - 1, LEAST_SAVED, 99),
+        (True, LEAST_SAVED * 4, 0, 0),
     ]:
-        bench = Bench(cuts_states=cuts_states)
-        bench.hibernation.allow(room_bytes)
-        bench.leave(tokens_of(1))
-        bench.cells.give_up_oldest()
-        outgoing = bench.outgoing()
-        assert (None if outgoing is None else len(outgoing)) == n_saved
-        bench.hibernation.close()
-    bench = Bench()
-    bench.hibernation.allow(size_bytes - 1)
-    bench.leave(tokens_of(1))
+        bench = Bench(cuts_states=cuts_states, host_bytes=host_bytes)
+        bench.hold(tokens_of(1))
+        assert least <= bench.hibernation.n_held_tokens <= most
+        if bench.hibernation.n_held_tokens:
+            (state,) = bench.hibernation._held
+            assert bytes(state.data) == state_of(tokens_of(1)[: len(state.tokens)])
+
+
+def test_the_least_recently_used_goes_first_and_last_what_somebody_comes_back_for() -> None:
+    size_bytes = len(state_of(tokens_of(1)))
+    bench = Bench(host_bytes=3 * size_bytes)
+    for first in (1, 2, 3):
+        bench.hold(tokens_of(first))
+    bench.hold(tokens_of(1))  # as if it had come back
+    assert bench.held() == [2, 3, 1]
+    bench.hold(tokens_of(4))
+    assert bench.held() == [3, 1, 4]
+    bench.cells.retain(bench.run(tokens_of(5)), OURS)  # nobody is expected back for it
     bench.cells.give_up_oldest()
-    outgoing = bench.outgoing()
-    assert outgoing is not None and LEAST_SAVED <= len(outgoing) < 100
-    assert outgoing == tokens_of(1)[: len(outgoing)]
+    assert bench.held() == [1, 4, 5]
+    bench.hold(tokens_of(6))
+    assert bench.held() == [1, 4, 6]
+    assert bench.hibernation._held.used_bytes == 3 * size_bytes
 
 
-def test_of_one_state_a_part_of_which_has_to_go_all_is_saved() -> None:
+@pytest.mark.parametrize("cuts_states", [True, False])
+def test_a_turn_replaces_the_turn_before(cuts_states: bool) -> None:
+    bench = Bench(cuts_states=cuts_states)
+    bench.hold(tokens_of(1))
+    bench.hold(tokens_of(1, 150), Namespace(owner="o"))
+    bench.hold(tokens_of(1, 150))
+    assert [len(state.tokens) for state in bench.hibernation._held] == [150, 150]
+    bench.hold(tokens_of(1, 120))
+    assert len(bench.held()) == (2 if cuts_states else 3)
+
+
+def test_of_one_state_a_part_of_which_has_to_go_all_is_held_and_all_goes() -> None:
     bench = Bench()
-    bench.hibernation.allow(BIG)
     bench.leave(tokens_of(1, 190))
     bench.leave(tokens_of(2, 60))  # more than half of the pool
-    assert bench.outgoing() == tokens_of(1, 190)
-    assert bench.cells.n_retained == 186
-    bench.hibernation.sent(1)
-    bench.cells.make_room(400)
-    assert bench.outgoing() is None  # of the rest all is saved, and the other is not worth it
+    assert (bench.held(), bench.cells.n_retained) == ([1], 60)
+    assert bench.found([*tokens_of(1, 190), 7]) == 190
 
 
-def test_while_one_is_on_its_way_others_wait_unless_they_must_go() -> None:
-    bench = Bench()
-    bench.hibernation.allow(BIG)
-    bench.leave(tokens_of(1, 150))
-    bench.leave(tokens_of(2, 110))
-    assert bench.outgoing() == tokens_of(1, 150)
-    bench.leave(tokens_of(3, 100))  # of two ids, the one that is saved already goes
-    assert bench.cells.n_retained == 210  # more than half, since something would be lost
-    slot = bench.run(tokens_of(4, 190))
-    bench.cells.expect_back(slot)
-    bench.cells.retain(slot, OURS)
-    assert bench.cells.n_retained == 290  # one had to go for its id, and is lost
-    bench.hibernation.sent(1)
-    bench.cells.keep_half()
-    assert bench.outgoing() == tokens_of(3, 100)
-    assert bench.cells.n_retained <= 200
-
-
-def test_what_can_be_had_again_goes_before_what_cannot() -> None:
-    bench = Bench()
-    bench.hibernation.allow(BIG)
-    bench.leave(tokens_of(1, 70))
-    bench.leave(tokens_of(2, 70))
-    bench.cells.may_go(bench.cells.retained()[1][0], OURS)
-    assert bench.outgoing() == tokens_of(2, 70)
-    bench.cells.give_up_oldest()
-    assert [bench.cells.find([*tokens_of(first), 7], OURS).count for first in (1, 2)] == [70, 0]
-
-
-def test_room_that_costs_nothing_is_told_from_room_that_does() -> None:
-    bench = Bench()
-    bench.hibernation.allow(BIG)
-    for first in (1, 2):
-        bench.leave(tokens_of(first))
-    assert bench.hibernation.can_free(200)
-    assert bench.outgoing() is None
-    assert bench.hibernation.can_free(300)
-    assert bench.outgoing() == tokens_of(1)
-    assert not bench.hibernation.can_free(301)
-    bench.hibernation.sent(1)
-    assert bench.hibernation.can_free(301)
-    assert bench.outgoing() == tokens_of(2)
-
-
-def test_what_goes_next_is_saved_ahead_when_cells_are_scarce_and_once() -> None:
-    bench = Bench()
-    bench.hibernation.allow(BIG)
-    bench.leave(tokens_of(1))
-    bench.hibernation.save_ahead()
-    assert bench.outgoing() is None  # there is room enough
-    bench.leave(tokens_of(3))
-    running = bench.run(tokens_of(2))
-    bench.hibernation.save_ahead()
-    assert bench.outgoing() == tokens_of(1)
-    for outgoing in (tokens_of(1), None):  # two were retained, so that two are saved, or are not
-        bench.hibernation.sent(None)
-        bench.hibernation.save_ahead()
-        assert bench.outgoing() == outgoing
-    bench.cells.retain(running, OURS)
-    assert bench.outgoing() == tokens_of(1)  # has to go, of two ids
-
-
-def test_a_state_that_begins_with_another_makes_it_superfluous_where_states_can_be_cut() -> None:
-    for cuts_states in (True, False):
-        bench = Bench(cuts_states=cuts_states)
-        bench.hibernation.allow(BIG)
-        bench.hibernation.learn([known(tokens_of(1, 101))])
-        bench.leave(tokens_of(1))
-        bench.cells.give_up_oldest()
-        assert (bench.outgoing() is None) is cuts_states
-        bench = Bench(cuts_states=cuts_states)
-        bench.hibernation.allow(BIG)
-        bench.hibernation.learn([known(tokens_of(1)), known(tokens_of(1), 2, owner="o")])
-        bench.leave(tokens_of(1))
-        bench.cells.give_up_oldest()
-        assert bench.outgoing() is None
+@pytest.mark.parametrize("n_more", [0, 1])
+def test_who_computes_is_freed_of_all_but_little_that_can_be_held(n_more: int) -> None:
+    bench = Bench(attrs.evolve(ROOMY, max_retained=3))
+    bench.leave(tokens_of(1, KEPT_CELLS - 100 + n_more))
+    bench.leave(tokens_of(2, 100))
+    bench.cells.unburden()
+    assert bench.held() == ([1] if n_more else [])
+    bench = Bench(attrs.evolve(ROOMY, max_retained=3), host_bytes=0)
+    bench.leave(tokens_of(1, 600))
+    bench.cells.unburden()
+    assert bench.cells.n_retained == 600  # it would be lost
 
 
 def test_no_memory_for_a_state_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(size_bytes: int) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("runner.engine.hibernation.room_for", refuse)
+    monkeypatch.setattr("runner.engine.host_cache.room_for", refuse)
     bench = Bench()
+    bench.hold(tokens_of(1))
+    assert (bench.held(), bench.cells.n_retained) == ([], 0)
+
+
+def test_all_that_is_held_can_be_dropped_but_what_is_on_its_way_out() -> None:
+    bench = crowded()
+    bench.hibernation.forget_held()
+    assert bench.held() == [1]
+    bench.hibernation.sent(None)
+    bench.hibernation.forget_held()
+    assert (bench.held(), bench.hibernation._held.used_bytes) == ([], 0)
+
+
+# out of the engine, while it runs
+
+
+def crowded(room_bytes: int = BIG) -> Bench:
+    """Two states take more than half of the room, and a third would have none."""
+    bench = Bench(host_bytes=3 * len(state_of(tokens_of(1))) - 1)
+    for first in (1, 2):
+        bench.hold(tokens_of(first))
+    bench.hibernation.allow(room_bytes)
+    return bench
+
+
+def test_what_would_go_next_is_saved_ahead_once_half_of_the_room_is_taken() -> None:
+    size_bytes = len(state_of(tokens_of(1)))
+    for host_bytes, is_saved in [(2 * size_bytes - 1, True), (2 * size_bytes, False)]:
+        bench = Bench(host_bytes=host_bytes)
+        bench.hold(tokens_of(1))
+        bench.hibernation.allow(BIG)
+        assert bench.outgoing() == (tokens_of(1) if is_saved else None)
+    bench.hibernation.close()
+
+
+def test_states_are_saved_one_after_the_other_and_each_once() -> None:
+    bench = crowded()
+    assert bench.outgoing() == tokens_of(1)
+    bench.hibernation.sent(5)
+    assert bench.outgoing() == tokens_of(2)
+    bench.hibernation.sent(None)
+    assert bench.outgoing() is None
+    find = bench.hibernation.find([*tokens_of(1), 7], OURS)
+    assert find is not None and isinstance(find.state, HeldState)  # it is here still
+    bench.hold(tokens_of(3))
+    find = bench.hibernation.find([*tokens_of(1), 7], OURS)
+    assert find is not None and isinstance(find.state, KnownState)
+    assert (find.state.state_id, find.state.size_bytes) == (5, len(state_of(tokens_of(1))))
+
+
+def test_what_nobody_is_expected_back_for_is_not_saved() -> None:
+    bench = crowded(room_bytes=0)
+    for state in bench.hibernation._held:
+        state.is_expected = state.tokens[0] == 2
     bench.hibernation.allow(BIG)
-    bench.leave(tokens_of(1))
-    bench.cells.give_up_oldest()
-    assert (bench.outgoing(), bench.cells.n_retained) == (None, 0)
+    assert bench.outgoing() == tokens_of(2)
+
+
+@pytest.mark.parametrize(("missing_bytes", "is_saved"), [(0, True), (1, False)])
+def test_nothing_is_saved_that_is_larger_than_what_may_be(missing_bytes: int, is_saved: bool) -> None:
+    bench = crowded(len(state_of(tokens_of(1))) - missing_bytes)
+    assert (bench.outgoing() is not None) is is_saved
+    bench = crowded(room_bytes=0)
+    assert bench.outgoing() is None
+
+
+def test_what_is_on_its_way_out_stays_until_it_is_sent_and_is_found() -> None:
+    bench = crowded()
+    assert bench.restore_held(tokens_of(1))
+    assert bench.held() == [2, 1]
+    bench.cells.forget_retained()
+    for first in (3, 4):
+        bench.hold(tokens_of(first))
+    assert bench.held() == [1, 4]
+    bench.hold(tokens_of(1, 130))
+    assert [len(state.tokens) for state in bench.hibernation._held] == [100, 130]
+    bench.hibernation.sent(1)
+    bench.hold(tokens_of(5))
+    assert 1 not in bench.held()[:-2]
+
+
+def test_what_was_saved_already_is_not_saved_again() -> None:
+    for cuts_states, saved in [(True, known(tokens_of(1, 101))), (False, known(tokens_of(1)))]:
+        bench = Bench(cuts_states=cuts_states, host_bytes=len(state_of(tokens_of(1))))
+        bench.hibernation.allow(BIG)
+        bench.hibernation.learn([saved])
+        bench.hold(tokens_of(1))
+        assert bench.outgoing() is None
+        bench.hibernation.forget(1)  # it is gone there
+        bench.hibernation.allow(BIG)
+        assert bench.outgoing() == tokens_of(1)
 
 
 # in
+
+
+def test_what_is_put_back_whole_is_not_held_any_longer_and_a_part_is() -> None:
+    for n_wanted, n_held in [(100, 0), (70, 1)]:
+        bench = Bench()
+        bench.hold(tokens_of(1))
+        assert bench.restore_held(tokens_of(1), n_wanted)
+        assert bench.cells.n_used == bench.backend.cells_used == n_wanted
+        assert len(bench.held()) == n_held
+        assert bench.hibernation.n_restored_tokens == n_wanted
+
+
+def test_others_make_room_for_what_comes_back_and_are_held_beside_it() -> None:
+    size_bytes = len(state_of(tokens_of(1, 150)))
+    for host_bytes, held in [(3 * size_bytes, [2, 3]), (3 * size_bytes - 1, [3]), (size_bytes, [])]:
+        bench = Bench(host_bytes=host_bytes)
+        for first in (2, 1):
+            bench.hold(tokens_of(first, 150))
+        bench.leave(tokens_of(3, 150))
+        bench.run(tokens_of(9, 200))
+        if host_bytes == size_bytes:  # there is room for one only
+            assert bench.held() == [1]
+        assert bench.restore_held(tokens_of(1, 150))
+        assert bench.held() == held
+        assert bench.hibernation._held.used_bytes <= host_bytes
+
+
+def test_what_is_held_and_refused_is_dropped() -> None:
+    bench = Bench()
+    bench.hold(tokens_of(1))
+    (state,) = bench.hibernation._held
+    state.data[0] ^= 1
+    assert not bench.restore_held(tokens_of(1))
+    assert (bench.held(), bench.cells.n_used) == ([], 0)
 
 
 def test_what_is_put_back_belongs_to_the_sequence_and_is_shared() -> None:
@@ -406,7 +481,8 @@ def test_the_oldest_make_room_for_what_is_put_back_and_running_ones_do_not() -> 
         bench.leave(tokens_of(first, 90))
     bench.run(tokens_of(9, 190))
     assert bench.restore(tokens_of(3, 120), state_of(tokens_of(3, 120))) is not None
-    assert [tokens[0] for _, tokens, _ in bench.saved()] == [2]
+    assert [slot for slot, _ in bench.cells.retained()] == [1]
+    assert bench.held() == [1]
     assert bench.cells.n_used == 310
     bench = Bench()
     bench.run(tokens_of(9, 250))
@@ -429,51 +505,3 @@ def test_where_nothing_is_shared_nothing_is_found() -> None:
     bench, tokens = Bench(attrs.evolve(OPTIONS, max_retained=0)), tokens_of(1)
     bench.hibernation.learn([known(tokens)])
     assert bench.found(tokens) == 0
-
-
-ROOMY = attrs.evolve(OPTIONS, n_cells=4096, context_size=4096, prefill_chunk=2048, max_retained=8)
-
-
-@pytest.mark.parametrize("cuts_states", [True, False])
-def test_what_is_trimmed_bit_by_bit_is_saved_once(cuts_states: bool) -> None:
-    bench = Bench(ROOMY, cuts_states=cuts_states)
-    bench.hibernation.allow(BIG)
-    bench.leave(tokens_of(1, 1500))
-    saved = []
-    while bench.cells.n_retained:
-        bench.cells.make_room(bench.cells.n_free + 64)
-        outgoing = bench.outgoing()
-        if outgoing is not None:
-            saved.append(len(outgoing))
-            bench.hibernation.sent(len(saved))
-    assert saved == [1500]
-
-
-def test_saving_ahead_cuts_nothing_off() -> None:
-    bench = Bench(ROOMY)
-    bench.leave(tokens_of(1, 1500))
-    running = bench.run(tokens_of(9, 700))
-    bench.hibernation.allow(2000)
-    bench.hibernation.save_ahead()
-    assert bench.cells.n_retained == 1500
-    bench.cells.release(running)
-
-
-def test_of_one_that_is_cut_to_be_saved_no_more_is_given_up_than_must_be() -> None:
-    bench = Bench(ROOMY)
-    bench.hibernation.allow(len(state_of(tokens_of(1, 1500))))
-    bench.leave(tokens_of(1, 2040))
-    assert bench.cells.n_retained == 2040
-    bench.leave(tokens_of(200, 40))
-    assert bench.cells.n_retained >= 1500
-
-
-def test_what_ended_just_now_does_not_go_for_what_is_not_saved_yet() -> None:
-    bench = Bench(ROOMY)
-    bench.hibernation.allow(BIG)
-    for first in range(1, KEPT_FREELY + 1):
-        bench.leave(tokens_of(first, 200))
-    bench.cells.may_go(bench.cells.retained()[-1][0], OURS)
-    assert bench.outgoing() is not None
-    bench.cells.retain(bench.run(tokens_of(99, 300)), OURS)
-    assert bench.cells.find([*tokens_of(99, 300), 7], OURS).count == 300

@@ -128,9 +128,17 @@ def test_the_engine_refuses_states_that_are_not_whole(backends: tuple[Backend, B
 
 
 class Bench:
-    """An engine whose states are kept, and brought back a step later, as a daemon does."""
+    """An engine whose states are held, or kept and brought back a step later, as a daemon does."""
 
-    def __init__(self, backend: Backend, options: EngineOptions = OPTIONS, *, saves: bool = True) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        options: EngineOptions = OPTIONS,
+        *,
+        saves: bool = True,
+        host_cells: int = 1024,
+    ) -> None:
+        options = attrs.evolve(options, host_cells=host_cells if saves else 0)
         self.engine = Engine(backend, options)
         self.engine.hibernation.allow(BIG if saves else 0)
         self.engine._cells.goes_on = lambda prompt, namespace: True  # type: ignore[method-assign]
@@ -157,7 +165,7 @@ class Bench:
 
     def serve(self) -> None:
         hibernation = self.engine.hibernation
-        if hibernation.outgoing is not None:
+        while hibernation.outgoing is not None:
             state_id = len(self.data) + 1
             self.data[state_id] = bytes(hibernation.outgoing.data)
             hibernation.sent(state_id)
@@ -283,10 +291,14 @@ def test_a_sequence_that_was_preempted_goes_on_as_if_it_had_kept_its_cells(
         assert kl_divergence(bench.resumed, kept.resumed) < KL_BOUND
 
 
-def test_of_four_who_take_turns_where_two_have_room_each_finds_what_it_left(model_path: Path) -> None:
+@pytest.mark.parametrize("host_cells", [500, 2000])
+def test_of_four_who_take_turns_where_two_have_room_each_finds_what_it_left(
+    model_path: Path, host_cells: int
+) -> None:
+    """In memory, or where that is too small, saved."""
     options = EngineOptions(context_size=512, n_cells=768, max_sequences=2, max_retained=4, n_threads=1)
     backend = LlamaBackend.load(model_path, options, lambda _: True)
-    bench = Bench(backend, options)
+    bench = Bench(backend, options, host_cells=host_cells)
     try:
         length = [0] * 4
         for turn in range(3):
@@ -296,18 +308,27 @@ def test_of_four_who_take_turns_where_two_have_room_each_finds_what_it_left(mode
                 assert bench.cached(request_of(tokens[:n_prompt], f"{who} {turn}")) >= 0.9 * length[who]
                 length[who] = n_prompt
         assert bench.counts.restored_tokens > 0
+        assert bool(bench.data) is (host_cells == 500)
     finally:
         bench.engine.close()
 
 
 @pytest.mark.parametrize("model_path", [SMOL], indirect=True)
 def test_a_state_that_is_too_large_is_saved_in_part(backends: tuple[Backend, Backend]) -> None:
-    before = Bench(backends[0], saves=False)
     tokens = tokens_of(backends[0], 4 * CHUNK)
-    before.cached(request_of(tokens, "a"))
-    (whole,) = [len(one.data) for one in before.engine.saved_states(BIG)]
-    (exact,) = [len(one.data) for one in before.engine.saved_states(whole)]
-    assert exact == whole
-    (half,) = [(len(one.tokens), len(one.data)) for one in before.engine.saved_states(whole // 2)]
-    assert LEAST_SAVED <= half[0] <= 2 * CHUNK and half[1] <= whole // 2
-    assert list(before.engine.saved_states(whole // 99)) == []
+
+    def parts(limit_bytes: int, *, is_held: bool) -> list[tuple[int, int]]:
+        before = Bench(backends[0])
+        before.cached(request_of(tokens, "a"))
+        if is_held:
+            before.engine._cells.give_up_oldest()
+            assert before.engine.hibernation.n_held_tokens == len(tokens)
+        return [(len(one.tokens), len(one.data)) for one in before.engine.saved_states(limit_bytes)]
+
+    for is_held in (False, True):
+        ((n_tokens, whole),) = parts(BIG, is_held=is_held)
+        assert n_tokens == len(tokens)
+        assert parts(whole, is_held=is_held) == [(n_tokens, whole)]
+        ((n_half, half),) = parts(whole // 2, is_held=is_held)
+        assert LEAST_SAVED <= n_half <= 2 * CHUNK and half <= whole // 2
+        assert parts(whole // 99, is_held=is_held) == []

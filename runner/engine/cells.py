@@ -147,6 +147,10 @@ class CellPool:
         """Whether what is retained will be used again: for certain, or as it was before."""
         return slot in self._awaited or slot in self._continuing
 
+    def awaited_by(self, slot: int) -> object | None:
+        """Who comes back for certain for what is retained."""
+        return self._awaited.get(slot)
+
     def attach(self, slot: int, match: Match) -> bool:
         """Let a running sequence have what was found, and nothing else.
 

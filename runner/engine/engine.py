@@ -328,7 +328,7 @@ class Engine:
                 self._cells.release(sequence.slot)
         else:
             self._waiting.remove(sequence)
-            self._cells.expect_no_longer(sequence)
+            self.hibernation.expect_no_longer(sequence)
         sequence.end()
         self._stands_still = False
         choices = self._alive[sequence.request.request_id]

@@ -80,7 +80,7 @@ CHAT_TEMPLATE = (
 _CONTROL_TEXT = re.compile("|".join(re.escape(text) for text in CONTROL))
 _DIRECTIVE = re.compile(rb"\[\[([a-z]+)(?: (.*?))?\]\]", re.DOTALL)
 _STATE_MARK = b"scripted state 1"
-_CELL_BYTES = 4
+_CELL_BYTES = 256
 _SCANNED_BYTES = 64 * 1024
 _AFTER = re.compile(r"(\w*) ?after (\d+)")
 
@@ -398,10 +398,10 @@ class ScriptedBackend:
         return len(_STATE_MARK) + _CELL_BYTES * len(self._cells[sequence_id].tokens)
 
     def save_state(self, sequence_id: int, room: memoryview) -> bool:
-        state = _STATE_MARK + array("i", self._cells[sequence_id].tokens).tobytes()
-        if len(room) != len(state):
+        if len(room) != self.state_bytes(sequence_id):
             return False
-        room[:] = state
+        state = _STATE_MARK + array("i", self._cells[sequence_id].tokens).tobytes()
+        room[: len(state)] = state
         return True
 
     def restore_state(self, sequence_id: int, state: memoryview, count: int) -> bool:
@@ -414,7 +414,7 @@ class ScriptedBackend:
         ):
             return False
         numbers = [next(self._numbers) for _ in range(count)]
-        self._cells[sequence_id] = _Cells(list(array("i", data)), numbers)
+        self._cells[sequence_id] = _Cells(list(array("i", data[: 4 * count])), numbers)
         return True
 
     def close(self) -> None:

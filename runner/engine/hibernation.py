@@ -24,7 +24,7 @@ from typing import Final, TypeGuard
 import attrs
 
 from runner.engine.backend import Backend
-from runner.engine.cells import CellPool, Leaving
+from runner.engine.cells import LEAST_SHARED, CellPool, Leaving
 from runner.engine.host_cache import HeldState, HostCache, room_for
 from runner.engine.prefix import Namespace, common_length
 
@@ -103,7 +103,7 @@ class Hibernation:
         1. Of what tokens alone do not tell nothing can be held.
         2. Little is not worth it, and neither is a little that is its own of something long, which others
            have: a state is of all its cells. Unless somebody is expected back for just that.
-        3. What is held that this one goes on from is of no use any more.
+        3. What is held of which this one has almost all is of no use any more: the turn before.
         4. What is larger than all the room is cut, where that can be done.
         """
         if not _is_told_by_tokens(namespace) or not self._held.limit_bytes:  # 1
@@ -113,13 +113,14 @@ class Hibernation:
         if n_own < LEAST_SAVED or (2 * n_own < len(tokens) and not is_expected):  # 2
             return Leaving.CHEAP
         for state in self._held:
-            if self._covers(state, tokens, namespace.owner):
+            if self._replaces(state, tokens, namespace.owner):
                 state.is_expected |= is_expected
+                state.awaited_by = state.awaited_by or self._cells.awaited_by(slot)
                 self._held.use(state)
                 return Leaving.HELD
         for state in self._held:  # 3
-            if state.owner == namespace.owner and not state.is_pinned and _begins_with(tokens, state.tokens):
-                self._held.drop(state)
+            if state.owner == namespace.owner and _has_almost_all(tokens, state.tokens):
+                self._let_go(state)
         size_bytes = self._shortened(slot, self._held.limit_bytes)  # 4
         tokens = self._cells.tokens(slot)
         if not size_bytes or len(tokens) < LEAST_SAVED:
@@ -129,6 +130,7 @@ class Hibernation:
             tokens=tokens,
             data=memoryview(b""),
             is_expected=is_expected,
+            awaited_by=self._cells.awaited_by(slot),
             state_id=self._saved_as(tokens, namespace.owner),
         )
         if not self._held.add(state, size_bytes, lambda room: self._backend.save_state(slot, room)):
@@ -136,6 +138,13 @@ class Hibernation:
         self.n_saved_tokens += len(tokens)
         self._save_ahead()
         return Leaving.HELD
+
+    def expect_no_longer(self, awaited_by: object) -> None:
+        """It has come back for what it left, or will not."""
+        self._cells.expect_no_longer(awaited_by)
+        for state in self._held:
+            if state.awaited_by is awaited_by:
+                state.awaited_by = None
 
     def forget_held(self) -> None:
         """Drop all states that are here, but what is on its way out."""
@@ -295,6 +304,16 @@ class Hibernation:
             return False
         return _begins_with(state.tokens, tokens)
 
+    def _replaces(self, state: HeldState, tokens: list[int], owner: str) -> bool:
+        """Holding these tokens too would gain next to nothing."""
+        if self.prefers_cells:
+            return self._covers(state, tokens, owner)
+        return state.owner == owner and _has_almost_all(state.tokens, tokens)
+
+    def _let_go(self, state: HeldState) -> None:
+        if not state.is_pinned and state.awaited_by is None:
+            self._held.drop(state)
+
     def _saved_as(self, tokens: list[int], owner: str) -> int | None:
         known = self._known.values()
         return next((state.state_id for state in known if self._covers(state, tokens, owner)), None)
@@ -319,6 +338,13 @@ class Hibernation:
 
 def _is_told_by_tokens(namespace: Hashable) -> TypeGuard[Namespace]:
     return isinstance(namespace, Namespace) and not namespace.adapters and not namespace.media
+
+
+def _has_almost_all(tokens: list[int], other: list[int]) -> bool:
+    """Of those of `other`, from the first on."""
+    if tokens[:LEAST_SAVED] != other[:LEAST_SAVED]:
+        return False
+    return len(other) - common_length(other, tokens) < LEAST_SHARED
 
 
 def _begins_with(tokens: list[int], beginning: list[int]) -> bool:

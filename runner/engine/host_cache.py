@@ -2,7 +2,7 @@
 
 1,600 tokens of a small model take 4 ms to copy and 9 s to compute. So whatever leaves the cells is held here
 as long as there is room; then what nobody is expected back for goes first, then what is saved, and of these
-the least recently used.
+the least recently used. What somebody waits for does not go.
 
 Memory is mapped and shared, so that it is counted as the process's and returned at once, and not kept by an
 allocator. Imports nothing of ours. Used by `hibernation.py`.
@@ -20,14 +20,16 @@ import attrs
 class HeldState:
     """What the cells of `tokens` held; `data` is valid until it is dropped.
 
-    `is_expected`: somebody will come back for it, as was seen. `state_id`: what it was saved as, or None.
-    `is_pinned`: somebody reads it. `was_offered`: it was sent away to be saved, once.
+    `is_expected`: somebody will come back for it, as was seen; `awaited_by`: for certain, and who.
+    `state_id`: what it was saved as, or None. `is_pinned`: somebody reads it. `was_offered`: it was sent away
+    to be saved, once.
     """
 
     owner: str
     tokens: list[int]
     data: memoryview
     is_expected: bool = False
+    awaited_by: object | None = None
     state_id: int | None = None
     is_pinned: bool = False
     was_offered: bool = False
@@ -88,14 +90,14 @@ class HostCache:
 
     def _make_room(self, size_bytes: int) -> bool:
         """False, and nothing has gone, when what may go would not be enough."""
-        n_pinned = sum(len(state.data) for state in self if state.is_pinned)
-        if n_pinned + size_bytes > self.limit_bytes:
+        victims = [state for state in self if not state.is_pinned and state.awaited_by is None]
+        n_kept = self.used_bytes - sum(len(state.data) for state in victims)
+        if n_kept + size_bytes > self.limit_bytes:
             return False
-        for state in sorted(self, key=_loss):  # stable: of equals the least recently used first
+        for state in sorted(victims, key=_loss):  # stable: of equals the least recently used first
             if self.used_bytes + size_bytes <= self.limit_bytes:
                 break
-            if not state.is_pinned:
-                self.drop(state)
+            self.drop(state)
         return True
 
 

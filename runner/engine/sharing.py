@@ -76,7 +76,7 @@ class Sharing:
         sequence.start(self._cells.open(request.namespace), now_s)
         if self._cells.goes_on(request.prompt_tokens, request.namespace):
             self._cells.expect_back(sequence.slot)
-        self._cells.expect_no_longer(sequence)
+        self._hibernation.expect_no_longer(sequence)
         sequence.miss = self._reason_of_miss(request)
         if prospect.saved is not None:
             self._begin_with(sequence, prospect.saved, prospect.n_shared)

@@ -135,11 +135,11 @@ def saved(daemon: RunningDaemon) -> int:
 
 
 @pytest.mark.parametrize("at_once", [False, True])
-def test_four_users_where_cells_are_enough_for_two_find_their_last_turn(
+def test_four_users_where_memory_is_enough_for_three_find_their_last_turn(
     tmp_path: Path, tiny_model: Path, at_once: bool
 ) -> None:
     with running_daemon(tmp_path) as daemon:
-        daemon.package("one", tiny_model, "--context-size", "2048")
+        daemon.package("one", tiny_model, "--context-size", "1024")
         before = dict.fromkeys("abcd", 0)
         for turn in range(4):
             with ThreadPoolExecutor(4 if at_once else 1) as pool:
@@ -153,12 +153,16 @@ def test_four_users_where_cells_are_enough_for_two_find_their_last_turn(
         assert len(files(tmp_path)) <= 4  # a turn replaces the turns before
 
 
-def test_switched_off_what_makes_room_is_lost(tmp_path: Path, tiny_model: Path) -> None:
+def test_switched_off_it_comes_back_from_memory_and_nothing_is_saved(
+    tmp_path: Path, tiny_model: Path
+) -> None:
     with running_daemon(tmp_path, "--cache-disk", "off") as daemon:
-        daemon.package("one", tiny_model, "--context-size", "2048")
-        for who in "abcda":
+        daemon.package("one", tiny_model, "--context-size", "1024")
+        for who in "aba":
             talk(daemon, who, 1)
-        assert (saved(daemon), restored(daemon)) == (0, 0)
+        assert saved(daemon) > 0 and restored(daemon) > 0
+        for who in "cdb":
+            talk(daemon, who, 1)
         assert files(tmp_path) == []
 
 
@@ -167,7 +171,7 @@ def test_G12_of_a_state_that_cannot_be_had_the_prompt_is_computed(
     tmp_path: Path, tiny_model: Path, how: str
 ) -> None:
     with running_daemon(tmp_path) as daemon:
-        daemon.package("one", tiny_model, "--context-size", "2048")
+        daemon.package("one", tiny_model, "--context-size", "1024")
         for who in "abcd":
             talk(daemon, who, 0)
             talk(daemon, who, 1)
@@ -179,13 +183,14 @@ def test_G12_of_a_state_that_cannot_be_had_the_prompt_is_computed(
                 path.write_bytes(content)
             else:
                 path.unlink()
-        talk(daemon, "a", 2)
-        assert restored(daemon) == 0
+        before = restored(daemon)
+        _, n_cached = talk(daemon, "a", 2)
+        assert (n_cached, restored(daemon)) == (0, before)
 
 
 def test_what_was_saved_before_a_crash_is_of_use_after_it(tmp_path: Path, tiny_model: Path) -> None:
     with running_daemon(tmp_path) as daemon:
-        daemon.package("one", tiny_model, "--context-size", "2048")
+        daemon.package("one", tiny_model, "--context-size", "1024")
         for who in "abcd":
             talk(daemon, who, 0)
             talk(daemon, who, 1)

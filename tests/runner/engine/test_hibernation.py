@@ -6,7 +6,7 @@ import attrs
 import pytest
 
 from runner.domain.engine import EngineOptions
-from runner.engine.cells import KEPT_CELLS, CellPool, Leaving
+from runner.engine.cells import KEPT_CELLS, LEAST_SHARED, CellPool, Leaving
 from runner.engine.fake import ScriptedBackend
 from runner.engine.hibernation import LEAST_SAVED, Find, Hibernation, KnownState
 from runner.engine.host_cache import HeldState
@@ -97,7 +97,7 @@ class Bench:
 
 
 def known(tokens: list[int], state_id: int = 1, owner: str = "") -> KnownState:
-    return KnownState(state_id=state_id, owner=owner, tokens=tokens, size_bytes=4 * len(tokens))
+    return KnownState(state_id=state_id, owner=owner, tokens=tokens, size_bytes=256 * len(tokens))
 
 
 def tokens_of(first: int, count: int = 100) -> list[int]:
@@ -139,7 +139,7 @@ def test_what_is_larger_than_allowed_is_saved_in_part_or_not_at_all(is_held: boo
         for limit_bytes, least, most in [
             (size_bytes, 100, 100),
             (size_bytes - 1, LEAST_SAVED if cuts_states else 0, 99 if cuts_states else 0),
-            (LEAST_SAVED * 4, 0, 0),
+            (LEAST_SAVED * 256, 0, 0),
         ]:
             bench = Bench(cuts_states=cuts_states)
             (bench.hold if is_held else bench.leave)(tokens_of(1))
@@ -229,7 +229,7 @@ def test_without_room_nothing_is_held_and_with_less_than_it_takes_the_beginning_
         (False, size_bytes, 100, 100),
         (False, size_bytes - 1, 0, 0),
         (True, size_bytes - 1, LEAST_SAVED, 99),
-        (True, LEAST_SAVED * 4, 0, 0),
+        (True, LEAST_SAVED * 256, 0, 0),
     ]:
         bench = Bench(cuts_states=cuts_states, host_bytes=host_bytes)
         bench.hold(tokens_of(1))
@@ -256,6 +256,22 @@ def test_the_least_recently_used_goes_first_and_last_what_somebody_comes_back_fo
     assert bench.hibernation._held.used_bytes == 3 * size_bytes
 
 
+def test_what_somebody_waits_for_does_not_go_until_nobody_does() -> None:
+    size_bytes = len(state_of(tokens_of(1)))
+    bench, somebody = Bench(host_bytes=2 * size_bytes), object()
+    bench.cells.retain(bench.run(tokens_of(1)), OURS, awaited_by=somebody)
+    bench.cells.give_up_oldest()
+    for first in (2, 3):
+        bench.hold(tokens_of(first))
+    assert bench.held() == [1, 3]
+    bench.leave(tokens_of(4, 150))
+    bench.cells.give_up_oldest()
+    assert bench.held() == [1, 3]  # beside it there is no room for so much
+    bench.hibernation.expect_no_longer(somebody)
+    bench.hold(tokens_of(5))
+    assert bench.held() == [3, 5]
+
+
 @pytest.mark.parametrize("cuts_states", [True, False])
 def test_a_turn_replaces_the_turn_before(cuts_states: bool) -> None:
     bench = Bench(cuts_states=cuts_states)
@@ -265,6 +281,19 @@ def test_a_turn_replaces_the_turn_before(cuts_states: bool) -> None:
     assert [len(state.tokens) for state in bench.hibernation._held] == [150, 150]
     bench.hold(tokens_of(1, 120))
     assert len(bench.held()) == (2 if cuts_states else 3)
+
+
+@pytest.mark.parametrize(("n_other", "is_replaced"), [(LEAST_SHARED - 1, True), (LEAST_SHARED, False)])
+def test_a_turn_replaces_one_that_it_has_almost_all_of_and_is_replaced_by_one(
+    n_other: int, is_replaced: bool
+) -> None:
+    alike, other = tokens_of(1), tokens_of(1)[:-n_other] + tokens_of(200, n_other)
+    for first, second in [(alike, [*other, *tokens_of(7)]), ([*alike, *tokens_of(7)], other)]:
+        bench = Bench()
+        bench.hold(first)
+        bench.hold(second)
+        assert len(bench.held()) == (1 if is_replaced else 2)
+        assert bench.found([*first, 7]) >= len(first) - (n_other if is_replaced else 0)
 
 
 def test_of_one_state_a_part_of_which_has_to_go_all_is_held_and_all_goes() -> None:

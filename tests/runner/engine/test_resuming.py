@@ -17,7 +17,7 @@ from runner.engine.hibernation import LEAST_SAVED
 from runner.engine.prefix import Namespace
 
 OPTIONS = EngineOptions(
-    context_size=512, n_cells=512, host_cells=24, max_sequences=2, max_retained=4, prefill_chunk=16
+    context_size=512, n_cells=512, host_cells=320, max_sequences=2, max_retained=4, prefill_chunk=16
 )
 """Host memory for one state of a scripted conversation, and for nothing beside it."""
 BIG = 1 << 30
@@ -159,7 +159,7 @@ def test_what_made_room_comes_back_to_the_prompt_that_goes_on_from_it() -> None:
 
 
 def test_where_host_memory_has_room_it_comes_back_from_there_and_nothing_is_saved() -> None:
-    bench = Bench(attrs.evolve(OPTIONS, host_cells=512))
+    bench = Bench(attrs.evolve(OPTIONS, host_cells=5000))
     length = dict.fromkeys("abcd", 0)
     for turn in range(1, 5):
         for who in "abcd":
@@ -191,7 +191,7 @@ def test_who_goes_on_at_once_finds_it_in_cells() -> None:
     assert (bench.restored, bench.engine.statistics().counts.saved_tokens) == (0, 0)
 
 
-@pytest.mark.parametrize("room_bytes", [0, 16 + 4 * LEAST_SAVED - 1])
+@pytest.mark.parametrize("room_bytes", [0, 16 + 256 * LEAST_SAVED - 1])
 def test_without_leave_to_save_it_is_computed(room_bytes: int) -> None:
     bench = Bench(room_bytes=room_bytes)
     for name in "abcd":
@@ -336,7 +336,7 @@ def test_a_sequence_that_was_preempted_gets_back_what_it_lost(is_held: bool) -> 
     data=st.data(),
     n_cells=st.integers(260, 700),
     max_retained=st.integers(1, 4),
-    host_cells=st.sampled_from([0, 24, 60, 512]),
+    host_cells=st.sampled_from([0, 320, 700, 5000]),
 )
 def test_whatever_leaves_and_comes_back_answers_are_right(
     data: st.DataObject, n_cells: int, max_retained: int, host_cells: int

@@ -192,9 +192,9 @@ def test_others_are_answered_while_a_request_waits_for_its_state(kept: Kept, wor
 def test_what_would_have_to_go_leaves_while_the_worker_runs_and_comes_back(weights: Path) -> None:
     """There is room for it in host memory, and for nothing beside it."""
     text = LONG + "[[say one]]"
-    n_held = len(text.encode()) // 16  # tokens of 68 bytes, where a state takes 4 of each
+    n_held = len(text.encode()) + 20
     with worker_thread() as worker:
-        worker.load(weights, options=attrs.evolve(ROOMY, max_retained=1, host_cells=n_held + 4))
+        worker.load(weights, options=attrs.evolve(ROOMY, max_retained=1, host_cells=n_held))
         worker.send(OfferStates((), room_bytes=BIG))
         for again in ("a", "a again"):  # so that it is worth it
             ask(worker, again, text)

@@ -48,6 +48,7 @@ class StepSums:
             cells_used=now.cells_used,
             cells_retained=now.cells_retained,
             cells_free=max(0, n_cells - now.cells_used - now.cells_retained),
+            host_tokens=now.host_tokens,
             steps=last.step_index,
             prefill_tokens=self.prefill_tokens,
             decode_tokens=self.decode_tokens,

@@ -13,11 +13,11 @@ def print_meters(worker: dict[str, Any]) -> None:
     """One worker of `/control/v1/ps`; names the model, and says so when it has computed nothing yet."""
     meters = worker["meters"]
     click.echo(f"\n{harmless_line(worker['model'])}")
-    for name, value in meter_rows(meters) if meters else [("steps", "none yet")]:
+    for name, value in meter_rows(meters, worker["host_cells"]) if meters else [("steps", "none yet")]:
         click.echo(f"  {name:<12}{harmless_line(value)}")
 
 
-def meter_rows(meters: dict[str, Any]) -> list[tuple[str, str]]:
+def meter_rows(meters: dict[str, Any], host_cells: int) -> list[tuple[str, str]]:
     """Names and values of `runner.domain.status.EngineMeters`."""
     n_rows = meters["batch_prefill_tokens"] + meters["batch_decode_tokens"]
     misses = {reason: count for reason, count in meters["reuse_misses"].items() if count}
@@ -33,11 +33,12 @@ def meter_rows(meters: dict[str, Any]) -> list[tuple[str, str]]:
             "cells",
             f"{meters['cells_used']} used, {meters['cells_retained']} retained, {meters['cells_free']} free",
         ),
+        ("host memory", f"{meters['host_tokens']} tokens kept, room for {host_cells}"),
         ("steps", f"{meters['steps']}, {_step(meters['steps_s'], meters['all_computing_s'])} in all"),
         ("tokens", f"{meters['prefill_tokens']} of prompts computed, {meters['decode_tokens']} of answers"),
         ("reused", f"{meters['reused_tokens']} tokens in {meters['reuse_hits']} prompts"),
-        ("saved", f"{meters['saved_tokens']} tokens to make room"),
-        ("restored", f"{meters['restored_tokens']} tokens from saved states"),
+        ("saved", f"{meters['saved_tokens']} tokens to host memory"),
+        ("restored", f"{meters['restored_tokens']} tokens from host memory or saved states"),
         ("not reused", f"{sum(misses.values())} prompts" + (f": {told}" if told else "")),
         ("preemptions", str(meters["preemptions"])),
     ]

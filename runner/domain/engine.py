@@ -53,8 +53,8 @@ class EngineCounts:
     """Since an engine was loaded: sequences that gave way for older ones, prompts of which something was in
     cells, the tokens of these that were, and prompts of which nothing was, in the order of `CacheMiss`.
 
-    `saved_tokens` were saved when their cells were given up; `restored_tokens` came from saved states into
-    cells, and those of prompts count as reused, too.
+    `saved_tokens` were copied to host memory when their cells were given up; `restored_tokens` were put back
+    into cells, from host memory or from saved states, and those of prompts count as reused, too.
     """
 
     preemptions: int = 0

@@ -13,11 +13,11 @@ class EngineMeters:
     """What an engine does, for `ps --verbose`.
 
     Of its last step: `batch_prefill_tokens` and `batch_decode_tokens`, the rows of its forward pass, how long
-    it took (`step_s`), and how long of that in the engine's own code (`computing_s`). Cells of this moment.
-    Since it was loaded: steps, the tokens of all, the sums of both times; preemptions; prompts of which
-    something was in cells, the tokens of these that were, tokens that were saved as their cells were given up
-    and that came from saved states, and by reason the prompts of which nothing was in cells
-    (`runner.domain.engine.CacheMiss`).
+    it took (`step_s`), and how long of that in the engine's own code (`computing_s`). Of this moment: cells,
+    and tokens of prefixes in host memory. Since it was loaded: steps, the tokens of all, the sums of both
+    times; preemptions; prompts of which something was in cells, the tokens of these that were; as in
+    `runner.domain.engine.EngineCounts` the tokens that were saved and restored, and by reason (`CacheMiss`)
+    the prompts of which nothing was in cells.
     """
 
     batch_prefill_tokens: int
@@ -27,6 +27,7 @@ class EngineMeters:
     cells_used: int
     cells_retained: int
     cells_free: int
+    host_tokens: int
     steps: int
     prefill_tokens: int
     decode_tokens: int

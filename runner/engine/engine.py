@@ -137,6 +137,7 @@ class Engine:
             waiting=len(self._waiting) + self._embedder.n_waiting,
             cells_used=self._cells.n_used,
             cells_retained=self._cells.n_retained,
+            host_tokens=self.hibernation.n_held_tokens,
             n_cells=self._options.n_cells,
             step_index=self._step_index,
             counts=EngineCounts(
@@ -419,13 +420,10 @@ class Engine:
         return self._chunks[self._has_streams]
 
     def _adapt_chunk(self, n_rows: int, elapsed_s: float) -> None:
-        self._chunks[self._has_streams] = next_chunk(
-            self._prefill_chunk,
-            n_rows,
-            elapsed_s,
-            self._options.prefill_chunk,
-            limit_s=STEP_LIMIT_S if self._has_streams else ALONE_LIMIT_S,
-        )
+        n_most = self._options.prefill_chunk
+        limit_s = STEP_LIMIT_S if self._has_streams else ALONE_LIMIT_S
+        chunk = next_chunk(self._prefill_chunk, n_rows, elapsed_s, n_most, limit_s=limit_s)
+        self._chunks[self._has_streams] = chunk
 
     def _collect(self, chunks: list[Chunk[Sequence]], step: _Step) -> None:
         """Account for the rows of a pass that succeeded, and sample after every last token."""

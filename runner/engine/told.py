@@ -26,12 +26,14 @@ class StepOutput:
 
 @attrs.frozen(kw_only=True)
 class EngineStatistics:
-    """`cells_used` are those of running sequences, `cells_retained` what is kept beside them."""
+    """`cells_used` are those of running sequences, `cells_retained` what is kept beside them, and
+    `host_tokens` what is kept in host memory."""
 
     running: int
     waiting: int
     cells_used: int
     cells_retained: int
+    host_tokens: int
     n_cells: int
     step_index: int
     counts: EngineCounts

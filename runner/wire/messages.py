@@ -14,7 +14,7 @@ from runner.domain.events import GenerationEvent
 from runner.domain.generation import GenerationRequest
 from runner.hardware.pinning import DevicePin
 
-PROTOCOL_VERSION = 6
+PROTOCOL_VERSION = 7
 
 
 # daemon -> worker
@@ -183,8 +183,9 @@ class Step:
     """One frame for the engine's steps since the last one: what happened to every sequence, and counted work.
 
     `events` pairs request ids with events, in order. Also sent without a step when requests were refused.
-    `cells_used` are those of running sequences, `cells_retained` what is kept beside them. `step_s` is what
-    the steps took, `computing_s` of it the engine's own forward passes; `counts` go on from step to step.
+    `cells_used` are those of running sequences, `cells_retained` what is kept beside them, `host_tokens` what
+    is kept in host memory. `step_s` is what the steps took, `computing_s` of it the engine's own forward
+    passes; `counts` go on from step to step.
     """
 
     step_index: int
@@ -195,6 +196,7 @@ class Step:
     cells_used: int
     events: tuple[tuple[str, StepEvent], ...] = ()
     cells_retained: int = 0
+    host_tokens: int = 0
     step_s: float = 0.0
     computing_s: float = 0.0
     counts: EngineCounts = attrs.field(factory=EngineCounts)

@@ -208,6 +208,7 @@ def _encode_meters(message: Step) -> Fields:
     counts = message.counts
     return (
         message.cells_retained,
+        message.host_tokens,
         float(message.step_s),
         float(message.computing_s),
         counts.preemptions,
@@ -400,7 +401,7 @@ def read_load_failed(fields: Fields) -> LoadFailed:
 
 def _read_step(fields: Fields) -> Step:
     _, step_index, prefill_tokens, decode_tokens, running, waiting, cells_used, meters, events = fields
-    cells_retained, step_s, computing_s, *counts = as_array(meters)
+    cells_retained, host_tokens, step_s, computing_s, *counts = as_array(meters)
     return Step(
         step_index=as_count(step_index),
         prefill_tokens=as_count(prefill_tokens),
@@ -410,6 +411,7 @@ def _read_step(fields: Fields) -> Step:
         cells_used=as_count(cells_used),
         events=tuple([read_event(fields) for fields in as_array(events)]),
         cells_retained=as_count(cells_retained),
+        host_tokens=as_count(host_tokens),
         step_s=as_seconds(step_s),
         computing_s=as_seconds(computing_s),
         counts=_read_counts(counts),

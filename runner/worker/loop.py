@@ -354,6 +354,7 @@ class Worker:
                 waiting=statistics.waiting,
                 cells_used=statistics.cells_used,
                 cells_retained=statistics.cells_retained,
+                host_tokens=statistics.host_tokens,
                 step_s=work.step_s,
                 computing_s=work.computing_s,
                 counts=statistics.counts,

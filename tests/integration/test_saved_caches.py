@@ -46,7 +46,7 @@ def test_a_prefix_outlives_the_unload_of_its_model(own_daemon: RunningDaemon) ->
     assert "Saved caches" in own_daemon.runner("ctl", "df").stdout
     assert ask(own_daemon, "[[say two]]") > N_SYSTEM
     assert restored(own_daemon) > N_SYSTEM
-    assert "tokens from saved states" in own_daemon.runner("ctl", "ps", "--verbose").stdout
+    assert "tokens from host memory or saved states" in own_daemon.runner("ctl", "ps", "--verbose").stdout
 
 
 def test_a_prefix_outlives_the_daemon(tmp_path: Path, tiny_model: Path) -> None:
@@ -149,7 +149,7 @@ def test_four_users_where_memory_is_enough_for_three_find_their_last_turn(
                 assert any(found) if at_once else all(found)  # one is saved at a time
             before = {who: told[index][0] for index, who in enumerate("abcd")}
         assert saved(daemon) > 0 and restored(daemon) > 0
-        assert "tokens to make room" in daemon.runner("ctl", "ps", "--verbose").stdout
+        assert "tokens to host memory" in daemon.runner("ctl", "ps", "--verbose").stdout
         assert len(files(tmp_path)) <= 4  # a turn replaces the turns before
 
 

@@ -170,6 +170,7 @@ steps = st.builds(
     cells_used=counts,
     events=st.lists(st.tuples(request_ids, events), max_size=6).map(tuple),
     cells_retained=counts,
+    host_tokens=counts,
     step_s=seconds,
     computing_s=seconds,
     counts=st.builds(

@@ -287,6 +287,20 @@ def test_retained_prefixes_make_room_before_anybody_is_preempted() -> None:
     assert bench.engine.statistics().counts.preemptions == 0
 
 
+def test_what_leaves_the_cells_for_host_memory_is_counted_there() -> None:
+    bench = Bench(attrs.evolve(OPTIONS, max_retained=1, host_cells=512))
+    n_prompt = bench.submit("a", "<|user|>" + "x" * 230 + "<|end|>", max_tokens=1)
+    bench.run()
+    assert bench.engine.statistics().host_tokens == 0
+    bench.submit("b", "<|user|>" + "y" * 130 + "<|end|>", max_tokens=1)
+    bench.run()
+    told = bench.engine.statistics()
+    assert told.host_tokens == told.counts.saved_tokens == n_prompt
+    assert told.cells_retained == 133
+    bench.engine.forget_retained()
+    assert bench.engine.statistics().host_tokens == 0
+
+
 def test_a_preempted_sequence_finds_what_was_not_needed_of_it() -> None:
     options = attrs.evolve(OPTIONS, context_size=300, n_cells=360, max_sequences=2)
     bench = Bench(options)

@@ -31,7 +31,7 @@ def test_a_long_error_message_is_cut_by_the_sender_instead_of_failing_the_receiv
     assert event.message.endswith("…") == (length > ERROR_TEXT_LIMIT)
 
 
-_METERS = (300, 0.25, 0.24, 1, 2, 340, 80, 170, 3, 0, 0, 0, 0)
+_METERS = (300, 80, 0.25, 0.24, 1, 2, 340, 80, 170, 3, 0, 0, 0, 0)
 _STEP = (20, 7, 0, 1, 1, 0, 9, _METERS)
 _DELTA = ("r1", 1, "text", 1)
 _FINISHED = ("r1", 2, "stop", (1, 2, 0, 1), (0.0, 0.1, 0.2), 0)
@@ -79,9 +79,10 @@ def test_the_frames_below_are_valid_before_they_are_damaged() -> None:
         (*_STEP[:-1], _METERS[:-1], []),
         (*_STEP[:-1], (*_METERS, 0), []),
         (*_STEP[:-1], _METERS[:2], []),
-        (*_STEP[:-1], (300, 0.25, -0.1, *_METERS[3:]), []),
-        (*_STEP[:-1], (300, 0.25, float("nan"), *_METERS[3:]), []),
+        (*_STEP[:-1], (300, 80, 0.25, -0.1, *_METERS[4:]), []),
+        (*_STEP[:-1], (300, 80, 0.25, float("nan"), *_METERS[4:]), []),
         (*_STEP[:-1], (-1, *_METERS[1:]), []),
+        (*_STEP[:-1], (300, -1, *_METERS[2:]), []),
         (*_STEP[:-1], (*_METERS[:-1], None), []),
         (20, -1, 0, 1, 1, 0, 9, []),
         (20, 7, 0, 1, 1, 0, "9", []),

@@ -201,6 +201,16 @@ def test_a_cancelled_generation_stops_between_steps_and_frees_its_place(
     assert worker.steps[-1].cells_used == 0
 
 
+def test_steps_tell_what_is_kept_in_cells_and_in_host_memory(worker: WorkerThread, weights: Path) -> None:
+    worker.load(weights, options=attrs.evolve(OPTIONS, max_retained=1, host_cells=512))
+    for name in "ab":
+        worker.send(chat(name, name * 100 + "[[say done]]"))
+        worker.outcomes(name)
+    last = worker.steps[-1]
+    assert last.host_tokens == last.counts.saved_tokens > 100
+    assert last.cells_retained > 100
+
+
 def test_cancelling_an_unknown_request_changes_nothing(loaded: WorkerThread) -> None:
     loaded.send(Cancel("nobody"), chat("one", "[[say hello]]"))
     assert text_of(loaded.outcome("one")) == "hello"

@@ -29,7 +29,7 @@ Context = NewType("Context", int)
 
 _INFO, _WARN, _CONT = 2, 3, 5  # ggml.h, enum ggml_log_level
 _MISLEADING = (
-    b"possible training context overflow",  # the pool exceeds one context on purpose
+    b"possible training context overflow",  # the pool is rounded up, and no sequence is longer than a context
     b"model default pooling_type is",  # we pool ourselves
 )
 _CACHE_TYPES = {

@@ -7,8 +7,8 @@ For each model and context:
 (a) The sizes that a probe tells and those that the engine logs when it really loads must be equal to the
     log's last digit, on each device.
 (b) Proportional memory of the worker less that of an idle spare must be at most the estimate and at least 0.8
-    of it, after steps with all cells filled, and one that gives as many rows their logits as the engine has
-    room for.
+    of it, after steps with all cells filled, one that gives as many rows their logits as the engine has room
+    for, and prompts until the host cache holds no more.
 (c) The same with the second context for embeddings, which is reserved apart, after it has taken inputs of
     full length.
 
@@ -55,6 +55,10 @@ LEAST_RATIO = 0.8
 LOOK_S = 0.5
 STEPS_TOGETHER = 32
 """Steps in which all sequences decode, once the last one has been prefilled."""
+KEPT_SHARE = 8
+"""So many prompts have a context together that fill the host cache: what is left of it is less than one."""
+FULL_AFTER = 5
+"""Prompts after which nothing more is kept than before. Some stay in cells first."""
 SPARE = "import runner.worker.loop, runner.engine.llama; print('ready', flush=True); input()"
 
 
@@ -149,6 +153,7 @@ async def measure(path: Path, options: EngineOptions) -> Round:
             began_s = time.monotonic()
             await use_all_outputs(handle, options, full)
             await fill(handle, options, full)
+            await fill_host_cache(handle, options, full)
             fill_s = time.monotonic() - began_s
             await embed(handle, embedding)
         nursery.cancel_scope.cancel()
@@ -213,6 +218,7 @@ class Usage:
     anonymous_bytes: int = 0
     spare_bytes: int = 0
     cells_used: int = 0
+    host_tokens: int = 0
     due_s: float = 0.0
 
     @property
@@ -227,7 +233,9 @@ class Usage:
     def look(self) -> None:
         self.due_s = time.monotonic() + LOOK_S
         worker_bytes = proportional_bytes(self.handle.pid) or 0
-        self.cells_used = max(self.cells_used, self.handle.status().cells_used)
+        status = self.handle.status()
+        self.cells_used = max(self.cells_used, status.cells_used)
+        self.host_tokens = max(self.host_tokens, status.meters.host_tokens if status.meters else 0)
         if worker_bytes > self.worker_bytes:
             self.worker_bytes = worker_bytes
             self.anonymous_bytes = anonymous_bytes(self.handle.pid) or 0
@@ -277,6 +285,23 @@ async def fill(handle: WorkerHandle, options: EngineOptions, usage: Usage) -> No
             nursery.start_soon(_generate, handle, request, usage)
 
 
+async def fill_host_cache(handle: WorkerHandle, options: EngineOptions, usage: Usage) -> None:
+    """Prompts that have nothing in common, one after the other."""
+    n_tokens = options.context_size // KEPT_SHARE
+    number = grown_at = 0
+    while options.host_cells and number - grown_at < FULL_AFTER:
+        number += 1
+        before = usage.host_tokens
+        token_ids = (30 + (number * 7919 + index * 37) % 20_000 for index in range(n_tokens))
+        request = GenerationRequest(
+            request_id=f"kept {number}", prompt=TokenPrompt(tuple(token_ids)), max_tokens=1, ignore_eos=True
+        )
+        await _generate(handle, request, usage)
+        usage.look()
+        if usage.host_tokens > before:
+            grown_at = number
+
+
 async def _generate(handle: WorkerHandle, request: GenerationRequest, usage: Usage) -> None:
     with handle.open_stream(request) as stream:
         while events := await stream.receive():
@@ -295,7 +320,7 @@ def report(done: Round) -> None:
     options, full = done.options, done.full
     print(
         f"\n{done.name}, context {options.context_size}, {options.n_cells} cells, {full.cells_used} used,"
-        f" {options.host_cells} in host memory,"
+        f" {full.host_tokens} tokens in host memory of {options.host_cells},"
         f" filled in {done.fill_s:.0f} s"
     )
     print(f"  by the header  {done.by_header}")

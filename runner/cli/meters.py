@@ -33,7 +33,7 @@ def meter_rows(meters: dict[str, Any], host_cells: int) -> list[tuple[str, str]]
             "cells",
             f"{meters['cells_used']} used, {meters['cells_retained']} retained, {meters['cells_free']} free",
         ),
-        ("host memory", f"{meters['host_tokens']} tokens kept, room for {host_cells}"),
+        ("host memory", f"{meters['host_tokens']} tokens kept, sized for {host_cells}"),
         ("steps", f"{meters['steps']}, {_step(meters['steps_s'], meters['all_computing_s'])} in all"),
         ("tokens", f"{meters['prefill_tokens']} of prompts computed, {meters['decode_tokens']} of answers"),
         ("reused", f"{meters['reused_tokens']} tokens in {meters['reuse_hits']} prompts"),

@@ -72,7 +72,7 @@ def test_ps_verbose_tells_what_each_engine_does(cli: Cli) -> None:
         "  last batch  64 tokens: 64 of prompts, 0 of answers",
         "  last step   251.3 ms, 1.2 ms of it outside the engine",
         "  cells       700 used, 1200 retained, 14484 free",
-        "  host memory 900 tokens kept, room for 8192",
+        "  host memory 900 tokens kept, sized for 8192",
         "  steps       310, 12000.0 ms, 120.0 ms of it outside the engine in all",
         "  tokens      2100 of prompts computed, 1900 of answers",
         "  reused      2170 tokens in 7 prompts",

@@ -264,7 +264,11 @@ class Hibernation:
         self, slot: int, namespace: Hashable, find: Find, tokens: Sequence[int], data: memoryview
     ) -> bool:
         """Put into cells of a running sequence, which has none, what was found of its `tokens`; False when
-        it cannot be, and nothing has changed for it. Only between steps."""
+        it cannot be, and nothing has changed for it. Only between steps.
+
+        Others leave first: every step passes over all cells up to the last that is taken.
+        """
+        self.relieve()
         n_saved = len(find.state.tokens)
         if not self._cells.bring(
             slot,

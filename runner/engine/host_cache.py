@@ -1,8 +1,8 @@
 """States in host memory: what sequences had in cells, as bytes that are put back within milliseconds.
 
 1,600 tokens of a small model take 4 ms to copy and 9 s to compute. So whatever leaves the cells is held here
-as long as there is room; then what nobody is expected back for goes first, then what is saved, and of these
-the least recently used. What somebody waits for does not go.
+as long as there is room; then what is saved elsewhere goes first, the least recently used of it. What
+somebody waits for does not go.
 
 Memory is mapped and shared, so that it is counted as the process's and returned at once, and not kept by an
 allocator. Imports nothing of ours. Used by `hibernation.py`.
@@ -94,18 +94,15 @@ class HostCache:
         n_kept = self.used_bytes - sum(len(state.data) for state in victims)
         if n_kept + size_bytes > self.limit_bytes:
             return False
-        for state in sorted(victims, key=_loss):  # stable: of equals the least recently used first
+        for state in sorted(victims, key=_is_lost):  # stable: of equals the least recently used first
             if self.used_bytes + size_bytes <= self.limit_bytes:
                 break
             self.drop(state)
         return True
 
 
-def _loss(state: HeldState) -> int:
-    """How much it would be missed."""
-    if not state.is_expected:
-        return 0
-    return 1 if state.state_id is not None else 2
+def _is_lost(state: HeldState) -> bool:
+    return state.state_id is None
 
 
 def room_for(size_bytes: int) -> mmap.mmap:

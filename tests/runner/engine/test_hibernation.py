@@ -239,7 +239,7 @@ def test_without_room_nothing_is_held_and_with_less_than_it_takes_the_beginning_
             assert bytes(state.data) == state_of(tokens_of(1)[: len(state.tokens)])
 
 
-def test_the_least_recently_used_goes_first_and_last_what_somebody_comes_back_for() -> None:
+def test_what_is_saved_goes_first_and_of_equals_the_least_recently_used() -> None:
     size_bytes = len(state_of(tokens_of(1)))
     bench = Bench(host_bytes=3 * size_bytes)
     for first in (1, 2, 3):
@@ -248,11 +248,13 @@ def test_the_least_recently_used_goes_first_and_last_what_somebody_comes_back_fo
     assert bench.held() == [2, 3, 1]
     bench.hold(tokens_of(4))
     assert bench.held() == [3, 1, 4]
-    bench.cells.retain(bench.run(tokens_of(5)), OURS)  # nobody is expected back for it
-    bench.cells.give_up_oldest()
-    assert bench.held() == [1, 4, 5]
-    bench.hold(tokens_of(6))
-    assert bench.held() == [1, 4, 6]
+    bench.hibernation.allow(BIG)
+    assert bench.outgoing() == tokens_of(3)
+    bench.hibernation.sent(None)
+    assert bench.outgoing() == tokens_of(1)
+    bench.hibernation.sent(1)
+    bench.hold(tokens_of(5))
+    assert bench.held() == [3, 4, 5]
     assert bench.hibernation._held.used_bytes == 3 * size_bytes
 
 
@@ -270,6 +272,17 @@ def test_what_somebody_waits_for_does_not_go_until_nobody_does() -> None:
     bench.hibernation.expect_no_longer(somebody)
     bench.hold(tokens_of(5))
     assert bench.held() == [3, 5]
+
+
+def test_others_leave_the_cells_before_a_state_is_put_there() -> None:
+    bench, order = Bench(attrs.evolve(ROOMY, max_retained=3)), []
+    bench.hold(tokens_of(1))
+    bench.leave(tokens_of(2, KEPT_CELLS + 1))
+    save, restore = bench.backend.save_state, bench.backend.restore_state
+    bench.backend.save_state = lambda *a: order.append("save") or save(*a)  # type: ignore[method-assign,func-returns-value]
+    bench.backend.restore_state = lambda *a: order.append("restore") or restore(*a)  # type: ignore[method-assign,func-returns-value]
+    assert bench.restore_held(tokens_of(1))
+    assert order == ["save", "restore"]
 
 
 @pytest.mark.parametrize("cuts_states", [True, False])

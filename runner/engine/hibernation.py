@@ -30,6 +30,10 @@ from runner.engine.prefix import Namespace, common_length
 
 LEAST_SAVED: Final = 64
 """Tokens. Fewer are computed about as soon as their state is brought."""
+SPARE_PARTS: Final = 4
+"""Of so many parts of the room for states, one can be had without a loss, as far as saving keeps up; and in
+any case room for the largest, grown by such a part. More would be saved for nothing: who goes on from a state
+makes it useless."""
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -61,6 +65,7 @@ class Hibernation:
         self._known: dict[int, KnownState] = {}
         self._room_bytes = 0
         self._outgoing: HeldState | None = None
+        self._is_restoring = False
         self.n_saved_tokens = 0
         self.n_restored_tokens = 0
         cells.hold = self.hold
@@ -252,12 +257,15 @@ class Hibernation:
         state = find.state
         assert isinstance(state, HeldState)
         was_pinned, state.is_pinned = state.is_pinned, True
+        self._is_restoring = True  # most often this room is free in a moment
         is_good = self.restore(slot, namespace, find, tokens, state.data)
+        self._is_restoring = False
         state.is_pinned = was_pinned
         if not was_pinned and (not is_good or find.count == len(state.tokens)):
             self._held.drop(state)
         elif is_good:
             self._held.use(state)
+        self._save_ahead()
         return is_good
 
     def restore(
@@ -290,10 +298,14 @@ class Hibernation:
     # within
 
     def _save_ahead(self) -> None:
-        """Let the next state that would be missed be saved, when half of the room is taken."""
-        if self._outgoing is not None or not self._room_bytes:
+        """Let the next state that would be missed be saved, when little room could be had without it."""
+        if self._outgoing is not None or not self._room_bytes or self._is_restoring:
             return
-        if self._held.used_bytes <= self._held.limit_bytes // 2:
+        largest_bytes = max((len(state.data) for state in self._held), default=0)
+        wanted_bytes = max(
+            self._held.limit_bytes // SPARE_PARTS, largest_bytes + largest_bytes // SPARE_PARTS
+        )
+        if self._held.spare_bytes >= wanted_bytes:
             return
         for state in self._held:
             is_done = state.state_id is not None or state.was_offered or state.is_pinned

@@ -1,8 +1,8 @@
 """States in host memory: what sequences had in cells, as bytes that are put back within milliseconds.
 
 1,600 tokens of a small model take 4 ms to copy and 9 s to compute. So whatever leaves the cells is held here
-as long as there is room; then what is saved elsewhere goes first, the least recently used of it. What
-somebody waits for does not go.
+as long as there is room. Then what nobody will miss goes first, since it is saved elsewhere or nobody is
+expected back for it, the least recently used of it. What somebody waits for does not go.
 
 Memory is mapped and shared, so that it is counted as the process's and returned at once, and not kept by an
 allocator. Imports nothing of ours. Used by `hibernation.py`.
@@ -55,6 +55,12 @@ class HostCache:
     def n_tokens(self) -> int:
         return sum(len(state.tokens) for state in self._states)
 
+    @property
+    def spare_bytes(self) -> int:
+        """Free, or taken by what nobody will miss."""
+        unmissed_bytes = sum(len(state.data) for state in self if _can_go(state) and not _is_missed(state))
+        return self.limit_bytes - self.used_bytes + unmissed_bytes
+
     def use(self, state: HeldState) -> None:
         """It is the most recently used now."""
         self._states[state] = self._states.pop(state)
@@ -90,19 +96,23 @@ class HostCache:
 
     def _make_room(self, size_bytes: int) -> bool:
         """False, and nothing has gone, when what may go would not be enough."""
-        victims = [state for state in self if not state.is_pinned and state.awaited_by is None]
+        victims = [state for state in self if _can_go(state)]
         n_kept = self.used_bytes - sum(len(state.data) for state in victims)
         if n_kept + size_bytes > self.limit_bytes:
             return False
-        for state in sorted(victims, key=_is_lost):  # stable: of equals the least recently used first
+        for state in sorted(victims, key=_is_missed):  # stable: of equals the least recently used first
             if self.used_bytes + size_bytes <= self.limit_bytes:
                 break
             self.drop(state)
         return True
 
 
-def _is_lost(state: HeldState) -> bool:
-    return state.state_id is None
+def _can_go(state: HeldState) -> bool:
+    return not state.is_pinned and state.awaited_by is None
+
+
+def _is_missed(state: HeldState) -> bool:
+    return state.is_expected and state.state_id is None
 
 
 def room_for(size_bytes: int) -> mmap.mmap:

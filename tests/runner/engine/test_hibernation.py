@@ -8,7 +8,7 @@ import pytest
 from runner.domain.engine import EngineOptions
 from runner.engine.cells import KEPT_CELLS, LEAST_SHARED, CellPool, Leaving
 from runner.engine.fake import ScriptedBackend
-from runner.engine.hibernation import LEAST_SAVED, Find, Hibernation, KnownState
+from runner.engine.hibernation import LEAST_SAVED, SPARE_PARTS, Find, Hibernation, KnownState
 from runner.engine.host_cache import HeldState
 from runner.engine.prefix import Namespace
 
@@ -239,7 +239,7 @@ def test_without_room_nothing_is_held_and_with_less_than_it_takes_the_beginning_
             assert bytes(state.data) == state_of(tokens_of(1)[: len(state.tokens)])
 
 
-def test_what_is_saved_goes_first_and_of_equals_the_least_recently_used() -> None:
+def test_what_nobody_will_miss_goes_first_and_of_it_the_least_recently_used() -> None:
     size_bytes = len(state_of(tokens_of(1)))
     bench = Bench(host_bytes=3 * size_bytes)
     for first in (1, 2, 3):
@@ -249,12 +249,17 @@ def test_what_is_saved_goes_first_and_of_equals_the_least_recently_used() -> Non
     bench.hold(tokens_of(4))
     assert bench.held() == [3, 1, 4]
     bench.hibernation.allow(BIG)
-    assert bench.outgoing() == tokens_of(3)
     bench.hibernation.sent(None)
     assert bench.outgoing() == tokens_of(1)
     bench.hibernation.sent(1)
     bench.hold(tokens_of(5))
     assert bench.held() == [3, 4, 5]
+    bench.hibernation.allow(0)
+    bench.hibernation.sent(None)
+    for first in (6, 7):
+        bench.cells.retain(bench.run(tokens_of(first)), OURS)  # nobody is expected back for it
+        bench.cells.give_up_oldest()
+    assert bench.held() == [4, 5, 7]
     assert bench.hibernation._held.used_bytes == 3 * size_bytes
 
 
@@ -353,22 +358,35 @@ def test_all_that_is_held_can_be_dropped_but_what_is_on_its_way_out() -> None:
 
 
 def crowded(room_bytes: int = BIG) -> Bench:
-    """Two states take more than half of the room, and a third would have none."""
-    bench = Bench(host_bytes=3 * len(state_of(tokens_of(1))) - 1)
+    """There is room for two states, and they are there."""
+    bench = Bench(host_bytes=2 * len(state_of(tokens_of(1))))
     for first in (1, 2):
         bench.hold(tokens_of(first))
     bench.hibernation.allow(room_bytes)
     return bench
 
 
-def test_what_would_go_next_is_saved_ahead_once_half_of_the_room_is_taken() -> None:
+@pytest.mark.parametrize(("missing_bytes", "is_saved"), [(0, False), (1, True)])
+def test_what_would_go_next_is_saved_ahead_once_little_is_spare(missing_bytes: int, is_saved: bool) -> None:
+    """Small ones: a quarter of the room."""
     size_bytes = len(state_of(tokens_of(1)))
-    for host_bytes, is_saved in [(2 * size_bytes - 1, True), (2 * size_bytes, False)]:
-        bench = Bench(host_bytes=host_bytes)
-        bench.hold(tokens_of(1))
-        bench.hibernation.allow(BIG)
-        assert bench.outgoing() == (tokens_of(1) if is_saved else None)
-    bench.hibernation.close()
+    bench = Bench(attrs.evolve(ROOMY, max_retained=8), host_bytes=8 * size_bytes - 4 * missing_bytes)
+    bench.hibernation.allow(BIG)
+    for first in range(1, 7):
+        bench.hold(tokens_of(first))
+    assert bench.outgoing() == (tokens_of(1) if is_saved else None)
+    if is_saved:
+        bench.hibernation.sent(1)
+        assert bench.outgoing() is None  # that one can go
+
+
+@pytest.mark.parametrize(("missing_bytes", "is_saved"), [(0, False), (1, True)])
+def test_room_for_one_as_large_as_the_largest_is_spare(missing_bytes: int, is_saved: bool) -> None:
+    size_bytes = len(state_of(tokens_of(1)))
+    bench = Bench(host_bytes=2 * size_bytes + size_bytes // SPARE_PARTS - missing_bytes)
+    bench.hibernation.allow(BIG)
+    bench.hold(tokens_of(1))
+    assert (bench.outgoing() is not None) is is_saved
 
 
 def test_states_are_saved_one_after_the_other_and_each_once() -> None:
@@ -404,6 +422,7 @@ def test_nothing_is_saved_that_is_larger_than_what_may_be(missing_bytes: int, is
 
 def test_what_is_on_its_way_out_stays_until_it_is_sent_and_is_found() -> None:
     bench = crowded()
+    bench.hibernation._held.limit_bytes += len(state_of(tokens_of(1))) // 2
     assert bench.restore_held(tokens_of(1))
     assert bench.held() == [2, 1]
     bench.cells.forget_retained()

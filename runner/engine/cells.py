@@ -81,6 +81,8 @@ class CellPool:
         self._private = itertools.count()
         self.hold: Callable[[int, Hashable], Leaving] = lambda slot, namespace: Leaving.LOST
         """Called before cells of a retained id are given up, to hold what they have elsewhere."""
+        self.may_hold: Callable[[int], bool] = lambda slot: True
+        """Whether that would cost nothing else its place there."""
 
     def __repr__(self) -> str:
         return (
@@ -278,11 +280,11 @@ class CellPool:
 
     def unburden(self) -> None:
         """Give up what costs those who compute more than it would to bring it back: all but little of what
-        can be held elsewhere."""
+        can be held elsewhere, and costs nobody else his place there."""
         for slot in self._by_use():
             if self.n_retained <= KEPT_CELLS:
                 return
-            if self.hold(slot, self._retained[slot]) is not Leaving.LOST:
+            if self.may_hold(slot) and self.hold(slot, self._retained[slot]) is not Leaving.LOST:
                 self._give_up(slot)
 
     def give_up_oldest(self) -> bool:

@@ -69,6 +69,7 @@ class Hibernation:
         self.n_saved_tokens = 0
         self.n_restored_tokens = 0
         cells.hold = self.hold
+        cells.may_hold = lambda slot: self._backend.state_bytes(slot) <= self._held.spare_bytes
 
     def __repr__(self) -> str:
         state = "one" if self._outgoing else "none"

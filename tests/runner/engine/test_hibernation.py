@@ -335,6 +335,21 @@ def test_who_computes_is_freed_of_all_but_little_that_can_be_held(n_more: int) -
     assert bench.cells.n_retained == 600  # it would be lost
 
 
+@pytest.mark.parametrize(("missing_bytes", "is_freed"), [(0, True), (1, False)])
+def test_who_computes_is_not_freed_at_the_cost_of_what_would_be_missed(
+    missing_bytes: int, is_freed: bool
+) -> None:
+    size_bytes = len(state_of(tokens_of(1, KEPT_CELLS + 1)))
+    bench = Bench(ROOMY, host_bytes=2 * size_bytes - missing_bytes)
+    bench.hold(tokens_of(1, KEPT_CELLS + 1))
+    bench.leave(tokens_of(2, KEPT_CELLS + 1))
+    bench.cells.unburden()
+    assert bench.held() == ([1, 2] if is_freed else [1])
+    assert bench.cells.n_retained == (0 if is_freed else KEPT_CELLS + 1)
+    bench.cells.make_room(bench.cells.n_cells)  # now it must be
+    assert bench.held() == ([1, 2] if is_freed else [2])
+
+
 def test_no_memory_for_a_state_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(size_bytes: int) -> None:
         raise MemoryError

@@ -79,8 +79,9 @@ class CellPool:
         """Ids of sequences that went on from where others had ended."""
         self._n_used = 0
         self._private = itertools.count()
-        self.hold: Callable[[int, Hashable], Leaving] = lambda slot, namespace: Leaving.LOST
-        """Called before cells of a retained id are given up, to hold what they have elsewhere."""
+        self.hold: Callable[[int, Hashable, bool], Leaving] = lambda slot, namespace, may_cut: Leaving.LOST
+        """Called before cells of a retained id are given up, to hold what they have elsewhere; `may_cut`: if
+        not all of it, then its beginning."""
         self.may_hold: Callable[[int], bool] = lambda slot: True
         """Whether that would cost nothing else its place there."""
 
@@ -146,8 +147,8 @@ class CellPool:
         self._continuing.add(slot)
 
     def is_expected_back(self, slot: int) -> bool:
-        """Whether what is retained will be used again: for certain, or as it was before."""
-        return slot in self._awaited or slot in self._continuing
+        """Whether what is retained will be used again, as it was before."""
+        return slot in self._continuing
 
     def awaited_by(self, slot: int) -> object | None:
         """Who comes back for certain for what is retained."""
@@ -284,7 +285,7 @@ class CellPool:
         for slot in self._by_use():
             if self.n_retained <= KEPT_CELLS:
                 return
-            if self.may_hold(slot) and self.hold(slot, self._retained[slot]) is not Leaving.LOST:
+            if self.may_hold(slot) and self.hold(slot, self._retained[slot], False) is not Leaving.LOST:
                 self._give_up(slot)
 
     def give_up_oldest(self) -> bool:
@@ -334,7 +335,7 @@ class CellPool:
         n_trimmed = -(-n_wanted // _TRIM) * _TRIM
         n_left = self._tree.length(slot) - n_trimmed
         is_all = n_trimmed >= self._tree.count_own(slot) or n_left < LEAST_SHARED
-        is_all = is_all or self.hold(slot, self._retained[slot]) is Leaving.HELD
+        is_all = is_all or self.hold(slot, self._retained[slot], False) is Leaving.HELD
         if is_all or not self._memory.drop_cells(slot, n_left):
             self._give_up(slot)
         else:
@@ -348,7 +349,7 @@ class CellPool:
     def _give_up(self, slot: int, *, is_known: bool = False) -> None:
         """`is_known`: others have it."""
         if not is_known:
-            self.hold(slot, self._retained[slot])
+            self.hold(slot, self._retained[slot], True)
         self._drop(slot, is_known=is_known)
 
     def _drop(self, slot: int, *, is_known: bool = False) -> None:

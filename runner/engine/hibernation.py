@@ -30,6 +30,8 @@ from runner.engine.prefix import Namespace, common_length
 
 LEAST_SAVED: Final = 64
 """Tokens. Fewer are computed about as soon as their state is brought."""
+LITTLE_OWN: Final = 256
+"""Tokens. Fewer behind a long beginning that others have are not worth a state of all."""
 SPARE_PARTS: Final = 4
 """Of so many parts of the room for states, one can be had without a loss, as far as saving keeps up; and in
 any case room for the largest, grown by such a part. More would be saved for nothing: who goes on from a state
@@ -66,6 +68,7 @@ class Hibernation:
         self._room_bytes = 0
         self._outgoing: HeldState | None = None
         self._is_restoring = False
+        self._seen: tuple[int, int] | None = None
         self.n_saved_tokens = 0
         self.n_restored_tokens = 0
         cells.hold = self.hold
@@ -103,30 +106,37 @@ class Hibernation:
 
     # out of the cells
 
-    def hold(self, slot: int, namespace: Hashable) -> Leaving:
+    def hold(self, slot: int, namespace: Hashable, may_cut: bool = True) -> Leaving:
         """Copy what a retained sequence has in cells, which are about to be given up, unless it is here.
 
         1. Of what tokens alone do not tell nothing can be held.
         2. Little is not worth it, and neither is a little that is its own of something long, which others
            have: a state is of all its cells. Unless somebody is expected back for just that.
-        3. What is held of which this one has almost all is of no use any more: the turn before.
-        4. What is larger than all the room is cut, where that can be done.
+        3. Where states can be cut, what is held of which this one has almost all is of no use any more: the
+           turn before.
+        4. What is larger than all the room is cut, where that can be done and may be: then its end is lost.
         """
         if not _is_told_by_tokens(namespace) or not self._held.limit_bytes:  # 1
             return Leaving.LOST
         tokens, n_own = self._cells.tokens(slot), self._cells.count_own(slot)
-        is_expected = self._cells.is_expected_back(slot)
-        if n_own < LEAST_SAVED or (2 * n_own < len(tokens) and not is_expected):  # 2
+        is_expected, awaited_by = self._cells.is_expected_back(slot), self._cells.awaited_by(slot)
+        is_little = n_own < LITTLE_OWN and 2 * n_own < len(tokens)
+        if n_own < LEAST_SAVED or (is_little and not is_expected and awaited_by is None):  # 2
             return Leaving.CHEAP
         for state in self._held:
             if self._replaces(state, tokens, namespace.owner):
                 state.is_expected |= is_expected
-                state.awaited_by = state.awaited_by or self._cells.awaited_by(slot)
+                state.awaited_by = state.awaited_by or awaited_by
                 self._held.use(state)
                 return Leaving.HELD
-        for state in self._held:  # 3
-            if state.owner == namespace.owner and _has_almost_all(tokens, state.tokens):
-                self._let_go(state)
+        owner = namespace.owner
+        replaced = [
+            state
+            for state in self._held
+            if not self.prefers_cells and state.owner == owner and _has_almost_all(tokens, state.tokens)
+        ]  # 3
+        if not may_cut and self._backend.state_bytes(slot) > self._held.limit_bytes:
+            return Leaving.LOST
         size_bytes = self._shortened(slot, self._held.limit_bytes)  # 4
         tokens = self._cells.tokens(slot)
         if not size_bytes or len(tokens) < LEAST_SAVED:
@@ -136,10 +146,10 @@ class Hibernation:
             tokens=tokens,
             data=memoryview(b""),
             is_expected=is_expected,
-            awaited_by=self._cells.awaited_by(slot),
+            awaited_by=awaited_by,
             state_id=self._saved_as(tokens, namespace.owner),
         )
-        if not self._held.add(state, size_bytes, lambda room: self._backend.save_state(slot, room)):
+        if not self._held.add(state, size_bytes, lambda room: self._backend.save_state(slot, room), replaced):
             return Leaving.LOST
         self.n_saved_tokens += len(tokens)
         self._save_ahead()
@@ -160,8 +170,10 @@ class Hibernation:
 
     def relieve(self) -> None:
         """Before each step: out of the cells with what costs those who compute, where states can be cut."""
-        if not self.prefers_cells:
-            self._cells.unburden()
+        if self.prefers_cells or not self._held.limit_bytes or self._burden == self._seen:
+            return
+        self._cells.unburden()
+        self._seen = self._burden
 
     # out of the engine, while it runs
 
@@ -321,15 +333,16 @@ class Hibernation:
             return False
         return _begins_with(state.tokens, tokens)
 
+    @property
+    def _burden(self) -> tuple[int, int]:
+        """What decides what leaves the cells: looked at again only when it has changed."""
+        return self._cells.n_retained, self._held.spare_bytes
+
     def _replaces(self, state: HeldState, tokens: list[int], owner: str) -> bool:
         """Holding these tokens too would gain next to nothing."""
         if self.prefers_cells:
             return self._covers(state, tokens, owner)
         return state.owner == owner and _has_almost_all(state.tokens, tokens)
-
-    def _let_go(self, state: HeldState) -> None:
-        if not state.is_pinned and state.awaited_by is None:
-            self._held.drop(state)
 
     def _saved_as(self, tokens: list[int], owner: str) -> int | None:
         known = self._known.values()

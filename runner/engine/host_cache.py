@@ -11,7 +11,7 @@ allocator. Imports nothing of ours. Used by `hibernation.py`.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import attrs
 
@@ -65,10 +65,17 @@ class HostCache:
         """It is the most recently used now."""
         self._states[state] = self._states.pop(state)
 
-    def add(self, state: HeldState, size_bytes: int, fill: Callable[[memoryview], bool]) -> bool:
+    def add(
+        self,
+        state: HeldState,
+        size_bytes: int,
+        fill: Callable[[memoryview], bool],
+        instead_of: Collection[HeldState] = (),
+    ) -> bool:
         """Hold a state, whose `data` is still empty, of so many bytes, which `fill` writes. False when there
-        is no room for it, or `fill` says so; others may have had to go."""
-        if not self._make_room(size_bytes):
+        is no room for it, or `fill` says so; others may have had to go, and of these first, and in any case
+        where there is room, those that it replaces."""
+        if not self._make_room(size_bytes, instead_of):
             return False
         try:
             room = room_for(size_bytes)
@@ -94,12 +101,15 @@ class HostCache:
         for state in self:
             self.drop(state)
 
-    def _make_room(self, size_bytes: int) -> bool:
+    def _make_room(self, size_bytes: int, instead_of: Collection[HeldState]) -> bool:
         """False, and nothing has gone, when what may go would not be enough."""
         victims = [state for state in self if _can_go(state)]
         n_kept = self.used_bytes - sum(len(state.data) for state in victims)
         if n_kept + size_bytes > self.limit_bytes:
             return False
+        for state in [state for state in victims if state in instead_of]:
+            victims.remove(state)
+            self.drop(state)
         for state in sorted(victims, key=_is_missed):  # stable: of equals the least recently used first
             if self.used_bytes + size_bytes <= self.limit_bytes:
                 break

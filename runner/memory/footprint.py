@@ -74,9 +74,11 @@ class Footprint:
 
     @property
     def private_bytes(self) -> int:
-        """Host memory that belongs to no file: everything there but the mapped weights."""
+        """Host memory that belongs to no file and is not shared: everything there but the mapped weights and
+        the host cache."""
         host = self._buffers_on(HOST)
-        return self.bytes_on(HOST) - (host.weights_bytes if host is not None else 0)
+        mapped_bytes = host.weights_bytes if host is not None else 0
+        return self.bytes_on(HOST) - mapped_bytes - self.host_cache_bytes
 
     @property
     def annex_host_bytes(self) -> int:

@@ -8,7 +8,7 @@ import pytest
 from runner.domain.engine import EngineOptions
 from runner.engine.cells import KEPT_CELLS, LEAST_SHARED, CellPool, Leaving
 from runner.engine.fake import ScriptedBackend
-from runner.engine.hibernation import LEAST_SAVED, SPARE_PARTS, Find, Hibernation, KnownState
+from runner.engine.hibernation import LEAST_SAVED, LITTLE_OWN, SPARE_PARTS, Find, Hibernation, KnownState
 from runner.engine.host_cache import HeldState
 from runner.engine.prefix import Namespace
 
@@ -186,7 +186,7 @@ def test_what_is_worth_little_is_given_up_for_nothing(count: int, is_held: bool)
     bench = Bench()
     bench.leave(tokens_of(1, count))
     slot, _ = bench.cells.retained()[0]
-    assert bench.cells.hold(slot, OURS) is (Leaving.HELD if is_held else Leaving.CHEAP)
+    assert bench.cells.hold(slot, OURS, False) is (Leaving.HELD if is_held else Leaving.CHEAP)
     bench.cells.give_up_oldest()
     assert bool(bench.held()) is is_held
 
@@ -216,7 +216,7 @@ def test_what_tokens_alone_do_not_tell_is_not_held(namespace: Namespace) -> None
     bench = Bench()
     bench.leave(tokens_of(1), namespace)
     slot, _ = bench.cells.retained()[0]
-    assert bench.cells.hold(slot, namespace) is Leaving.LOST
+    assert bench.cells.hold(slot, namespace, False) is Leaving.LOST
     bench.cells.give_up_oldest()
     assert bench.held() == []
 
@@ -263,6 +263,38 @@ def test_what_nobody_will_miss_goes_first_and_of_it_the_least_recently_used() ->
     assert bench.hibernation._held.used_bytes == 3 * size_bytes
 
 
+@pytest.mark.parametrize(("n_own", "is_held"), [(LITTLE_OWN - 1, False), (LITTLE_OWN, True)])
+def test_much_that_is_its_own_is_held_behind_any_beginning(n_own: int, is_held: bool) -> None:
+    bench = Bench(ROOMY)
+    first = bench.run(tokens_of(1, 1000))
+    second = bench.cells.open(OURS)
+    assert bench.cells.attach(second, bench.cells.find([*tokens_of(1, 1000), 7], OURS))
+    bench.grow(second, 1000, tokens_of(200, n_own))
+    bench.cells.retain(second, OURS)
+    bench.cells.give_up_oldest()
+    assert bool(bench.held()) is is_held
+    bench.cells.release(first)
+
+
+def test_a_few_cells_cost_no_more_than_these_where_all_would_not_be_held() -> None:
+    bench = Bench(ROOMY, host_bytes=len(state_of(tokens_of(1, 1000))))
+    bench.leave(tokens_of(1, 1400))
+    bench.cells.make_room(bench.cells.n_free + 8)
+    assert (bench.held(), bench.cells.n_retained) == ([], 1400 - 64)
+    bench.cells.give_up_oldest()
+    assert len(state_of(tokens_of(1, bench.hibernation.n_held_tokens))) <= len(state_of(tokens_of(1, 1000)))
+    assert bench.hibernation.n_held_tokens > 990
+
+
+def test_the_turn_before_goes_only_for_the_turn_that_replaces_it() -> None:
+    bench = Bench(host_bytes=2 * len(state_of(tokens_of(1))))
+    bench.cells.retain(bench.run(tokens_of(9)), OURS, awaited_by=bench)
+    bench.cells.give_up_oldest()
+    bench.hold(tokens_of(1))
+    bench.hold(tokens_of(1, 120))  # for which there is no room
+    assert bench.found([*tokens_of(1), 7]) == 100
+
+
 def test_what_somebody_waits_for_does_not_go_until_nobody_does() -> None:
     size_bytes = len(state_of(tokens_of(1)))
     bench, somebody = Bench(host_bytes=2 * size_bytes), object()
@@ -291,14 +323,15 @@ def test_others_leave_the_cells_before_a_state_is_put_there() -> None:
 
 
 @pytest.mark.parametrize("cuts_states", [True, False])
-def test_a_turn_replaces_the_turn_before(cuts_states: bool) -> None:
+def test_a_turn_replaces_the_turn_before_where_states_can_be_cut(cuts_states: bool) -> None:
     bench = Bench(cuts_states=cuts_states)
     bench.hold(tokens_of(1))
     bench.hold(tokens_of(1, 150), Namespace(owner="o"))
     bench.hold(tokens_of(1, 150))
-    assert [len(state.tokens) for state in bench.hibernation._held] == [150, 150]
+    lengths = [len(state.tokens) for state in bench.hibernation._held]
+    assert lengths == ([150, 150] if cuts_states else [100, 150, 150])
     bench.hold(tokens_of(1, 120))
-    assert len(bench.held()) == (2 if cuts_states else 3)
+    assert len(bench.held()) == (2 if cuts_states else 4)
 
 
 @pytest.mark.parametrize(("n_other", "is_replaced"), [(LEAST_SHARED - 1, True), (LEAST_SHARED, False)])

@@ -43,6 +43,7 @@ from runner.domain.events import TextDelta
 from runner.domain.generation import EMBEDDED_MAX, EmbeddingPrompt, GenerationRequest, TokenPrompt
 from runner.domain.model import Model, ModelFiles
 from runner.domain.sampling import SamplingParams
+from runner.engine.batcher import FIRST_CHUNK
 from runner.gguf.metadata import read_metadata
 from runner.hardware.probe import compute_threads
 from runner.hardware.resident import anonymous_bytes, proportional_bytes
@@ -270,8 +271,9 @@ async def embed(handle: WorkerHandle, usage: Usage) -> None:
 async def fill(handle: WorkerHandle, options: EngineOptions, usage: Usage) -> None:
     """Every sequence at once, sampling by chance, together as long as the pool."""
     share = options.n_cells // options.max_sequences
-    # Decoding and prefilling steps take turns, so the first sequence answers while all others are prefilled.
-    answer_tokens = options.n_cells // options.prefill_chunk + STEPS_TOGETHER
+    # Decoding and prefilling steps take turns, so the first sequence answers while all others are prefilled,
+    # in chunks of this size, since they have seeds.
+    answer_tokens = options.n_cells // FIRST_CHUNK + STEPS_TOGETHER
     async with trio.open_nursery() as nursery:
         for number in range(options.max_sequences):
             token_ids = (5 + (number * 7919 + index * 31) % 20_000 for index in range(share - answer_tokens))

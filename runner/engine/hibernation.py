@@ -69,6 +69,7 @@ class Hibernation:
         self._outgoing: HeldState | None = None
         self._is_restoring = False
         self._seen: tuple[int, int] | None = None
+        """The burden that was left when cells were last looked through."""
         self.n_saved_tokens = 0
         self.n_restored_tokens = 0
         cells.hold = self.hold
@@ -118,18 +119,17 @@ class Hibernation:
         """
         if not _is_told_by_tokens(namespace) or not self._held.limit_bytes:  # 1
             return Leaving.LOST
-        tokens, n_own = self._cells.tokens(slot), self._cells.count_own(slot)
+        owner, tokens, n_own = namespace.owner, self._cells.tokens(slot), self._cells.count_own(slot)
         is_expected, awaited_by = self._cells.is_expected_back(slot), self._cells.awaited_by(slot)
         is_little = n_own < LITTLE_OWN and 2 * n_own < len(tokens)
         if n_own < LEAST_SAVED or (is_little and not is_expected and awaited_by is None):  # 2
             return Leaving.CHEAP
         for state in self._held:
-            if self._replaces(state, tokens, namespace.owner):
+            if self._replaces(state, tokens, owner):
                 state.is_expected |= is_expected
                 state.awaited_by = state.awaited_by or awaited_by
                 self._held.use(state)
                 return Leaving.HELD
-        owner = namespace.owner
         replaced = [
             state
             for state in self._held
@@ -142,12 +142,12 @@ class Hibernation:
         if not size_bytes or len(tokens) < LEAST_SAVED:
             return Leaving.LOST
         state = HeldState(
-            owner=namespace.owner,
+            owner=owner,
             tokens=tokens,
             data=memoryview(b""),
             is_expected=is_expected,
             awaited_by=awaited_by,
-            state_id=self._saved_as(tokens, namespace.owner),
+            state_id=self._saved_as(tokens, owner),
         )
         if not self._held.add(state, size_bytes, lambda room: self._backend.save_state(slot, room), replaced):
             return Leaving.LOST

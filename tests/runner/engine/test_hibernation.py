@@ -255,17 +255,31 @@ def test_of_one_state_a_part_of_which_has_to_go_all_is_held_and_all_goes() -> No
     assert bench.found([*tokens_of(1, 190), 7]) == 190
 
 
-@pytest.mark.parametrize("n_more", [0, 1])
-def test_who_computes_is_freed_of_all_but_little_that_can_be_held(n_more: int) -> None:
+@pytest.mark.parametrize(("length", "is_held"), [(LEAST_SAVED - 1, False), (LEAST_SAVED, True)])
+def test_who_computes_is_freed_of_what_can_be_held(length: int, is_held: bool) -> None:
     bench = Bench(attrs.evolve(ROOMY, max_retained=3))
-    bench.leave(tokens_of(1, KEPT_CELLS - 100 + n_more))
-    bench.leave(tokens_of(2, 100))
+    bench.leave(tokens_of(1, length))
     bench.cells.unburden()
-    assert bench.held() == ([1] if n_more else [])
+    assert (bench.held(), bench.cells.n_retained) == (([1], 0) if is_held else ([], length))
     bench = Bench(attrs.evolve(ROOMY, max_retained=3), host_bytes=0)
     bench.leave(tokens_of(1, 600))
     bench.cells.unburden()
     assert bench.cells.n_retained == 600  # it would be lost
+
+
+@pytest.mark.parametrize(("n_more", "n_left"), [(0, 4), (1, 3)])
+def test_who_computes_is_freed_of_all_but_little_of_what_is_soon_computed_again(
+    n_more: int, n_left: int
+) -> None:
+    bench, beginning = Bench(attrs.evolve(ROOMY, max_retained=4)), tokens_of(1, KEPT_CELLS - 160 + n_more)
+    bench.cells.retain(bench.run(beginning), OURS)
+    for first in range(2000, 6000, 1000):
+        slot, rest = bench.cells.open(OURS), tokens_of(first, 40)
+        assert bench.cells.attach(slot, bench.cells.find([*beginning, *rest], OURS))
+        bench.grow(slot, len(beginning), rest)
+        bench.cells.retain(slot, OURS)
+    bench.cells.unburden()
+    assert (bench.held(), len(bench.cells.retained())) == ([], n_left)
 
 
 @pytest.mark.parametrize(("missing_bytes", "is_freed"), [(0, True), (1, False)])

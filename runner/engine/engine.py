@@ -45,22 +45,12 @@ from runner.engine.rows import fill_batch, scores_prompt
 from runner.engine.sampler import SamplerPlan, UnusableLogits, plan_sampler
 from runner.engine.sequence import Sequence, SequenceRequest, SequenceState
 from runner.engine.sharing import Sharing
-from runner.engine.told import EngineEvent, EngineStatistics, StepOutput
+from runner.engine.told import EngineEvent, EngineStatistics, StepOutput, StepUnderWay
 from runner.errors import ContextLengthExceeded, EngineFailed, FieldFault, InvalidParameter
 
 __all__ = ["Engine", "EngineEvent", "EngineStatistics", "SequenceRequest", "StepOutput"]
 
 _NO_NUMBERS: Final = "the model produced numbers that are not finite"
-
-
-@attrs.define
-class _Step:
-    """The step under way."""
-
-    now_s: float
-    events: list[tuple[str, EngineEvent]] = attrs.field(factory=list)
-    prefill_tokens: int = 0
-    decode_tokens: int = 0
 
 
 class Engine:
@@ -131,10 +121,18 @@ class Engine:
         self._stands_still = False
         return self._sharing.bring_state(state_id, data, self._running)
 
+    @property
+    def n_running(self) -> int:
+        return len(self._running) + self._embedder.n_running
+
+    @property
+    def n_waiting(self) -> int:
+        return len(self._waiting) + self._embedder.n_waiting
+
     def statistics(self) -> EngineStatistics:
         return EngineStatistics(
-            running=len(self._running) + self._embedder.n_running,
-            waiting=len(self._waiting) + self._embedder.n_waiting,
+            running=self.n_running,
+            waiting=self.n_waiting,
             cells_used=self._cells.n_used,
             cells_retained=self._cells.n_retained,
             host_tokens=self.hibernation.n_held_tokens,
@@ -190,7 +188,7 @@ class Engine:
         """
         begin_s = self._stopwatch()
         self._computing_s = 0.0
-        step = _Step(self._clock())
+        step = StepUnderWay(self._clock())
         self._embedded_last = self._embedder.has_work and not (self._embedded_last and self._alive)
         if self._embedded_last:
             self._embed(step)
@@ -202,7 +200,7 @@ class Engine:
             step.events, step.prefill_tokens, step.decode_tokens, self.step_s, self._computing_s
         )
 
-    def _embed(self, step: _Step) -> None:
+    def _embed(self, step: StepUnderWay) -> None:
         begin_s = self._stopwatch()
         events, step.prefill_tokens = self._embedder.advance(self._prefill_chunk)
         step.events += events
@@ -210,7 +208,7 @@ class Engine:
         if step.prefill_tokens:
             self._adapt_chunk(step.prefill_tokens, self._computing_s)
 
-    def _generate(self, step: _Step) -> None:
+    def _generate(self, step: StepUnderWay) -> None:
         while must_preempt(self._count_planned(), len(self._running), self._options.n_cells):
             self._preempt(self._running[-1])
         self._cells.keep_half()
@@ -286,7 +284,7 @@ class Engine:
             return None
         return Scorer(self._backend.logits, self._backend.token_text, request.logprobs)
 
-    def _end_the_satisfied(self, step: _Step) -> None:
+    def _end_the_satisfied(self, step: StepUnderWay) -> None:
         """Those who asked for no token at all."""
         for sequence in [sequence for sequence in self._waiting if sequence.is_full]:
             self._finish(sequence, FinishReason.LENGTH, [], step)
@@ -339,7 +337,7 @@ class Engine:
 
     # the forward pass
 
-    def _advance(self, step: _Step) -> None:
+    def _advance(self, step: StepUnderWay) -> None:
         """Decode one batch; where there are no cells although our count says so, make room until there are.
 
         Some memory layouts (sliding windows, recurrent states) count otherwise than we do. The retry is
@@ -376,7 +374,7 @@ class Engine:
             return fit_outputs(chunks, self._backend.facts.n_outputs, scores_prompt)
         return chunks
 
-    def _advance_one_by_one(self, chunks: list[Chunk[Sequence]], step: _Step) -> None:
+    def _advance_one_by_one(self, chunks: list[Chunk[Sequence]], step: StepUnderWay) -> None:
         """After a failed pass: who fails alone has failed, and nobody else has.
 
         First drop what the pass may have left in cells, for everybody; where only all can be dropped
@@ -390,7 +388,7 @@ class Engine:
         for chunk in chunks:
             self._advance_alone(chunk, step)
 
-    def _advance_alone(self, chunk: Chunk[Sequence], step: _Step) -> None:
+    def _advance_alone(self, chunk: Chunk[Sequence], step: StepUnderWay) -> None:
         """Bring one sequence to where `chunk` would have brought it."""
         sequence = chunk.sequence
         while sequence.is_running and sequence.n_filled < chunk.start + chunk.count:
@@ -425,7 +423,7 @@ class Engine:
         chunk = next_chunk(self._prefill_chunk, n_rows, elapsed_s, n_most, limit_s=limit_s)
         self._chunks[self._has_streams] = chunk
 
-    def _collect(self, chunks: list[Chunk[Sequence]], step: _Step) -> None:
+    def _collect(self, chunks: list[Chunk[Sequence]], step: StepUnderWay) -> None:
         """Account for the rows of a pass that succeeded, and sample after every last token."""
         now_s = self._clock()
         row = 0
@@ -445,7 +443,7 @@ class Engine:
             if chunk.is_last:
                 self._sample(sequence, row - 1, now_s, step)
 
-    def _echo(self, sequence: Sequence, chunk: Chunk[Sequence], first_row: int, step: _Step) -> bool:
+    def _echo(self, sequence: Sequence, chunk: Chunk[Sequence], first_row: int, step: StepUnderWay) -> bool:
         """Tell of the prompt what `chunk` has computed; False when the sequence has failed."""
         assert sequence.echo is not None
         try:
@@ -457,7 +455,7 @@ class Engine:
             step.events.append((sequence.request.request_id, text))
         return True
 
-    def _sample(self, sequence: Sequence, row: int, now_s: float, step: _Step) -> None:
+    def _sample(self, sequence: Sequence, row: int, now_s: float, step: StepUnderWay) -> None:
         """Choose the token that follows `row`, show its text, and end the sequence when it is time to:
 
         1. the model ended its turn; 2. a stop string was met; 3. its constraint lets nothing follow;
@@ -486,13 +484,15 @@ class Engine:
         elif sequence.is_full:
             self._finish(sequence, FinishReason.LENGTH, sequence.flush(ended_by_model=False), step)
 
-    def _finish(self, sequence: Sequence, reason: FinishReason, rest: list[TextDelta], step: _Step) -> None:
+    def _finish(
+        self, sequence: Sequence, reason: FinishReason, rest: list[TextDelta], step: StepUnderWay
+    ) -> None:
         request_id = sequence.request.request_id
         step.events += [(request_id, delta) for delta in rest]
         step.events.append((request_id, self._alive[request_id].ending(sequence, reason)))
         self._end(sequence)
 
-    def _fail(self, sequence: Sequence, message: str, step: _Step) -> None:
+    def _fail(self, sequence: Sequence, message: str, step: StepUnderWay) -> None:
         """Other answers to the same request end with it."""
         request_id = sequence.request.request_id
         step.events.append((request_id, Failed(code=EngineFailed.code, message=message)))

@@ -170,7 +170,9 @@ class Hibernation:
 
     def relieve(self) -> None:
         """Before each step: out of the cells with what costs those who compute, where states can be cut."""
-        if self.prefers_cells or not self._held.limit_bytes or self._burden == self._seen:
+        if not self._cells.n_retained or self.prefers_cells or not self._held.limit_bytes:
+            return
+        if self._burden == self._seen:
             return
         self._cells.unburden()
         self._seen = self._burden

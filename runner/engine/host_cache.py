@@ -19,7 +19,6 @@ from typing import Final
 
 import attrs
 
-
 _SLACK: Final = 4
 """A room may be larger than its state by such a part."""
 
@@ -130,9 +129,7 @@ class HostCache:
         """A room that was left, the nearest in size, or a new one that the next turn fits into, too. Raises
         MemoryError."""
         most_bytes = self.limit_bytes - self.used_bytes
-        fitting = [
-            room for room in self._free if room.suits(size_bytes) and room.present_bytes <= most_bytes
-        ]
+        fitting = [room for room in self._free if room.suits(size_bytes) and room.present_bytes <= most_bytes]
         if fitting:
             room = min(fitting, key=lambda room: abs(room.present_bytes - size_bytes))
             self._free.remove(room)

@@ -24,6 +24,16 @@ class StepOutput:
     computing_s: float
 
 
+@attrs.define
+class StepUnderWay:
+    """What becomes a `StepOutput`; `now_s` is when it began."""
+
+    now_s: float
+    events: list[tuple[str, EngineEvent]] = attrs.field(factory=list)
+    prefill_tokens: int = 0
+    decode_tokens: int = 0
+
+
 @attrs.frozen(kw_only=True)
 class EngineStatistics:
     """`cells_used` are those of running sequences, `cells_retained` what is kept beside them, and

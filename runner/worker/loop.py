@@ -77,8 +77,8 @@ EXIT_DEAF_DAEMON: Final = 4
 EXIT_PREPARATION: Final = 5
 
 _PROGRESS_INTERVAL_S = 0.05
-FRAME_INTERVAL_S: Final = 0.033
-"""Text waits so long for more of it, which is 30 times a second. Beside a small model that uses all cores, a
+FRAME_INTERVAL_S: Final = 0.05
+"""Text waits so long for more of it, which is 20 times a second. Beside a small model that uses all cores, a
 frame for every token of 6 ms took a tenth of its speed: each wakes the daemon and the client there."""
 _CLOSE_WAIT_S = 1.0
 """For the preparation thread, within the two seconds after which the daemon sends SIGTERM."""
@@ -311,7 +311,7 @@ class Worker:
     def _submit(self, engine: Engine, request: SequenceRequest | EmbeddingRequest) -> None:
         event: StepEvent = Accepted(prompt_tokens=request.n_tokens_longest)
         try:
-            if engine.statistics().waiting >= QUEUE_MAX:
+            if engine.n_waiting >= QUEUE_MAX:
                 event = _queue_full()
             else:
                 engine.submit(request)
@@ -338,8 +338,7 @@ class Worker:
             return False
         if any(type(event) is not TextDelta for _, event in self._events):
             return False
-        statistics = engine.statistics()
-        return 0 < statistics.running == output.decode_tokens and not statistics.waiting
+        return 0 < engine.n_running == output.decode_tokens and not engine.n_waiting
 
     def _send_step(self, engine: Engine, events: tuple[tuple[str, StepEvent], ...]) -> None:
         statistics = self._told = engine.statistics()

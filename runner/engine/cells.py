@@ -281,13 +281,20 @@ class CellPool:
 
     def unburden(self) -> None:
         """Give up what costs those who compute more than it would to bring it back, where that costs nobody
-        else his place there: all that is held elsewhere then, and of what is soon computed again all but
-        little."""
-        for slot in self._by_use():
-            if not self.may_hold(slot):
-                continue
-            leaving = self.hold(slot, self._retained[slot], False)
-            if leaving is Leaving.HELD or (leaving is Leaving.CHEAP and self.n_retained > KEPT_CELLS):
+        else his place there:
+
+        1. What is held elsewhere then, unless it has less of its own than in common with somebody running: to
+           free the little, all of it would be copied, out and in again.
+        2. Of that and of what is soon computed again all but little.
+        """
+        for slot in self._by_use():  # 1
+            n_common = self._tree.count_shared(slot, self._tree.length(slot), self._running)
+            if n_common <= self._tree.count_own(slot) and self._try_to_hold(slot) is Leaving.HELD:
+                self._give_up(slot)
+        for slot in self._by_use():  # 2
+            if self.n_retained <= KEPT_CELLS:
+                return
+            if self._try_to_hold(slot) is not Leaving.LOST:
                 self._give_up(slot)
 
     def give_up_oldest(self) -> bool:
@@ -330,6 +337,10 @@ class CellPool:
         (source, *others) = match.holders
         if not others and source in self._retained:
             self._retained[source] = self._retained.pop(source)
+
+    def _try_to_hold(self, slot: int) -> Leaving:
+        """All of it, and only where that would cost nothing else its place."""
+        return self.hold(slot, self._retained[slot], False) if self.may_hold(slot) else Leaving.LOST
 
     def _trim(self, slot: int, n_wanted: int) -> None:
         """Take cells from its end; all of it, when it is held elsewhere, little would be left, or others have

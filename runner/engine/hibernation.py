@@ -69,7 +69,7 @@ class Hibernation:
         self._outgoing: HeldState | None = None
         self._is_restoring = False
         self._seen: tuple[int, int] | None = None
-        """The burden that was left when cells were last looked through."""
+        """The burden when cells were last looked through."""
         self.n_saved_tokens = 0
         self.n_restored_tokens = 0
         cells.hold = self.hold
@@ -167,15 +167,15 @@ class Hibernation:
         for state in self._held:
             if not state.is_pinned:
                 self._held.drop(state)
+        self._held.give_back()
 
     def relieve(self) -> None:
         """Before each step: out of the cells with what costs those who compute, where states can be cut."""
         if not self._cells.n_retained or self.prefers_cells or not self._held.limit_bytes:
             return
-        if self._burden == self._seen:
-            return
-        self._cells.unburden()
-        self._seen = self._burden
+        if (burden := self._burden) != self._seen:
+            self._seen = burden  # what has left may let more leave: then it is another one
+            self._cells.unburden()
 
     # out of the engine, while it runs
 

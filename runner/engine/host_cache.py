@@ -50,8 +50,8 @@ class _Room:
     present_bytes: int = 0
 
     def suits(self, size_bytes: int) -> bool:
-        """Large enough, without much of it left over."""
-        return size_bytes <= len(self.mapping) and self.present_bytes <= size_bytes + size_bytes // _SLACK
+        """Large enough, and nothing of it is present that would be left over."""
+        return self.present_bytes <= size_bytes <= len(self.mapping)
 
 
 class HostCache:
@@ -79,11 +79,7 @@ class HostCache:
     @property
     def spare_bytes(self) -> int:
         """Free, or taken by what nobody will miss."""
-        unmissed_bytes = sum(
-            room.present_bytes
-            for state, room in self._states.items()
-            if _can_go(state) and not _is_missed(state)
-        )
+        unmissed_bytes = sum(len(state.data) for state in self if _can_go(state) and not _is_missed(state))
         return self.limit_bytes - self.used_bytes + unmissed_bytes
 
     def use(self, state: HeldState) -> None:
@@ -108,37 +104,52 @@ class HostCache:
             return False
         with memoryview(room.mapping) as whole:
             data = whole[:size_bytes]
-        if not fill(data):
-            data.release()
-            self._leave(room)
-            return False
-        state.data = data
-        self._states[state] = room
-        return True
+        is_filled = False
+        try:
+            is_filled = fill(data)
+        finally:
+            if not is_filled:
+                data.release()
+                self._leave(room)
+        if is_filled:
+            state.data = data
+            self._states[state] = room
+        return is_filled
 
     def drop(self, state: HeldState) -> None:
+        """Nobody may have a view of a part of its data any more: the next state is written there."""
         state.data.release()
         self._leave(self._states.pop(state))
 
     def clear(self) -> None:
         for state in self:
             self.drop(state)
+        self.give_back()
+
+    def give_back(self) -> None:
+        """All rooms that were left, to the system."""
         self._free_beyond(0)
 
     def _take(self, size_bytes: int) -> _Room:
-        """A room that was left, the nearest in size, or a new one that the next turn fits into, too. Raises
+        """A room that was left, the one that has most, or a new one that the next turn fits into, too. Raises
         MemoryError."""
-        most_bytes = self.limit_bytes - self.used_bytes
-        fitting = [room for room in self._free if room.suits(size_bytes) and room.present_bytes <= most_bytes]
+        fitting = [room for room in self._free if room.suits(size_bytes)]
         if fitting:
-            room = min(fitting, key=lambda room: abs(room.present_bytes - size_bytes))
+            room = max(fitting, key=lambda room: room.present_bytes)
             self._free.remove(room)
         else:
-            room = _Room(room_for(size_bytes + size_bytes // _SLACK))
-        room.present_bytes = max(room.present_bytes, size_bytes)
-        self.used_bytes += room.present_bytes
+            room = self._new_room(size_bytes)
+        room.present_bytes = size_bytes
+        self.used_bytes += size_bytes
         self._free_beyond(self.limit_bytes - self.used_bytes)
         return room
+
+    def _new_room(self, size_bytes: int) -> _Room:
+        try:
+            return _Room(room_for(size_bytes + size_bytes // _SLACK))
+        except MemoryError:
+            self.give_back()
+        return _Room(room_for(size_bytes))
 
     def _leave(self, room: _Room) -> None:
         self.used_bytes -= room.present_bytes
@@ -155,7 +166,7 @@ class HostCache:
     def _make_room(self, size_bytes: int, instead_of: Collection[HeldState]) -> bool:
         """False, and nothing has gone, when what may go would not be enough."""
         victims = [state for state in self if _can_go(state)]
-        kept_bytes = self.used_bytes - sum(self._states[state].present_bytes for state in victims)
+        kept_bytes = self.used_bytes - sum(len(state.data) for state in victims)
         if kept_bytes + size_bytes > self.limit_bytes:
             return False
         for state in [state for state in victims if state in instead_of]:

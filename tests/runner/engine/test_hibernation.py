@@ -282,6 +282,42 @@ def test_who_computes_is_freed_of_all_but_little_of_what_is_soon_computed_again(
     assert (bench.held(), len(bench.cells.retained())) == ([], n_left)
 
 
+@pytest.mark.parametrize(("n_own", "is_held"), [(299, False), (300, True)])
+def test_what_has_most_in_common_with_somebody_running_stays_while_it_is_little(
+    n_own: int, is_held: bool
+) -> None:
+    bench, beginning = Bench(attrs.evolve(ROOMY, max_retained=3)), tokens_of(1, 300)
+    bench.run(beginning)
+    slot, rest = bench.cells.open(OURS), tokens_of(2000, n_own)
+    assert bench.cells.attach(slot, bench.cells.find([*beginning, *rest], OURS))
+    bench.grow(slot, len(beginning), rest)
+    bench.end(slot)
+    bench.cells.unburden()
+    assert (bench.held(), bench.cells.n_retained) == (([1], 0) if is_held else ([], n_own))
+
+
+def test_what_is_soon_computed_again_stays_where_others_that_leave_free_enough() -> None:
+    bench = Bench(attrs.evolve(ROOMY, max_retained=3))
+    for first, length in [(1, LEAST_SAVED - 1), (2, KEPT_CELLS)]:
+        bench.leave(tokens_of(first, length))
+    bench.cells.unburden()
+    assert (bench.held(), bench.cells.n_retained) == ([2], LEAST_SAVED - 1)
+
+
+def test_what_can_be_held_once_others_have_left_leaves_with_the_next_step() -> None:
+    bench, beginning = Bench(attrs.evolve(ROOMY, max_retained=3)), tokens_of(1, 100)
+    bench.cells.retain(bench.run([*beginning, *tokens_of(2000, 60)]), OURS)
+    slot, rest = bench.cells.open(OURS), tokens_of(3000, 200)
+    assert bench.cells.attach(slot, bench.cells.find([*beginning, *rest], OURS))
+    bench.grow(slot, len(beginning), rest)
+    bench.cells.retain(slot, OURS)
+    left = []
+    for _ in range(3):
+        bench.hibernation.relieve()
+        left.append(bench.cells.n_retained)
+    assert left == [160, 0, 0]
+
+
 @pytest.mark.parametrize(("missing_bytes", "is_freed"), [(0, True), (1, False)])
 def test_who_computes_is_not_freed_at_the_cost_of_what_would_be_missed(
     missing_bytes: int, is_freed: bool

@@ -44,11 +44,10 @@ def present_bytes(cache: HostCache) -> int:
 @pytest.mark.parametrize(
     ("size_bytes", "is_same"),
     [
+        (SIZE_BYTES - 1, False),
         (SIZE_BYTES, True),
         (SIZE_BYTES * 5 // 4, True),
         (SIZE_BYTES * 5 // 4 + 1, False),
-        (SIZE_BYTES * 4 // 5, True),
-        (SIZE_BYTES * 4 // 5 - 1, False),
     ],
 )
 def test_the_next_state_takes_the_room_of_one_that_has_gone_where_it_suits(
@@ -60,18 +59,19 @@ def test_the_next_state_takes_the_room_of_one_that_has_gone_where_it_suits(
     cache.drop(state)
     assert (cache.used_bytes, present_bytes(cache)) == (0, SIZE_BYTES)
     assert hold(cache, size_bytes) is not None
+    assert cache.used_bytes == size_bytes
     assert len(mapped) == (1 if is_same else 2)
     cache.clear()
     assert [room.closed for room in mapped] == [True] * len(mapped)
 
 
-def test_of_rooms_that_suit_the_nearest_in_size_is_taken(mapped: list[mmap.mmap]) -> None:
+def test_of_rooms_that_suit_the_one_with_most_in_it_is_taken(mapped: list[mmap.mmap]) -> None:
     cache = HostCache(10 * SIZE_BYTES)
-    for state in [hold(cache, SIZE_BYTES), hold(cache, SIZE_BYTES * 9 // 10)]:
+    for state in [hold(cache, SIZE_BYTES * 9 // 10), hold(cache, SIZE_BYTES)]:
         assert state is not None
         cache.drop(state)
-    assert hold(cache, SIZE_BYTES * 9 // 10) is not None
-    assert cache.used_bytes == SIZE_BYTES * 9 // 10
+    assert hold(cache, SIZE_BYTES + 1) is not None
+    assert present_bytes(cache) == SIZE_BYTES + 1 + SIZE_BYTES * 9 // 10
     assert len(mapped) == 2
 
 
@@ -88,25 +88,43 @@ def test_rooms_that_were_left_go_before_there_is_more_than_was_reserved(
     assert sum(not room.closed for room in mapped) == n_open
 
 
-def test_a_room_with_more_in_it_than_there_is_room_for_is_not_taken() -> None:
+def test_states_that_fit_are_held_whatever_was_held_before() -> None:
     cache = HostCache(3 * SIZE_BYTES)
-    first, second = hold(cache, SIZE_BYTES), hold(cache, SIZE_BYTES * 2 - 10)
-    assert first is not None and second is not None
-    second.is_pinned = True
-    cache.drop(first)
-    first = hold(cache, SIZE_BYTES - 20)
-    assert first is not None and cache.used_bytes == 3 * SIZE_BYTES - 10
-    cache.drop(first)
-    second.is_pinned = False
-    cache.drop(second)
-    assert hold(cache, SIZE_BYTES * 2 + 5) is not None
-    assert hold(cache, SIZE_BYTES - 5) is not None  # a new one: the other holds 5 bytes too many
+    for state in [hold(cache, SIZE_BYTES * 5 // 4), hold(cache, SIZE_BYTES * 5 // 4)]:
+        assert state is not None
+        cache.drop(state)
+    assert [hold(cache, SIZE_BYTES) is not None for _ in range(3)] == [True] * 3
     assert present_bytes(cache) == cache.used_bytes == 3 * SIZE_BYTES
 
 
 def test_a_state_that_could_not_be_written_leaves_its_room(mapped: list[mmap.mmap]) -> None:
+    def fail(room: memoryview) -> bool:
+        raise MemoryError
+
     cache = HostCache(3 * SIZE_BYTES)
     assert hold(cache, SIZE_BYTES, is_full=False) is None
+    with pytest.raises(MemoryError):
+        cache.add(HeldState(owner="o", tokens=[1], data=memoryview(b"")), SIZE_BYTES, fail)
     assert (cache.used_bytes, list(cache)) == (0, [])
     assert hold(cache, SIZE_BYTES) is not None
     assert len(mapped) == 1
+
+
+def test_rooms_are_given_back_before_a_state_is_refused_for_want_of_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cache = HostCache(10 * SIZE_BYTES)
+    state = hold(cache, SIZE_BYTES)
+    assert state is not None
+    cache.drop(state)
+    room_for = host_cache.room_for
+
+    def scarce(size_bytes: int) -> mmap.mmap:
+        if present_bytes(cache) + size_bytes > 2 * SIZE_BYTES:
+            raise MemoryError
+        return room_for(size_bytes)
+
+    monkeypatch.setattr(host_cache, "room_for", scarce)
+    assert hold(cache, 2 * SIZE_BYTES) is not None
+    assert hold(cache, 1) is None
+    assert cache.used_bytes == 2 * SIZE_BYTES

@@ -273,7 +273,10 @@ class Hibernation:
         assert isinstance(state, HeldState)
         was_pinned, state.is_pinned = state.is_pinned, True
         self._is_restoring = True  # most often this room is free in a moment
+        if not was_pinned and find.count == len(state.tokens):
+            self._held.leaving = state
         is_good = self.restore(slot, namespace, find, tokens, state.data)
+        self._held.leaving = None
         self._is_restoring = False
         state.is_pinned = was_pinned
         if not was_pinned and (not is_good or find.count == len(state.tokens)):

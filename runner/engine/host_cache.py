@@ -55,7 +55,8 @@ class _Room:
 
 
 class HostCache:
-    """Takes `limit_bytes` at most, of which `used_bytes` are of states that are here."""
+    """Takes `limit_bytes` at most, and for the moment of an exchange those of the one that leaves.
+    `used_bytes` are of the states that are here."""
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
@@ -64,6 +65,8 @@ class HostCache:
         """Least recently used first."""
         self._free: list[_Room] = []
         """The one that was left first, first."""
+        self.leaving: HeldState | None = None
+        """Is being put back, and will be dropped at once: another one may take its place already."""
 
     def __repr__(self) -> str:
         return f"<HostCache: {len(self._states)} states, {self.used_bytes} of {self.limit_bytes} bytes>"
@@ -80,7 +83,12 @@ class HostCache:
     def spare_bytes(self) -> int:
         """Free, or taken by what nobody will miss."""
         unmissed_bytes = sum(len(state.data) for state in self if _can_go(state) and not _is_missed(state))
-        return self.limit_bytes - self.used_bytes + unmissed_bytes
+        return self._free_bytes + unmissed_bytes
+
+    @property
+    def _free_bytes(self) -> int:
+        left_bytes = len(self.leaving.data) if self.leaving is not None else 0
+        return self.limit_bytes - self.used_bytes + left_bytes
 
     def use(self, state: HeldState) -> None:
         """It is the most recently used now."""
@@ -141,7 +149,7 @@ class HostCache:
             room = self._new_room(size_bytes)
         room.present_bytes = size_bytes
         self.used_bytes += size_bytes
-        self._free_beyond(self.limit_bytes - self.used_bytes)
+        self._trim()
         return room
 
     def _new_room(self, size_bytes: int) -> _Room:
@@ -154,6 +162,10 @@ class HostCache:
     def _leave(self, room: _Room) -> None:
         self.used_bytes -= room.present_bytes
         self._free.append(room)
+        self._trim()
+
+    def _trim(self) -> None:
+        self._free_beyond(max(0, self.limit_bytes - self.used_bytes))
 
     def _free_beyond(self, kept_bytes: int) -> None:
         """Return rooms that were left to the system, but for so many bytes."""
@@ -166,14 +178,13 @@ class HostCache:
     def _make_room(self, size_bytes: int, instead_of: Collection[HeldState]) -> bool:
         """False, and nothing has gone, when what may go would not be enough."""
         victims = [state for state in self if _can_go(state)]
-        kept_bytes = self.used_bytes - sum(len(state.data) for state in victims)
-        if kept_bytes + size_bytes > self.limit_bytes:
+        if size_bytes > self._free_bytes + sum(len(state.data) for state in victims):
             return False
         for state in [state for state in victims if state in instead_of]:
             victims.remove(state)
             self.drop(state)
         for state in sorted(victims, key=_is_missed):  # stable: of equals the least recently used first
-            if self.used_bytes + size_bytes <= self.limit_bytes:
+            if size_bytes <= self._free_bytes:
                 break
             self.drop(state)
         return True

@@ -128,17 +128,40 @@ def test_what_is_put_back_whole_is_not_held_any_longer_and_a_part_is() -> None:
 
 def test_others_make_room_for_what_comes_back_and_are_held_beside_it() -> None:
     size_bytes = len(state_of(tokens_of(1, 150)))
-    for host_bytes, held in [(3 * size_bytes, [2, 3]), (3 * size_bytes - 1, [3]), (size_bytes, [])]:
+    for host_bytes, held in [(2 * size_bytes, [2, 3]), (2 * size_bytes - 1, [3]), (size_bytes, [3])]:
         bench = Bench(host_bytes=host_bytes)
         for first in (2, 1):
             bench.hold(tokens_of(first, 150))
         bench.leave(tokens_of(3, 150))
         bench.run(tokens_of(9, 200))
-        if host_bytes == size_bytes:  # there is room for one only
+        if host_bytes < 2 * size_bytes:  # there is room for one only
             assert bench.held() == [1]
         assert bench.restore_held(tokens_of(1, 150))
         assert bench.held() == held
-        assert bench.hibernation._held.used_bytes <= host_bytes
+        cache = bench.hibernation._held
+        assert cache.used_bytes + sum(room.present_bytes for room in cache._free) <= host_bytes
+
+
+def test_nobody_takes_the_place_of_what_is_put_back_in_part() -> None:
+    size_bytes = len(state_of(tokens_of(1, 150)))
+    bench = Bench(host_bytes=2 * size_bytes)
+    for first in (2, 1):
+        bench.hold(tokens_of(first, 150))
+    bench.leave(tokens_of(3, 100))
+    assert bench.restore_held(tokens_of(1, 150), 100)
+    assert bench.held() == [2, 1]
+    assert bench.hibernation._held.used_bytes == 2 * size_bytes
+
+
+def test_an_exchange_with_a_state_that_is_refused_leaves_no_more_than_there_is_room_for() -> None:
+    size_bytes = len(state_of(tokens_of(1, 150)))
+    bench = Bench(host_bytes=size_bytes)
+    bench.hold(tokens_of(1, 150))
+    bench.leave(tokens_of(2, 150))
+    bench.backend.restore_state = lambda *_: False
+    assert not bench.restore_held(tokens_of(1, 150))
+    assert bench.held() == [2]
+    assert bench.hibernation._held.used_bytes == size_bytes
 
 
 def test_what_is_held_and_refused_is_dropped() -> None:

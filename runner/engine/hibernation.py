@@ -273,13 +273,14 @@ class Hibernation:
         assert isinstance(state, HeldState)
         was_pinned, state.is_pinned = state.is_pinned, True
         self._is_restoring = True  # most often this room is free in a moment
-        if not was_pinned and find.count == len(state.tokens):
+        is_all_taken = find.count == len(state.tokens)
+        if is_all_taken and not was_pinned:
             self._held.leaving = state
         is_good = self.restore(slot, namespace, find, tokens, state.data)
         self._held.leaving = None
         self._is_restoring = False
         state.is_pinned = was_pinned
-        if not was_pinned and (not is_good or find.count == len(state.tokens)):
+        if not was_pinned and (is_all_taken or not is_good):
             self._held.drop(state)
         elif is_good:
             self._held.use(state)

@@ -63,8 +63,8 @@ class HostCache:
         self.used_bytes = 0
         self._states: dict[HeldState, _Room] = {}
         """Least recently used first."""
-        self._free: list[_Room] = []
-        """The one that was left first, first."""
+        self._left: list[_Room] = []
+        """Rooms of states that have gone, the one that was left first, first."""
         self.leaving: HeldState | None = None
         """Is being put back, and will be dropped at once: another one may take its place already."""
 
@@ -87,8 +87,8 @@ class HostCache:
 
     @property
     def _free_bytes(self) -> int:
-        left_bytes = len(self.leaving.data) if self.leaving is not None else 0
-        return self.limit_bytes - self.used_bytes + left_bytes
+        leaving_bytes = len(self.leaving.data) if self.leaving is not None else 0
+        return self.limit_bytes - self.used_bytes + leaving_bytes
 
     def use(self, state: HeldState) -> None:
         """It is the most recently used now."""
@@ -136,15 +136,15 @@ class HostCache:
 
     def give_back(self) -> None:
         """All rooms that were left, to the system."""
-        self._free_beyond(0)
+        self._return_beyond(0)
 
     def _take(self, size_bytes: int) -> _Room:
         """A room that was left, the one that has most, or a new one that the next turn fits into, too. Raises
         MemoryError."""
-        fitting = [room for room in self._free if room.suits(size_bytes)]
+        fitting = [room for room in self._left if room.suits(size_bytes)]
         if fitting:
             room = max(fitting, key=lambda room: room.present_bytes)
-            self._free.remove(room)
+            self._left.remove(room)
         else:
             room = self._new_room(size_bytes)
         room.present_bytes = size_bytes
@@ -161,17 +161,17 @@ class HostCache:
 
     def _leave(self, room: _Room) -> None:
         self.used_bytes -= room.present_bytes
-        self._free.append(room)
+        self._left.append(room)
         self._trim()
 
     def _trim(self) -> None:
-        self._free_beyond(max(0, self.limit_bytes - self.used_bytes))
+        self._return_beyond(max(0, self.limit_bytes - self.used_bytes))
 
-    def _free_beyond(self, kept_bytes: int) -> None:
+    def _return_beyond(self, kept_bytes: int) -> None:
         """Return rooms that were left to the system, but for so many bytes."""
-        excess_bytes = sum(room.present_bytes for room in self._free) - kept_bytes
+        excess_bytes = sum(room.present_bytes for room in self._left) - kept_bytes
         while excess_bytes > 0:
-            room = self._free.pop(0)
+            room = self._left.pop(0)
             excess_bytes -= room.present_bytes
             room.mapping.close()
 

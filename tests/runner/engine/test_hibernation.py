@@ -211,15 +211,24 @@ def test_what_somebody_waits_for_does_not_go_until_nobody_does() -> None:
     assert bench.held() == [3, 5]
 
 
-def test_others_leave_the_cells_before_a_state_is_put_there() -> None:
+def test_others_leave_the_cells_before_a_state_is_put_there(monkeypatch: pytest.MonkeyPatch) -> None:
     bench, order = Bench(attrs.evolve(ROOMY, max_retained=3)), []
     bench.hold(tokens_of(1))
-    bench.leave(tokens_of(2, KEPT_CELLS + 1))
-    save, restore = bench.backend.save_state, bench.backend.restore_state
-    bench.backend.save_state = lambda *a: order.append("save") or save(*a)  # type: ignore[method-assign,func-returns-value]
-    bench.backend.restore_state = lambda *a: order.append("restore") or restore(*a)  # type: ignore[method-assign,func-returns-value]
+    bench.leave(tokens_of(2))
+
+    def note(name: str) -> None:
+        call = getattr(bench.backend, name)
+
+        def noted(*arguments: object) -> object:
+            order.append(name)
+            return call(*arguments)
+
+        monkeypatch.setattr(bench.backend, name, noted)
+
+    note("save_state")
+    note("restore_state")
     assert bench.restore_held(tokens_of(1))
-    assert order == ["save", "restore"]
+    assert order == ["save_state", "restore_state"]
 
 
 @pytest.mark.parametrize("cuts_states", [True, False])

@@ -37,8 +37,16 @@ def hold(cache: HostCache, size_bytes: int, *, is_full: bool = True) -> HeldStat
     return state if cache.add(state, size_bytes, fill) else None
 
 
+def leave(cache: HostCache, *sizes_bytes: int) -> None:
+    """Rooms of states that were here together."""
+    states = [hold(cache, size_bytes) for size_bytes in sizes_bytes]
+    for state in states:
+        assert state is not None
+        cache.drop(state)
+
+
 def present_bytes(cache: HostCache) -> int:
-    return cache.used_bytes + sum(room.present_bytes for room in cache._free)
+    return cache.used_bytes + sum(room.present_bytes for room in cache._left)
 
 
 @pytest.mark.parametrize(
@@ -54,9 +62,7 @@ def test_the_next_state_takes_the_room_of_one_that_has_gone_where_it_suits(
     mapped: list[mmap.mmap], size_bytes: int, is_same: bool
 ) -> None:
     cache = HostCache(10 * SIZE_BYTES)
-    state = hold(cache, SIZE_BYTES)
-    assert state is not None
-    cache.drop(state)
+    leave(cache, SIZE_BYTES)
     assert (cache.used_bytes, present_bytes(cache)) == (0, SIZE_BYTES)
     assert hold(cache, size_bytes) is not None
     assert cache.used_bytes == size_bytes
@@ -67,9 +73,7 @@ def test_the_next_state_takes_the_room_of_one_that_has_gone_where_it_suits(
 
 def test_of_rooms_that_suit_the_one_with_most_in_it_is_taken(mapped: list[mmap.mmap]) -> None:
     cache = HostCache(10 * SIZE_BYTES)
-    for state in [hold(cache, SIZE_BYTES * 9 // 10), hold(cache, SIZE_BYTES)]:
-        assert state is not None
-        cache.drop(state)
+    leave(cache, SIZE_BYTES * 9 // 10, SIZE_BYTES)
     assert hold(cache, SIZE_BYTES + 1) is not None
     assert present_bytes(cache) == SIZE_BYTES + 1 + SIZE_BYTES * 9 // 10
     assert len(mapped) == 2
@@ -80,9 +84,7 @@ def test_rooms_that_were_left_go_before_there_is_more_than_was_reserved(
     mapped: list[mmap.mmap], more_bytes: int, n_open: int
 ) -> None:
     cache = HostCache(3 * SIZE_BYTES)
-    state = hold(cache, SIZE_BYTES)
-    assert state is not None
-    cache.drop(state)
+    leave(cache, SIZE_BYTES)
     assert hold(cache, 2 * SIZE_BYTES + more_bytes) is not None
     assert present_bytes(cache) <= cache.limit_bytes
     assert sum(not room.closed for room in mapped) == n_open
@@ -90,9 +92,7 @@ def test_rooms_that_were_left_go_before_there_is_more_than_was_reserved(
 
 def test_states_that_fit_are_held_whatever_was_held_before() -> None:
     cache = HostCache(3 * SIZE_BYTES)
-    for state in [hold(cache, SIZE_BYTES * 5 // 4), hold(cache, SIZE_BYTES * 5 // 4)]:
-        assert state is not None
-        cache.drop(state)
+    leave(cache, SIZE_BYTES * 5 // 4, SIZE_BYTES * 5 // 4)
     assert [hold(cache, SIZE_BYTES) is not None for _ in range(3)] == [True] * 3
     assert present_bytes(cache) == cache.used_bytes == 3 * SIZE_BYTES
 
@@ -114,9 +114,7 @@ def test_rooms_are_given_back_before_a_state_is_refused_for_want_of_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cache = HostCache(10 * SIZE_BYTES)
-    state = hold(cache, SIZE_BYTES)
-    assert state is not None
-    cache.drop(state)
+    leave(cache, SIZE_BYTES)
     room_for = host_cache.room_for
 
     def scarce(size_bytes: int) -> mmap.mmap:

@@ -139,7 +139,7 @@ def test_others_make_room_for_what_comes_back_and_are_held_beside_it() -> None:
         assert bench.restore_held(tokens_of(1, 150))
         assert bench.held() == held
         cache = bench.hibernation._held
-        assert cache.used_bytes + sum(room.present_bytes for room in cache._free) <= host_bytes
+        assert cache.used_bytes + sum(room.present_bytes for room in cache._left) <= host_bytes
 
 
 def test_nobody_takes_the_place_of_what_is_put_back_in_part() -> None:
